@@ -1,0 +1,31 @@
+# Every target does its own set-up: a fresh clone and Python 3.11 or 3.12 are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test bench soak lint clean
+
+# The stamps hold the installed state: nothing is installed twice.
+.venv/product: requirements.lock
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	touch $@
+
+.venv/dev: .venv/product requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+demo: .venv/product
+	$(BIN)/python main.py --config=configs/demo.py --workdir=runs/demo
+
+lint: .venv/dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist=worksteal
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks
+
+clean:
+	rm -rf .venv runs
