@@ -1,0 +1,144 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every key that exists, each with one comment. The other files state only changes.
+
+A config file holds `get_config(preset)`; the part after the colon of
+`--config=configs/cuhk.py:plus` arrives as `preset`. All are complete and locked: an
+unknown key is an error that names the near one. Any key can be set on the command
+line: `--config.train.batch_size=128`.
+"""
+
+from ml_collections import ConfigDict
+
+
+def base() -> ConfigDict:
+    """FMFA as its official code computes it, from CLIP ViT-B/16, batch 64, 60 epochs.
+
+    Sources: the official code of FMFA and IRRA; learning rate and float32 parameters
+    as IRRA has them, because the released 5e-6 belongs to half-precision weights.
+    """
+    c = ConfigDict()
+    c.name = "base"  # shown in tables and logs
+    c.seed = 0  # order, augmentation, masking and new parameters all derive from it
+    c.method = "fmfa"  # fmfa (person ids known) | weak (only pairs known)
+
+    c.data = ConfigDict()
+    c.data.name = "cuhk_pedes"  # see data_pipeline.datasets; tfds:NAME for prepared sets
+    c.data.root = "data"  # the folder that holds the data set's own folder
+    c.data.options = ConfigDict()  # passed on to the reader (synthetic: identities, ..)
+    c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokeniser
+    c.data.sampler = "shuffle"  # shuffle | identity (P identities x per_identity pairs)
+    c.data.per_identity = 4  # K of the identity sampler
+    c.data.cache = "none"  # decoded pictures: none | memory | disk
+
+    c.model = ConfigDict()
+    c.model.preset = "vit-b-16"  # vit-b-16 | vit-b-32 | vit-l-14 | demo
+    c.model.image_size = (384, 128)  # height, width
+    c.model.stride = 0  # of the patches; 0: the patch size
+    c.model.context_length = 77  # text positions, start and end included
+    c.model.irr_layers = 4  # depth of the interaction encoder
+    c.model.dtype = "auto"  # of the towers: float32 | bfloat16 | auto (CPU: float32)
+    c.model.remat = "none"  # none | full: recompute activations, less memory
+
+    c.init = ConfigDict()
+    c.init.path = ""  # weights to start from: any form that fmfa_jax.weights reads
+    c.init.drop_classifier = False  # True: a classifier of another size is not loaded
+
+    c.losses = ConfigDict()  # name -> weight; 0 is not computed
+    c.losses.sdm = 0.0
+    c.losses.a_sdm = 1.0
+    c.losses.id = 1.0
+    c.losses.mlm = 1.0
+    c.losses.efa = 1.0
+    c.losses.itc = 0.0
+    c.losses.cmpm = 0.0
+
+    c.loss = ConfigDict()  # how the losses compute
+    c.loss.scale = 50.0  # 1 / tau
+    c.loss.a_sdm_weight = "official"  # official | paper | plus
+    c.loss.a_sdm_alpha = 0.1  # strength of that weight
+    c.loss.efa_rule = "official"  # official | plus
+    c.loss.itc_positives = "pair"  # pair | person (same identity counts as a match)
+
+    c.mask = ConfigDict()  # token masking for mlm
+    c.mask.rate = 0.15  # share of the ordinary tokens that is chosen
+    c.mask.all_captions = True  # the other losses see the masked captions, too
+
+    c.augment = ConfigDict()  # on the device, inside the step
+    c.augment.flip = 0.5  # probability of a horizontal flip
+    c.augment.pad = 10  # zero padding before the random crop, pixels
+    c.augment.erase = 0.5  # probability of random erasing
+
+    c.optimizer = ConfigDict()  # Adam with coupled decay
+    c.optimizer.lr = 1e-5
+    c.optimizer.b1 = 0.9
+    c.optimizer.b2 = 0.999
+    c.optimizer.eps = 1e-3  # large on purpose: it changes the effective step
+    c.optimizer.weight_decay = 4e-5  # added to the gradient
+    c.optimizer.groups = "uniform"  # uniform | irra (see training/optimizer.py)
+    c.optimizer.head_factor = 5.0  # irra groups: interaction encoder and heads
+    c.optimizer.bias_factor = 2.0  # irra groups: biases, without decay
+    c.optimizer.clip_norm = 0.0  # 0: gradients are not clipped
+
+    c.schedule = ConfigDict()  # linear warm-up, then cosine
+    c.schedule.warmup_epochs = 5.0
+    c.schedule.warmup_factor = 0.1  # the first epoch's share of lr
+    c.schedule.end_factor = 0.0  # the share of lr that the cosine ends at
+    c.schedule.every = "epoch"  # epoch: constant within one, as officially | step
+
+    c.train = ConfigDict()
+    c.train.batch_size = 64  # over all devices of all hosts
+    c.train.epochs = 60
+    c.train.stop_step = 0  # > 0: stop there, schedule unchanged (the run can go on)
+
+    c.eval = ConfigDict()
+    c.eval.every_epochs = 1  # 0: only at the end
+    c.eval.batch_size = 256
+    c.eval.split = "auto"  # chooses the best: val | test | auto (val where there is one)
+    c.eval.pictures = 8  # ranking pictures of the final evaluation
+
+    c.checkpoint = ConfigDict()
+    c.checkpoint.every_epochs = 1
+    c.checkpoint.every_steps = 0  # 0: only every_epochs counts
+    c.checkpoint.keep = 1  # full training states; the best weights are kept apart
+
+    c.log = ConfigDict()
+    c.log.every_steps = 50
+    c.log.tensorboard = True
+
+    c.mesh = ConfigDict()  # all devices of all hosts
+    c.mesh.fsdp = 1  # devices that share one copy of the parameters
+
+    c.run = ConfigDict()
+    c.run.watchdog_seconds = 0  # > 0: end a run in which no step finished for so long
+    c.run.compilation_cache = ""  # folder for compiled programs
+    return c
+
+
+PRESETS = ("official", "paper", "plus")
+
+
+def with_preset(config: ConfigDict, preset: str, *, paper_alpha: float = 10.0):
+    """Turn `config` (which is `official`) into the asked-for preset of FMFA.
+
+    Args:
+        config: a config as `base()` makes it.
+        preset: official (what the released code computes) | paper (the published
+            formulas) | plus (ours: the defects of both mended).
+        paper_alpha: the paper's strength of A-SDM, which depends on the data set.
+
+    Raises:
+        ValueError: an unknown preset.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"wanted a preset among {PRESETS}, got {preset!r}")
+    if preset == "paper":
+        config.loss.a_sdm_weight = "paper"
+        config.loss.a_sdm_alpha = paper_alpha
+        config.optimizer.groups = "irra"
+    if preset == "plus":
+        config.loss.a_sdm_weight = "plus"
+        config.loss.a_sdm_alpha = 2.0
+        config.loss.efa_rule = "plus"
+        config.optimizer.groups = "irra"
+    config.name = f"{config.name}-{preset}"
+    return config
