@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The one shape that every data set takes: pictures, pairs, splits, data sets."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int32
+
+UNKNOWN_PERSON = -1
+"""The person of a picture whose identity the annotation does not tell."""
+
+
+@runtime_checkable
+class ImageSource(Protocol):
+    """Where a split's encoded pictures come from when they are not plain files."""
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes (JPEG, PNG, ...) of picture `index` of the split."""
+        ...
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of one person.
+
+    Attributes:
+        file: as the annotation says it, relative to the image folder.
+        path: absolute path on disk; where the split has a source, a name for messages.
+        person: the data set's own id, or UNKNOWN_PERSON.
+    """
+
+    file: str
+    path: str
+    person: int
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One caption and the picture it describes: `image` indexes `Split.images`."""
+
+    image: int
+    caption: str
+
+
+@dataclass(frozen=True)
+class Split:
+    """The pictures of one split (g of them) and its pairs (p of them).
+
+    Attributes:
+        name: "train", "val" or "test".
+        images: the pictures in the annotation's order; in evaluation the gallery.
+        pairs: the pairs, ordered by picture; in evaluation their captions are queries.
+        source: None where the pictures are files, else what reads them by index.
+
+    Raises:
+        ValueError: a pair names a picture that the split does not have.
+    """
+
+    name: str
+    images: tuple[Picture, ...]
+    pairs: tuple[Pair, ...]
+    source: ImageSource | None = field(default=None, compare=False, repr=False)
+
+    def __post_init__(self) -> None:
+        for number, pair in enumerate(self.pairs):
+            if not 0 <= pair.image < len(self.images):
+                raise ValueError(
+                    f"split {self.name!r}: pair {number} names picture {pair.image}, "
+                    f"wanted an index below {len(self.images)}"
+                )
+
+    def read(self, index: int) -> bytes:
+        """Return the encoded bytes of picture `index`, from the source or its file.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        if self.source is not None:
+            return self.source.read(index)
+        return Path(self.images[index].path).read_bytes()
+
+    @cached_property
+    def image_persons(self) -> Int32[np.ndarray, "g"]:
+        """The raw person id of each picture."""
+        return _int32([image.person for image in self.images])
+
+    @cached_property
+    def pair_images(self) -> Int32[np.ndarray, "p"]:
+        """The picture index of each pair."""
+        return _int32([pair.image for pair in self.pairs])
+
+    @cached_property
+    def pair_persons(self) -> Int32[np.ndarray, "p"]:
+        """The raw person id of each pair."""
+        return _frozen(self.image_persons[self.pair_images])
+
+    @cached_property
+    def identities(self) -> Int32[np.ndarray, "k"]:
+        """The known raw person ids of the pictures, sorted, each once."""
+        persons = np.unique(self.image_persons)
+        return _frozen(persons[persons != UNKNOWN_PERSON])
+
+    @cached_property
+    def pair_labels(self) -> Int32[np.ndarray, "p"]:
+        """The contiguous class of each pair: its index in `identities`, -1 unknown."""
+        labels = np.searchsorted(self.identities, self.pair_persons).astype(np.int32)
+        return _frozen(np.where(self.pair_persons == UNKNOWN_PERSON, -1, labels))
+
+    @cached_property
+    def captions(self) -> list[str]:
+        """The caption of each pair."""
+        return [pair.caption for pair in self.pairs]
+
+
+@dataclass(frozen=True)
+class PersonDataset:
+    """A data set of people: what `open_dataset` returns, whatever was read.
+
+    Attributes:
+        name: the reader's name, such as "cuhk_pedes".
+        root: the folder it was read from.
+        train: the training split; empty where the data set has none.
+        val: the validation split, None where the data set has none.
+        test: the test split; empty where the data set has none.
+        person_names: where the reader numbered the people itself, the annotation's
+            name of person i at index i; else empty.
+    """
+
+    name: str
+    root: str
+    train: Split
+    val: Split | None
+    test: Split
+    person_names: tuple[str, ...] = ()
+
+    def evaluation_split(self, name: str) -> Split:
+        """Return the split to evaluate on: "val" or "test".
+
+        Raises:
+            ValueError: another name, or the data set has no such pictures and captions.
+        """
+        if name not in ("val", "test"):
+            raise ValueError(f"evaluation split {name!r}: wanted 'val' or 'test'")
+        split = self.val if name == "val" else self.test
+        if split is None or not split.pairs:
+            there = [s.name for s in self.splits if s.pairs]
+            raise ValueError(
+                f"data set {self.name!r} at {self.root} has no captions in split "
+                f"{name!r}; it has them in: {', '.join(there) or 'none'}"
+            )
+        return split
+
+    @property
+    def splits(self) -> tuple[Split, ...]:
+        """The splits that exist, in the order train, val, test."""
+        return tuple(s for s in (self.train, self.val, self.test) if s is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 over split and file names, person ids and captions, in order.
+
+        Neither the pixels nor where the data lies count, so a moved copy and the same
+        data prepared by TFDS have the same fingerprint.
+        """
+        digest = hashlib.sha256()
+        for split in self.splits:
+            for row in _rows(split):
+                digest.update(json.dumps(row).encode("ascii") + b"\n")
+        return digest.hexdigest()
+
+
+def _rows(split: Split) -> Iterator[list[str | int]]:
+    """Yield what a fingerprint covers: the pictures, then the pairs."""
+    for image in split.images:
+        yield [split.name, image.file, image.person]
+    for pair in split.pairs:
+        yield [split.name, pair.image, pair.caption]
+
+
+def _int32(values: list[int]) -> Int32[np.ndarray, "n"]:
+    return _frozen(np.asarray(values, dtype=np.int32))
+
+
+def _frozen(values: np.ndarray) -> np.ndarray:
+    """Make a cached array read-only: everyone who asks gets the same one."""
+    values.setflags(write=False)
+    return values
