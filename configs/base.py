@@ -22,9 +22,9 @@ def base() -> ConfigDict:
     c.method = "fmfa"  # fmfa (person ids known) | weak (only pairs known)
 
     c.data = ConfigDict()
-    c.data.name = "cuhk_pedes"  # see data_pipeline.datasets; tfds:NAME for prepared sets
+    c.data.name = "cuhk_pedes"  # a reader of data_pipeline.datasets, or tfds:NAME
     c.data.root = "data"  # the folder that holds the data set's own folder
-    c.data.options = ConfigDict()  # passed on to the reader (synthetic: identities, ..)
+    c.data.options = ConfigDict()  # for the reader (synthetic: identities, ..)
     c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokeniser
     c.data.sampler = "shuffle"  # shuffle | identity (P identities x per_identity pairs)
     c.data.per_identity = 4  # K of the identity sampler
@@ -93,7 +93,7 @@ def base() -> ConfigDict:
     c.eval = ConfigDict()
     c.eval.every_epochs = 1  # 0: only at the end
     c.eval.batch_size = 256
-    c.eval.split = "auto"  # chooses the best: val | test | auto (val where there is one)
+    c.eval.split = "auto"  # chooses the best: val | test | auto (val if there is one)
     c.eval.pictures = 8  # ranking pictures of the final evaluation
 
     c.checkpoint = ConfigDict()

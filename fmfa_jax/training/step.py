@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One training step: batch in, state out, a few scalars to look at.
+
+`make_step` knows gradients and nothing about a method; a method is a function
+`loss(params, batch, key) -> (total, scalars)` over the GLOBAL batch (see supervised.py
+and weak.py). XLA inserts the collectives.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from fmfa_jax.training.sharding import (
+    batch_sharding,
+    replicated,
+    state_shardings,
+)
+
+# A state is {"params", "opt_state", "step"} and, for the weak method, "memory": a plain
+# pytree, so optax, orbax and donation need no wrapper.
+State = dict[str, Any]
+Scalars = dict[str, jax.Array]
+
+
+def make_state(
+    params: Any,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+    memory: Any = None,
+) -> State:
+    """A train state at step 0, laid out over the mesh.
+
+    Args:
+        params: nested dict of arrays, float32.
+        optimizer: whose state is made here.
+        mesh: see `make_mesh`.
+        memory: the weak method's banks, already laid out; None for the others.
+    """
+
+    def make(params: Any) -> State:
+        # A copy, because a step gives its input's memory away.
+        params = jax.tree.map(jnp.array, params)
+        state = {"params": params, "opt_state": optimizer.init(params)}
+        return state | {"step": jnp.zeros((), jnp.int32)}
+
+    shardings = state_shardings(jax.eval_shape(make, params), mesh)
+    state = jax.jit(make, out_shardings=shardings)(params)
+    return state if memory is None else state | {"memory": memory}
+
+
+def make_step(
+    loss: Callable[..., tuple[jax.Array, Scalars]],
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh,
+    seed: int,
+    schedule: Callable[[Any], Any],
+) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
+    """The compiled step; the given state's memory is reused for the new one.
+
+    Args:
+        loss: (params, batch, key) -> (total, scalars).
+        optimizer: turns gradients into updates.
+        mesh: all arrays of state and batch lie on it.
+        seed: randomness of step s is fold_in(seed, s), nothing else.
+        schedule: only to report the learning rate.
+
+    Returns:
+        step(state, batch) -> (state, scalars). Scalars: what `loss` reports, `total`,
+        `grad_norm` and `lr`.
+    """
+
+    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Scalars]:
+        key = jax.random.fold_in(jax.random.key(seed), state["step"])
+        grad = jax.value_and_grad(loss, has_aux=True)
+        (total, scalars), grads = grad(state["params"], batch, key)
+        updates, opt_state = optimizer.update(
+            grads, state["opt_state"], state["params"]
+        )
+        params = optax.apply_updates(state["params"], updates)
+        new = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
+        scalars = scalars | {
+            "total": total,
+            "grad_norm": optax.global_norm(grads),
+            "lr": jnp.asarray(schedule(state["step"]), jnp.float32),
+        }
+        return constrain(new), scalars
+
+    def constrain(state: State) -> State:
+        return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
+
+    return jax.jit(
+        step,
+        donate_argnums=0,
+        in_shardings=(None, batch_sharding(mesh)),
+        out_shardings=(None, replicated(mesh)),
+    )
