@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What stands on the towers in training only: identity and masked-token heads.
+
+Source: Jiang and Ye, CVPR 2023, "Cross-Modal Implicit Relation Reasoning and
+Aligning for Text-to-Image Person Retrieval" (IRR, the interaction encoder).
+"""
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from fmfa_jax.models.config import ModelConfig
+from fmfa_jax.models.layers import (
+    Attention,
+    Blocks,
+    LayerNorm,
+    Linear,
+    compute_dtype,
+    quick_gelu,
+)
+
+CLASSIFIER_STD = 0.001
+
+
+class MaskedLogits(NamedTuple):
+    """Predictions for the labelled positions of a batch of masked captions.
+
+    Attributes:
+        logits: float32 scores over the vocabulary.
+        labels: the original token of each row; 0 where the row stands for nothing.
+        dropped: how many labelled positions found no room in the capacity.
+    """
+
+    logits: Float[Array, "b c v"]
+    labels: Int[Array, "b c"]
+    dropped: Int[Array, ""]
+
+
+class LabelledRows(NamedTuple):
+    """The labelled positions of each caption, moved to the front.
+
+    Attributes:
+        position: where each row came from.
+        labels: its label; 0 where a caption has fewer labels than the capacity.
+        dropped: how many labels found no room, over all captions.
+    """
+
+    position: Int[Array, "b c"]
+    labels: Int[Array, "b c"]
+    dropped: Int[Array, ""]
+
+
+def labelled_rows(labels: Int[Array, "b l"], *, capacity: int) -> LabelledRows:
+    """Choose the first `capacity` positions with a label != 0 of each caption."""
+    length = labels.shape[1]
+    if not 1 <= capacity <= length:
+        raise ValueError(
+            f"capacity must be in 1..{length} (positions of a caption), got {capacity}."
+        )
+    order = jnp.argsort(labels == 0, axis=1, stable=True)[:, :capacity]
+    chosen = jnp.take_along_axis(labels, order, axis=1)
+    dropped = (labels != 0).sum() - (chosen != 0).sum()
+    return LabelledRows(order, chosen, dropped.astype(jnp.int32))
+
+
+class TokenHead(nnx.Module):
+    """Dense, QuickGELU, LayerNorm, then scores over the vocabulary."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.embed_dim
+        fc_std = width**-0.5 * (2 * config.irr_layers) ** -0.5
+        self.dense = Linear(width, width, std=(2 * width) ** -0.5)
+        self.ln = LayerNorm(width)
+        self.fc = Linear(width, config.vocab_size, std=fc_std)
+
+    def __call__(self, x: Float[Array, "b c d"]) -> Float[Array, "b c v"]:
+        """Rows -> float32 logits."""
+        return self.fc.wide(self.ln(quick_gelu(self.dense(x))))
+
+
+class InteractionEncoder(nnx.Module):
+    """Masked words look at the picture, then guess what they were (IRR)."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.embed_dim
+        out_std = width**-0.5 * (2 * config.irr_layers) ** -0.5
+        self.config = config
+        self.ln_text = LayerNorm(width)
+        self.ln_image = LayerNorm(width)
+        self.cross_attention = Attention(width, out_std=out_std)
+        self.blocks = Blocks(width, config.irr_layers)
+        self.ln_post = LayerNorm(width)
+        self.head = TokenHead(config)
+
+    def __call__(
+        self,
+        text_tokens: Float[Array, "b l d"],
+        image_tokens: Float[Array, "b n d"],
+        labels: Int[Array, "b l"],
+        *,
+        capacity: int,
+    ) -> MaskedLogits:
+        """Logits of the labelled rows; see `FMFA.masked_logits`."""
+        dtype = compute_dtype(self.config.dtype, self.ln_text.scale[...])
+        text = self.ln_text(text_tokens.astype(dtype))
+        image = self.ln_image(image_tokens.astype(dtype))
+        x = self.cross_attention.cross(text, image)
+        x = self.blocks(x, mask="none", remat=self.config.remat)
+        rows = labelled_rows(labels, capacity=capacity)
+        # Everything from here on is per position, so the others can go: 85 % of the
+        # vocabulary projection would be for rows without a label.
+        x = jnp.take_along_axis(x, rows.position[..., None], axis=1)
+        logits = self.head(self.ln_post(x))
+        return MaskedLogits(logits, rows.labels, rows.dropped)
+
+
+def identity_head(config: ModelConfig) -> Linear:
+    """The shared identity classifier, N(0, 0.001) with bias 0."""
+    return Linear(config.embed_dim, config.classes, std=CLASSIFIER_STD)

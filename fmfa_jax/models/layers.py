@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The layers that both towers and the interaction encoder are made of.
+
+A layer computes in the dtype of its input: whoever enters a tower casts once. What
+must not lose digits (norms, softmax, accumulation, weight gradients) is at least
+float32 whatever comes in.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, DTypeLike, Float
+
+from fmfa_jax.models.config import HEAD_WIDTH
+
+# CLIP's; Flax would take 1e-6.
+NORM_EPSILON = 1e-5
+
+
+def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
+    """The dtype for sums over values of `dtype`: float32, or float64 as it is."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
+def compute_dtype(name: str, params: Float[Array, "..."]) -> jnp.dtype:
+    """The operands' dtype for a config's dtype `name`; float64 parameters stay so."""
+    if name == "float32":
+        return at_least_float32(params.dtype)
+    return jnp.dtype(name)
+
+
+def drawn(shape: tuple[int, ...], std: float) -> nnx.Param:
+    """A float32 parameter that the model will draw from N(0, std^2), zero till then.
+
+    The model draws all of them at once: one generator call compiles in a tenth of the
+    time that one per parameter takes.
+    """
+    return nnx.Param(jnp.zeros(shape, jnp.float32), std=std)
+
+
+@jax.custom_vjp
+def project(x: Float[Array, "*rows i"], kernel: Float[Array, "i o"]) -> Array:
+    """`x @ kernel` with operands in x's dtype, summed and returned in float32.
+
+    The gradient is written out for bfloat16: left to itself it would multiply a
+    float32 cotangent with bfloat16 operands, which no hardware does fast. The weight
+    gradient is one contraction over all rows and is never rounded to bfloat16.
+    """
+    return jnp.matmul(
+        x,
+        kernel.astype(x.dtype),
+        preferred_element_type=at_least_float32(x.dtype),
+    )
+
+
+def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
+    return project(x, kernel), (x, kernel)
+
+
+def _project_backward(
+    residuals: tuple[Array, Array], cotangent: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    wide = at_least_float32(x.dtype)
+    cotangent = cotangent.astype(x.dtype)
+    rows = tuple(range(x.ndim - 1))
+    x_gradient = lax.dot_general(
+        cotangent,
+        kernel.astype(x.dtype),
+        (((x.ndim - 1,), (1,)), ((), ())),
+        preferred_element_type=wide,
+    )
+    kernel_gradient = lax.dot_general(
+        x, cotangent, ((rows, rows), ((), ())), preferred_element_type=wide
+    )
+    return x_gradient.astype(x.dtype), kernel_gradient.astype(kernel.dtype)
+
+
+project.defvjp(_project_forward, _project_backward)
+
+
+def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """`x * sigmoid(1.702 x)`, the activation that CLIP was trained with."""
+    return x * jax.nn.sigmoid(1.702 * x)
+
+
+class LayerNorm(nnx.Module):
+    """Layer norm over the last axis, computed in float32; epsilon is CLIP's 1e-5."""
+
+    def __init__(self, width: int, *, stack: tuple[int, ...] = ()):
+        self.scale = nnx.Param(jnp.ones((*stack, width), jnp.float32))
+        self.bias = nnx.Param(jnp.zeros((*stack, width), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*rows w"]) -> Float[Array, "*rows w"]:
+        """Normalise each row; the result has x's dtype."""
+        wide = x.astype(at_least_float32(x.dtype))
+        centred = wide - wide.mean(-1, keepdims=True)
+        variance = jnp.mean(centred * centred, -1, keepdims=True)
+        normed = centred * lax.rsqrt(variance + NORM_EPSILON)
+        return (normed * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """`x @ kernel + bias`; with `stack`, as many layers as stacked parameters say."""
+
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        *,
+        std: float,
+        stack: tuple[int, ...] = (),
+    ):
+        self.kernel = drawn((*stack, inputs, outputs), std)
+        self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32))
+
+    def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
+        """The product, its bias added in float32, in x's dtype."""
+        return self.wide(x).astype(x.dtype)
+
+    def wide(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
+        """The same, left in float32: for logits."""
+        return project(x, self.kernel[...]) + self.bias[...]
+
+
+def attend(
+    query: Float[Array, "b t w"],
+    key: Float[Array, "b s w"],
+    value: Float[Array, "b s w"],
+    *,
+    mask: str,
+) -> Float[Array, "b t w"]:
+    """Multi-head scaled dot-product attention with heads of 64.
+
+    Args:
+        query: one row per output position.
+        key: one row per position that is looked at.
+        value: what those positions hold.
+        mask: "none", or "causal" for positions that see only themselves and the past.
+    """
+    batch, targets, width = query.shape
+    heads = [
+        x.reshape(batch, -1, width // HEAD_WIDTH, HEAD_WIDTH)
+        for x in (query, key, value)
+    ]
+    mixed = jax.nn.dot_product_attention(
+        *heads,
+        is_causal=mask == "causal",
+        implementation=_attention_implementation(query.dtype),
+    )
+    return mixed.reshape(batch, targets, width)
+
+
+def _attention_implementation(dtype: DTypeLike) -> str:
+    """A fused kernel (cuDNN) exists for half precision on NVIDIA only."""
+    fused = dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
+    return "cudnn" if fused else "xla"
+
+
+class Attention(nnx.Module):
+    """Self- or cross-attention with one fused query/key/value projection."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        out_std: float,
+        stack: tuple[int, ...] = (),
+    ):
+        self.qkv = Linear(width, 3 * width, std=width**-0.5, stack=stack)
+        self.out = Linear(width, width, std=out_std, stack=stack)
+
+    def __call__(self, x: Float[Array, "b t w"], *, mask: str) -> Float[Array, "b t w"]:
+        """Self-attention over the rows of x; `mask` as in `attend`."""
+        query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
+        return self.out(attend(query, key, value, mask=mask))
+
+    def cross(
+        self, x: Float[Array, "b t w"], context: Float[Array, "b s w"]
+    ) -> Float[Array, "b t w"]:
+        """Each row of x looks at all rows of `context`."""
+        width = x.shape[-1]
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        query = project(x, kernel[:, :width]) + bias[:width]
+        pair = project(context, kernel[:, width:]) + bias[width:]
+        key, value = jnp.split(pair.astype(x.dtype), 2, axis=-1)
+        return self.out(attend(query.astype(x.dtype), key, value, mask="none"))
+
+
+class Mlp(nnx.Module):
+    """Two layers with QuickGELU between them, four times as wide inside."""
+
+    def __init__(self, width: int, *, out_std: float, stack: tuple[int, ...]):
+        up_std = (2 * width) ** -0.5
+        self.up = Linear(width, 4 * width, std=up_std, stack=stack)
+        self.down = Linear(4 * width, width, std=out_std, stack=stack)
+
+    def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
+        """Applied to each position alone."""
+        return self.down(quick_gelu(self.up(x)))
+
+
+class Blocks(nnx.Module):
+    """A stack of pre-norm transformer blocks, run by one `lax.scan`.
+
+    Every parameter has a leading axis of layers, so the program that is compiled
+    holds one block whatever the depth.
+    """
+
+    def __init__(self, width: int, layers: int):
+        stack = (layers,)
+        out_std = width**-0.5 * (2 * layers) ** -0.5
+        self.ln_1 = LayerNorm(width, stack=stack)
+        self.attention = Attention(width, out_std=out_std, stack=stack)
+        self.ln_2 = LayerNorm(width, stack=stack)
+        self.mlp = Mlp(width, out_std=out_std, stack=stack)
+
+    def __call__(
+        self, x: Float[Array, "b t w"], *, mask: str, remat: str
+    ) -> Float[Array, "b t w"]:
+        """Run all blocks; `mask` as in `attend`, `remat` as in `ModelConfig`."""
+
+        def body(x: Array, block: "Blocks") -> tuple[Array, None]:
+            return block.one(x, mask=mask), None
+
+        if remat == "full":
+            # The scan keeps iterations apart already; CSE barriers would only cost.
+            body = jax.checkpoint(body, prevent_cse=False)
+        x, _ = lax.scan(body, x, self)
+        return x
+
+    def one(self, x: Float[Array, "b t w"], *, mask: str) -> Float[Array, "b t w"]:
+        """One block; its parameters must have lost their leading axis."""
+        x = x + self.attention(self.ln_1(x), mask=mask)
+        return x + self.mlp(self.ln_2(x))

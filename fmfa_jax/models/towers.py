@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""CLIP's two towers, with the projected output of every position.
+
+Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural
+Language Supervision". Unlike CLIP, the last norm and the projection act on all
+tokens, since the fine-grained losses need patches and words.
+"""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from fmfa_jax.models.config import ModelConfig
+from fmfa_jax.models.layers import (
+    Blocks,
+    LayerNorm,
+    compute_dtype,
+    drawn,
+    project,
+)
+
+
+def patches_of(
+    pixels: Float[Array, "b h w 3"], *, patch: int, stride: int
+) -> Float[Array, "b n f"]:
+    """Cut pictures into rows of `patch * patch * 3` values, left to right, downwards.
+
+    Pixels right of or below the last whole patch are left out, as a convolution
+    without padding does.
+    """
+    batch, height, width, channels = pixels.shape
+    rows = (height - patch) // stride + 1
+    columns = (width - patch) // stride + 1
+    if stride == patch:
+        cut = pixels[:, : rows * patch, : columns * patch]
+        cut = cut.reshape(batch, rows, patch, columns, patch, channels)
+    else:
+        inside = jnp.arange(patch)
+        down = stride * jnp.arange(rows)[:, None] + inside
+        across = stride * jnp.arange(columns)[:, None] + inside
+        cut = pixels[:, down][:, :, :, across]
+    cut = cut.transpose(0, 1, 3, 2, 4, 5)
+    return cut.reshape(batch, rows * columns, patch * patch * channels)
+
+
+class ImageTower(nnx.Module):
+    """Vision transformer over a rectangular grid of patches."""
+
+    def __init__(self, config: ModelConfig):
+        width, patch = config.image_width, config.patch
+        scale = width**-0.5
+        self.config = config
+        # The uniform distribution's variance of a convolution with this fan-in.
+        patch_std = (3 * 3 * patch * patch) ** -0.5
+        self.patch = Patch((patch, patch, 3, width), std=patch_std)
+        self.class_token = drawn((width,), scale)
+        self.position = drawn((config.image_tokens, width), scale)
+        self.ln_pre = LayerNorm(width)
+        self.blocks = Blocks(width, config.image_layers)
+        self.ln_post = LayerNorm(width)
+        self.projection = drawn((width, config.embed_dim), scale)
+
+    def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
+        """Normalised pictures -> projected tokens in float32, the class token first."""
+        self._check(pixels)
+        x = self._embed(pixels)
+        x = self.blocks(self.ln_pre(x), mask="none", remat=self.config.remat)
+        return project(self.ln_post(x), self.projection[...])
+
+    def _embed(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n w"]:
+        """Class token and patches, with their positions, in the compute dtype."""
+        config, kernel = self.config, self.patch.kernel[...]
+        dtype = compute_dtype(config.dtype, kernel)
+        cut = patches_of(pixels.astype(dtype), patch=config.patch, stride=config.stride)
+        patches = project(cut, kernel.reshape(-1, config.image_width))
+        first = jnp.broadcast_to(
+            self.class_token[...].astype(patches.dtype),
+            (patches.shape[0], 1, patches.shape[2]),
+        )
+        x = jnp.concatenate([first, patches], axis=1) + self.position[...]
+        return x.astype(dtype)
+
+    def _check(self, pixels: Float[Array, "b h w 3"]) -> None:
+        if pixels.shape[1:3] != self.config.image_size:
+            raise ValueError(
+                f"The image tower was built for pictures of (height, width) "
+                f"{self.config.image_size} and got {pixels.shape[1:3]}: resize them, "
+                f"or build the model with that image_size."
+            )
+
+
+class Patch(nnx.Module):
+    """The kernel that embeds patches; a module so that its path ends in /kernel."""
+
+    def __init__(self, shape: tuple[int, ...], *, std: float):
+        self.kernel = drawn(shape, std)
+
+
+class TextTower(nnx.Module):
+    """Causal transformer over token ids."""
+
+    def __init__(self, config: ModelConfig):
+        width = config.text_width
+        self.config = config
+        self.embedding = drawn((config.vocab_size, width), 0.02)
+        self.position = drawn((config.context_length, width), 0.01)
+        self.blocks = Blocks(width, config.text_layers)
+        self.ln_final = LayerNorm(width)
+        self.projection = drawn((width, config.embed_dim), width**-0.5)
+
+    def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
+        """Token ids -> projected tokens in float32."""
+        self._check(ids)
+        dtype = compute_dtype(self.config.dtype, self.embedding[...])
+        x = (self.embedding[...][ids] + self.position[...]).astype(dtype)
+        x = self.blocks(x, mask="causal", remat=self.config.remat)
+        return project(self.ln_final(x), self.projection[...])
+
+    def _check(self, ids: Int[Array, "b l"]) -> None:
+        if ids.shape[1] != self.config.context_length:
+            raise ValueError(
+                f"The text tower was built for {self.config.context_length} positions "
+                f"and got {ids.shape[1]}: tokenise to that length, or build the model "
+                f"with that context_length."
+            )
