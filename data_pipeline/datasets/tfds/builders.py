@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""TFDS builders over the same readers: shards for pods, the same records.
+
+    python -m data_pipeline.datasets.tfds cuhk_pedes --manual_dir=ROOT --data_dir=OUT
+
+or, where apache-beam is installed (the `tfds` script imports it), from the checkout
+
+    PYTHONPATH=. tfds build cuhk_pedes --imports=data_pipeline.datasets.tfds.builders \
+        --manual_dir=ROOT --data_dir=OUT --file_format=array_record
+
+An example is one picture: its encoded bytes as they are in the file, the file's name,
+the person, the captions. The annotation is also written once as metadata.json, so that
+opening a prepared data set reads no picture. Examples keep the annotation's order:
+example i of a split is picture i of the Split.
+"""
+
+from collections.abc import Iterator
+from dataclasses import astuple
+from typing import Any
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data_pipeline.datasets import READERS
+from data_pipeline.datasets.annotations import Entry, entries_of
+from data_pipeline.records import PersonDataset, Split
+
+VERSION = "1.0.0"
+
+
+class _PersonBuilder(tfds.core.GeneratorBasedBuilder):
+    """Writes what the reader of the same name reads."""
+
+    VERSION = tfds.core.Version(VERSION)
+    MANUAL_DOWNLOAD_INSTRUCTIONS = (
+        "The authors send the data set on request, for research only. --manual_dir is "
+        "the folder that open_dataset takes as its root."
+    )
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description="Pictures of people with captions, for retrieval by text.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(),
+                    "file": tfds.features.Text(),
+                    "person": np.int32,
+                    "captions": tfds.features.Sequence(tfds.features.Text()),
+                }
+            ),
+            disable_shuffling=True,
+            metadata=tfds.core.MetadataDict(),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager):
+        """Read the annotation, note it as metadata, and name the splits."""
+        dataset = READERS[self.name](str(dl_manager.manual_dir))
+        self.info.metadata.update(metadata_of(dataset))
+        return {
+            split.name: self._generate_examples(split, rows)
+            for split in dataset.splits
+            if (rows := [e for e in entries_of(dataset) if e.split == split.name])
+        }
+
+    def _generate_examples(
+        self, split: Split, entries: list[Entry]
+    ) -> Iterator[tuple[int, dict[str, Any]]]:
+        for index, entry in enumerate(entries):
+            yield (
+                index,
+                {
+                    "image": split.read(index),
+                    "file": entry.file,
+                    "person": entry.person,
+                    "captions": list(entry.captions),
+                },
+            )
+
+
+class CuhkPedes(_PersonBuilder):
+    """CUHK-PEDES, and drawn populations, which lie in its layout."""
+
+
+class IcfgPedes(_PersonBuilder):
+    """ICFG-PEDES."""
+
+
+class RstpReid(_PersonBuilder):
+    """RSTPReid."""
+
+
+class Ufine6926(_PersonBuilder):
+    """UFine6926 (layout unverified)."""
+
+
+class Folder(_PersonBuilder):
+    """A user's own pictures with a captions.jsonl."""
+
+
+BUILDERS = {b.name: b for b in (CuhkPedes, IcfgPedes, RstpReid, Ufine6926, Folder)}
+
+
+def metadata_of(dataset: PersonDataset) -> dict[str, Any]:
+    """Return what is written beside the shards: all but the pictures, as JSON."""
+    return {
+        "fingerprint": dataset.fingerprint,
+        "person_names": list(dataset.person_names),
+        "entries": [list(astuple(entry)) for entry in entries_of(dataset)],
+    }
