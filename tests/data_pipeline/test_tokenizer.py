@@ -1,0 +1,168 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer against the official ids, and a Hugging Face folder against it."""
+
+import html
+import json
+import random
+import string
+from pathlib import Path
+
+import ftfy
+import instant_clip_tokenizer
+import numpy as np
+import pytest
+
+from data_pipeline import tokenizer
+from data_pipeline.tokenizer import Tokenizer, open_tokenizer
+
+CASES = json.loads(
+    (Path(__file__).parents[1] / "reference" / "tokens.json").read_text()
+)
+CAPTIONS = [case["caption"] for case in CASES]
+ODD = [
+    "jekyll",
+    "Dr. Jekyll-jekyll's coat, jekylls",
+    "<|mask|> and <|MASK|>",
+    "!<|endoftext|>!<|startoftext|>",
+    "a<|startoftext|><|endoftext|>9<|endoftext|> ...<|endoftext|>",
+    "<|STARTOFTEXT|> he&amp;amp;she &lt;3 caf&eacute; n&uacute;mero",
+    "漢字 １２３ ½ Ⅷ İstanbul ſ ß ﬁ e\u0301",
+    "a\x00b\x1b[31mred\x1b[0m\r\n\t c\u2028d\u00a0e",
+    "\ud83d lone surrogate",
+    "😀🎒👩‍👧",
+]
+
+
+@pytest.fixture(scope="module")
+def clip() -> Tokenizer:
+    return open_tokenizer("clip")
+
+
+@pytest.fixture(scope="module")
+def merges() -> list[str]:
+    """CLIP's merges, cut out of the package that carries them."""
+    folder = Path(instant_clip_tokenizer.__file__).parent
+    blob = next(folder.glob("instant_clip_tokenizer*.so")).read_bytes()
+    begin = blob.index(b"#version: 0.2\ni n\n")
+    lines = blob[begin : begin + 3_000_000].split(b"\n")[1 : 49152 - 256 - 2 + 1]
+    assert lines[-1] == b"jeky ll</w>"
+    return [line.decode() for line in lines]
+
+
+def write_folder(folder: Path, merges: list[str], *, mask: bool) -> Path:
+    """Write a Hugging Face CLIP tokenizer folder, with or without a mask entry."""
+    symbols = tokenizer._byte_symbols()
+    entries = symbols + [s + "</w>" for s in symbols]
+    entries += [merge.replace(" ", "") for merge in merges]
+    entries += ["<|mask|>"] * mask + ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir()
+    vocabulary = {entry: i for i, entry in enumerate(entries)}
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def standard(tmp_path_factory: pytest.TempPathFactory, merges: list[str]) -> Path:
+    return write_folder(tmp_path_factory.mktemp("hf") / "clip", merges, mask=False)
+
+
+def test_ids_equal_the_official_ones(clip: Tokenizer) -> None:
+    assert (clip.vocab_size, clip.mask_id, clip.start_id, clip.end_id) == (
+        49408,
+        49405,
+        49406,
+        49407,
+    )
+    rows = clip.encode(CAPTIONS, 77)
+    assert rows.dtype == np.int32 and rows.shape == (len(CASES), 77)
+    for row, case in zip(rows, CASES, strict=True):
+        wanted = case["tokens"] + [0] * (77 - len(case["tokens"]))
+        assert row.tolist() == wanted, case["caption"]
+
+
+def test_a_hugging_face_folder_gives_the_same_ids(
+    clip: Tokenizer, standard: Path
+) -> None:
+    folder = open_tokenizer(str(standard))
+    assert (folder.vocab_size, folder.mask_id) == (clip.vocab_size, clip.mask_id)
+    texts = CAPTIONS + ODD
+    for text, got, wanted in zip(
+        texts, folder.encode(texts, 77), clip.encode(texts, 77), strict=True
+    ):
+        assert got.tolist() == wanted.tolist(), text
+
+
+def test_no_caption_yields_the_mask(clip: Tokenizer, standard: Path) -> None:
+    assert clip.encode(["jekyll"], 5).tolist() == [[49406, 43893, 865, 49407, 0]]
+    for opened in (clip, open_tokenizer(str(standard))):
+        assert opened.mask_id not in opened.encode(ODD, 77)
+
+
+def test_a_mark_before_a_special_token_makes_it_ordinary_text(clip: Tokenizer) -> None:
+    special = clip.encode(["a<|endoftext|>b"], 8)[0].tolist()
+    assert special == [49406, 320, 49407, 321, 49407, 0, 0, 0]
+    plain = clip.encode(["!<|endoftext|>"], 12)[0].tolist()
+    parts = clip.encode(["!<| endoftext |>"], 12)[0].tolist()
+    assert plain == parts and plain.count(clip.end_id) == 1
+
+
+def test_long_captions_end_with_the_end(clip: Tokenizer) -> None:
+    whole = clip.encode(["red " * 20], 77)[0]
+    cut = clip.encode(["red " * 20], 7)[0]
+    assert cut[:6].tolist() == whole[:6].tolist() and cut[6] == clip.end_id
+    assert clip.encode(["red " * 5], 7)[0, 6] == clip.end_id
+    assert clip.encode([], 7).shape == (0, 7)
+
+
+def test_the_short_cut_for_ascii_changes_nothing() -> None:
+    draw = random.Random(0)
+    for _ in range(500):
+        text = "".join(draw.choices(string.printable + "&<;'\"", k=30))
+        text += draw.choice(["", " &lt;", "é", "&#233;", "\x85", "â€™s"])
+        slow = html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+        assert tokenizer.clean(text) == " ".join(slow.split()).strip().lower()
+
+
+def test_small_vocabularies_have_the_same_shape(tmp_path: Path) -> None:
+    merges = ["r e", "re d</w>", "c o", "co a", "coa t</w>"]
+    masked = open_tokenizer(str(write_folder(tmp_path / "a", merges, mask=True)))
+    assert masked.vocab_size == 512 + 5 + 3
+    assert masked.mask_id == 517 and masked.end_id == 519
+    red, coat = 512 + 1, 512 + 4
+    assert masked.encode(["Red  COAT"], 6).tolist() == [[518, red, coat, 519, 0, 0]]
+    taken = open_tokenizer(str(write_folder(tmp_path / "b", merges, mask=False)))
+    assert taken.mask_id == coat
+    ids = taken.encode(["coat"], 6)[0].tolist()
+    assert ids == [517, 515, 256 + ord("t") - 33, 518, 0, 0]
+
+
+def test_folders_that_are_none_say_what_is_wrong(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"vocab.json and merges.txt not found"):
+        open_tokenizer(str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="wanted 'clip' or a folder"):
+        open_tokenizer("clop")
+    folder = write_folder(tmp_path / "x", ["a b"], mask=True)
+    good = json.loads((folder / "vocab.json").read_text())
+
+    def open_with(vocabulary: dict[str, int]) -> None:
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        open_tokenizer(str(folder))
+
+    with pytest.raises(ValueError, match="are not 0 to"):
+        open_with(good | {"gap": 9999})
+    with pytest.raises(ValueError, match=r"<\|startoftext\|> at 515"):
+        open_with(good | {"extra": len(good)})
+    swapped = {("other" if e == "a</w>" else e): i for e, i in good.items()}
+    with pytest.raises(ValueError, match=r"lacks 1 of the 512 byte symbols \(a</w>"):
+        open_with(swapped)
+    with pytest.raises(ValueError, match="or the result of a merge"):
+        open_with({("other" if e == "<|mask|>" else e): i for e, i in good.items()})
+    (folder / "merges.txt").write_text("#version: 0.2\na b c\n")
+    with pytest.raises(ValueError, match="merge 0 is 'a b c'"):
+        open_with(good)
+
+
+def test_context_of_one_is_refused(clip: Tokenizer) -> None:
+    with pytest.raises(ValueError, match="context length 1: wanted at least 2"):
+        clip.encode(["a"], 1)
