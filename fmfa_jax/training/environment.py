@@ -1,0 +1,132 @@
+# SPDX-License-Identifier: Apache-2.0
+"""On what a run was made: versions, hardware, code."""
+
+import hashlib
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = (
+    "array_record",
+    "chex",
+    "clu",
+    "flax",
+    "jax",
+    "jaxlib",
+    "ml_collections",
+    "numpy",
+    "optax",
+    "orbax-checkpoint",
+    "pillow",
+    "safetensors",
+    "tensorflow",
+    "tensorflow-cpu",
+    "tensorflow-datasets",
+    "transformers",
+)
+
+
+def environment() -> dict[str, Any]:
+    """Return what environment.json holds; no host or user names are looked up."""
+    return {
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": [sys.executable, *sys.argv],
+        "code": {"version": code_version(), **_git()},
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "system": _system(),
+        "devices": _devices(),
+        "flags": {
+            name: os.environ[name]
+            for name in ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS")
+            if name in os.environ
+        },
+    }
+
+
+def code_version(root: Path = ROOT) -> str:
+    """Return a digest of the program's sources, the same on hosts with the same code.
+
+    It needs no git and sees changes that were not committed. Configs take no part:
+    what they say is compared by value.
+    """
+    files = [root / "main.py"]
+    for folder in ("data_pipeline", "fmfa_jax"):
+        files += (root / folder).rglob("*.py")
+    digest = hashlib.sha256()
+    for path in sorted(path for path in files if path.is_file()):
+        digest.update(path.relative_to(root).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes() + b"\0")
+    return digest.hexdigest()[:16]
+
+
+def _git() -> dict[str, Any]:
+    commit = _run_git("rev-parse", "HEAD")
+    if commit is None:
+        return {"commit": None}
+    status = _run_git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "changed_files": len((status or "").splitlines())}
+
+
+def _run_git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _system() -> dict[str, Any]:
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "kernel": f"{platform.system()} {platform.release()}",
+        "machine": platform.machine(),
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_gib": round(pages * size / 2**30, 1),
+    }
+
+
+def _processor() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor()
+    names = [
+        line.split(":", 1)[1] for line in text.splitlines() if "model name" in line
+    ]
+    return names[0].strip() if names else platform.processor()
+
+
+def _devices() -> dict[str, Any]:
+    return {
+        "platform": jax.default_backend(),
+        "kinds": sorted({device.device_kind for device in jax.devices()}),
+        "count": jax.device_count(),
+        "local_count": jax.local_device_count(),
+        "processes": jax.process_count(),
+    }
