@@ -9,16 +9,12 @@ exit status is 0 where all pictures can be read (whatever the counts), else 1.
 """
 
 import argparse
-import io
 import os
 import sys
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-
-from PIL import Image
 
 from data_pipeline.datasets import (
     AnnotationError,
@@ -32,6 +28,7 @@ from data_pipeline.datasets import (
     ufine6926,
 )
 from data_pipeline.datasets.layout import Counts, Layout, traces
+from data_pipeline.images import ImageError, decode
 from data_pipeline.records import PersonDataset, Split
 
 LAYOUTS: dict[str, Layout] = {
@@ -140,21 +137,11 @@ def _print_bad(bad: Iterable[BadPicture]) -> int:
 def _reason(split: Split, index: int) -> str:
     """Say why picture `index` cannot be used; empty where it can."""
     try:
-        encoded = split.read(index)
+        decode(split.read(index))
     except FileNotFoundError:
         return "missing"
-    except OSError as error:
-        return f"unreadable: {error.strerror or error}"
-    return _undecodable(encoded)
-
-
-def _undecodable(encoded: bytes) -> str:
-    """Say why the bytes cannot be decoded: Pillow raises errors of many kinds."""
-    try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            image.load()
-    except Exception as error:
-        return f"unreadable: {type(error).__name__}: {error}"
+    except (OSError, ImageError) as error:
+        return f"unreadable: {error}"
     return ""
 
 
@@ -196,5 +183,4 @@ def _places() -> str:
 
 
 if __name__ == "__main__":
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     sys.exit(main(sys.argv[1:]))

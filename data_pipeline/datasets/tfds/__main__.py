@@ -3,7 +3,8 @@
 
     python -m data_pipeline.datasets.tfds cuhk_pedes --manual_dir=ROOT --data_dir=OUT
 
-The same as `tfds build`, without the apache-beam that the `tfds` script needs to start.
+The same as `tfds build` (see builders.py), without the apache-beam and mlcroissant
+that the `tfds` script needs to start.
 Then `--config.data.name=tfds:cuhk_pedes --config.data.root=OUT`.
 """
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         data_dir=flags.data_dir, file_format=flags.file_format
     )
     if builder.is_prepared():
-        print(f"already prepared, nothing done: {builder.data_dir}")
+        print(f"already prepared, nothing done: {builder.data_dir}; delete it to redo")
         return 0
     try:
         builder.download_and_prepare(

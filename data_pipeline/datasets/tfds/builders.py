@@ -3,7 +3,8 @@
 
     python -m data_pipeline.datasets.tfds cuhk_pedes --manual_dir=ROOT --data_dir=OUT
 
-or, where apache-beam is installed (the `tfds` script imports it), from the checkout
+or, where apache-beam and mlcroissant are installed, which the `tfds` script imports
+before it looks at its command, from the checkout
 
     PYTHONPATH=. tfds build cuhk_pedes --imports=data_pipeline.datasets.tfds.builders \
         --manual_dir=ROOT --data_dir=OUT --file_format=array_record
@@ -32,6 +33,9 @@ class _PersonBuilder(tfds.core.GeneratorBasedBuilder):
     """Writes what the reader of the same name reads."""
 
     VERSION = tfds.core.Version(VERSION)
+    # Said outright because working it out needs importlib_resources, which TFDS 4.9.10
+    # imports and does not declare (tensorflow/datasets#11212).
+    code_path = tfds.core.Path(__file__)
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "The authors send the data set on request, for research only. --manual_dir is "
         "the folder that open_dataset takes as its root."
