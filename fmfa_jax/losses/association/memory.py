@@ -1,0 +1,218 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The memory: one image row and one text row for every training pair.
+
+A bank is a plain dict of arrays, so that it is checkpointed, donated and sharded like
+any other part of the train state:
+
+    image, text [rows, d]   raw features, float32 or bfloat16
+    inverse_norm [rows]     float32, of the image rows as stored; 0: not written
+    written [rows]          whether the row holds a feature; others are never mined
+    pairs []                int32, training pairs; the rows behind them are padding
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from fmfa_jax.losses.association.relations import inverse_norm
+
+Bank = dict[str, Array]
+AXIS = "data"  # the mesh axis that the rows are spread over
+DTYPES = ("float32", "bfloat16")
+# Any power of two of devices up to this shares one layout: a run resumes on others.
+ROW_MULTIPLE = 256
+
+_SPECS = {
+    "image": P(AXIS),
+    "text": P(AXIS),
+    "inverse_norm": P(AXIS),
+    "written": P(AXIS),
+    "pairs": P(),
+}
+
+
+@dataclass(frozen=True)
+class BankUpdate:
+    """The bank after a step.
+
+    Attributes:
+        bank: the new bank.
+        skipped: int32 [], pairs of the batch whose row was kept as it was.
+    """
+
+    bank: Bank
+    skipped: Int[Array, ""]
+
+
+jax.tree_util.register_dataclass(
+    BankUpdate, data_fields=["bank", "skipped"], meta_fields=[]
+)
+
+
+def bank_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
+    """How each part of a bank lies on `mesh`: rows over the axis "data"."""
+    return {name: NamedSharding(mesh, spec) for name, spec in _SPECS.items()}
+
+
+def bank_rows(pairs: int, *, mesh: Mesh | None = None) -> int:
+    """Rows that a bank for `pairs` pairs has, padding included."""
+    shards = 1 if mesh is None else mesh.shape[AXIS]
+    multiple = math.lcm(ROW_MULTIPLE, shards)
+    return -(-pairs // multiple) * multiple
+
+
+def init_bank(
+    pairs: int, width: int, *, dtype: str = "float32", mesh: Mesh | None = None
+) -> Bank:
+    """An empty bank, created where it will live.
+
+    Args:
+        pairs: training pairs, N.
+        width: joint width d.
+        dtype: storage of the rows, "float32" or "bfloat16"; cosines are float32.
+        mesh: devices that share the rows over the axis "data"; None: one device.
+
+    Raises:
+        ValueError: no pairs, or an unknown storage type.
+    """
+    if pairs < 1:
+        raise ValueError(f"a bank needs at least one training pair, got {pairs}")
+    if dtype not in DTYPES:
+        raise ValueError(f"bank dtype: wanted one of {DTYPES}, got {dtype!r}")
+    rows = bank_rows(pairs, mesh=mesh)
+
+    def empty() -> Bank:
+        return {
+            "image": jnp.zeros((rows, width), dtype),
+            "text": jnp.zeros((rows, width), dtype),
+            "inverse_norm": jnp.zeros(rows, jnp.float32),
+            "written": jnp.zeros(rows, bool),
+            "pairs": jnp.int32(pairs),
+        }
+
+    shardings = None if mesh is None else bank_shardings(mesh)
+    return jax.jit(empty, out_shardings=shardings)()
+
+
+def over_shards(
+    function: Callable, mesh: Mesh | None, in_specs: object, out_specs: object
+) -> Callable:
+    """`function` once on each device of `mesh` with its part; None: as it is."""
+    if mesh is None:
+        return function
+    # Results that the function itself has made equal everywhere are not re-checked.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )
+
+
+def first_row(rows: Array, mesh: Mesh | None) -> Array | int:
+    """The global number of the first of this device's `rows`."""
+    return 0 if mesh is None else jax.lax.axis_index(AXIS) * rows.shape[0]
+
+
+def take_rows(
+    bank: Bank, slot: Int[Array, "b k"], *, mesh: Mesh | None = None
+) -> tuple[Float[Array, "b k d"], Float[Array, "b k d"]]:
+    """The image and text rows at `slot` in float32, as constants.
+
+    On several devices the owner of a row contributes it, the others zeros.
+    """
+
+    def take(image: Array, text: Array, slot: Array) -> tuple[Array, Array]:
+        local = slot - first_row(image, mesh)
+        mine = (local >= 0) & (local < image.shape[0])
+        local = jnp.clip(local, 0, image.shape[0] - 1)
+        rows = (image[local].astype(jnp.float32), text[local].astype(jnp.float32))
+        if mesh is None:
+            return rows
+        return jax.lax.psum(
+            tuple(jnp.where(mine[..., None], part, 0.0) for part in rows), AXIS
+        )
+
+    state = jax.lax.stop_gradient((bank["image"], bank["text"]))
+    specs = (P(AXIS), P(AXIS), P())
+    return over_shards(take, mesh, specs, (P(), P()))(*state, slot)
+
+
+def update_bank(
+    bank: Bank,
+    image: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    index: Int[Array, " b"],
+    *,
+    ready: Bool[Array, ""] | bool,
+    rate: float = 0.9,
+    mesh: Mesh | None = None,
+) -> BankUpdate:
+    """Write the batch into its rows (11): B = rate * feature + (1 - rate) * B.
+
+    A row is written as it comes while the bank is not `ready` (the first epoch) and
+    when it holds nothing yet. Donate the bank: the rows are then changed in place.
+
+    A pair with a feature that is not finite never enters, nor does an index outside
+    the training pairs; of an index that comes twice the first one counts. Each such
+    pair leaves its row as it was and is counted in `skipped`.
+
+    Args:
+        bank: the memory that this step's loss has read.
+        image: image features of the clean view. No gradient flows.
+        text: text features of the clean view.
+        index: row of each pair.
+        ready: False in the first epoch.
+        rate: weight of the NEW feature.
+        mesh: see `init_bank`.
+    """
+    image, text = jax.lax.stop_gradient((image, text))
+    writes = _enters(image, text, index, bank)
+
+    def write(bank: Bank, image: Array, text: Array, index: Array, writes: Array):
+        rows = bank["written"].shape[0]
+        local = index - first_row(bank["written"], mesh)
+        mine = writes & (local >= 0) & (local < rows)
+        near = jnp.clip(local, 0, rows - 1)
+        # Beyond the end: such a write is dropped.
+        target = jnp.where(mine, local, rows)
+        share = jnp.where(ready & bank["written"][near], rate, 1.0)[:, None]
+        return _write_rows(bank, (image, text), near, target, share)
+
+    bank_specs = {name: _SPECS[name] for name in bank}
+    specs = (bank_specs, P(), P(), P(), P())
+    written = over_shards(write, mesh, specs, bank_specs)(
+        bank, image, text, index, writes
+    )
+    return BankUpdate(bank=written, skipped=jnp.sum(~writes, dtype=jnp.int32))
+
+
+def _enters(image: Array, text: Array, index: Array, bank: Bank) -> Array:
+    """Which pairs of the batch may be written."""
+    storage = bank["image"].dtype
+    finite = jnp.isfinite(image.astype(storage)).all(axis=1)
+    finite &= jnp.isfinite(text.astype(storage)).all(axis=1)
+    first = jnp.argmax(index[:, None] == index[None, :], axis=1) == jnp.arange(
+        len(index)
+    )
+    return finite & first & (index >= 0) & (index < bank["pairs"])
+
+
+def _write_rows(
+    bank: Bank, features: tuple[Array, Array], near: Array, target: Array, share: Array
+) -> Bank:
+    """Blend the features with the rows at `near` and set the rows at `target`."""
+    new = dict(bank)
+    for name, feature in zip(("image", "text"), features, strict=True):
+        old = bank[name][near].astype(jnp.float32)
+        row = share * feature.astype(jnp.float32) + (1.0 - share) * old
+        stored = row.astype(bank[name].dtype)
+        new[name] = bank[name].at[target].set(stored, mode="drop")
+        if name == "image":
+            norms = bank["inverse_norm"].at[target]
+            new["inverse_norm"] = norms.set(inverse_norm(stored), mode="drop")
+    new["written"] = bank["written"].at[target].set(True, mode="drop")
+    return new

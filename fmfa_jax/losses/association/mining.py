@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Mining: which rows of the memory show the person of an anchor, and how sure is it.
+
+The search runs over blocks of rows with a running top-k. It gives the same rows as one
+top-k over the whole similarity matrix, which it never holds.
+"""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+from jaxtyping import Array, Bool, Float, Int
+
+from fmfa_jax.losses.association.memory import AXIS, Bank, first_row, over_shards
+from fmfa_jax.losses.association.relations import inverse_norm
+
+BLOCK = 8192  # rows compared at once: the block and its cosines stay near the cache
+_CHUNK = 64  # rows of a block that are first represented by their maximum
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Mined:
+    """Rows of the memory linked to each anchor, nearest first.
+
+    Attributes:
+        similarity: cosine of the anchor's image with the row's image; -inf: no row.
+        slot: the row, that is the index of the training pair.
+        valid: whether the row is taken as the same person.
+    """
+
+    similarity: Float[Array, "b k"]
+    slot: Int[Array, "b k"]
+    valid: Bool[Array, "b k"]
+
+
+def mine(
+    bank: Bank,
+    image: Float[Array, "b d"],
+    index: Int[Array, " b"],
+    *,
+    links: int = 3,
+    threshold: float = 0.7,
+    exclude: str = "rank0",
+    block: int = BLOCK,
+    mesh: Mesh | None = None,
+) -> Mined:
+    """Mine up to `links` rows for each anchor in the image memory (11), (12).
+
+    Args:
+        bank: the memory before this step's update.
+        image: image features of the anchors. No gradient flows.
+        index: row of each anchor.
+        links: k, rows kept for each anchor.
+        threshold: a row is valid only when its cosine is above this.
+        exclude: "rank0" drops the nearest row, which the official code takes to be the
+            anchor itself; "self" drops the anchor's own row, whatever its rank.
+        block: rows compared at once; changes the speed, never the result.
+        mesh: where the bank is sharded over the axis "data"; None: one device.
+    """
+    image = jax.lax.stop_gradient(image)
+    similarity, slot = nearest_rows(
+        bank, image, count=links + 1, block=block, mesh=mesh
+    )
+    if exclude == "rank0":
+        similarity, slot = similarity[:, 1:], slot[:, 1:]
+    elif exclude == "self":
+        others = jnp.where(slot == index[:, None], -jnp.inf, similarity)
+        similarity, place = jax.lax.top_k(others, links)
+        slot = jnp.take_along_axis(slot, place, axis=1)
+    else:
+        raise ValueError(f"exclude: wanted 'rank0' or 'self', got {exclude!r}")
+    return Mined(similarity=similarity, slot=slot, valid=similarity > threshold)
+
+
+def confidence(mined: Mined) -> Float[Array, "b k"]:
+    """Target weights (14) of the mined rows: the less similar, the larger.
+
+    w = 1 - exp(s) / (e + sum of exp(s) over the anchor's valid rows); 0 where invalid.
+    """
+    similarity = jnp.where(mined.valid, mined.similarity, -jnp.inf)
+    mass = jnp.exp(similarity)
+    total = jnp.e + jnp.sum(mass, axis=1, keepdims=True)
+    return jnp.where(mined.valid, 1.0 - mass / total, 0.0)
+
+
+def nearest_rows(
+    bank: Bank,
+    image: Float[Array, "b d"],
+    *,
+    count: int,
+    block: int = BLOCK,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "b count"], Int[Array, "b count"]]:
+    """Cosine and row of the `count` written rows whose images are nearest.
+
+    Equal cosines are ordered by row. Where fewer rows are written the cosine is -inf
+    and the row is any. On several devices each searches its own rows, and only the
+    candidates travel.
+    """
+
+    def search(
+        rows: Array, inverse_norm: Array, written: Array, anchors: Array
+    ) -> tuple[Array, Array]:
+        found = _scan_blocks(
+            rows, inverse_norm, written, anchors, count=count, block=block
+        )
+        if mesh is None:
+            return found
+        similarity, slot = found[0], found[1] + first_row(rows, mesh)
+        return _best(
+            jax.lax.all_gather(similarity, AXIS, axis=1, tiled=True),
+            jax.lax.all_gather(slot, AXIS, axis=1, tiled=True),
+            count,
+        )
+
+    state = jax.lax.stop_gradient((bank["image"], bank["inverse_norm"]))
+    specs = (P(AXIS), P(AXIS), P(AXIS), P())
+    sharded = over_shards(search, mesh, specs, (P(), P()))
+    image = image.astype(jnp.float32)
+    anchors = image * inverse_norm(image)[:, None]
+    return sharded(*state, bank["written"], anchors)
+
+
+def _scan_blocks(
+    rows: Array,
+    inverse_norm: Array,
+    written: Array,
+    anchors: Array,
+    *,
+    count: int,
+    block: int,
+) -> tuple[Array, Array]:
+    """The nearest rows of one device's part, block after block."""
+    total = rows.shape[0]
+    block = min(block, total)
+
+    def step(best: tuple[Array, Array], wanted: Array) -> tuple[tuple, None]:
+        # The last block begins early enough to be whole, and skips what was seen.
+        start = jnp.minimum(wanted, total - block)
+        part = jax.lax.dynamic_slice_in_dim(rows, start, block)
+        norms = jax.lax.dynamic_slice_in_dim(inverse_norm, start, block)
+        slot = start + jnp.arange(block, dtype=jnp.int32)
+        lives = jax.lax.dynamic_slice_in_dim(written, start, block) & (slot >= wanted)
+        cosines = jnp.matmul(
+            anchors, part.T.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+        )
+        cosines = jnp.where(lives, cosines * norms, -jnp.inf)
+        similarity, place = _top_k_in_chunks(cosines, count)
+        merged = jnp.concatenate([best[0], similarity], axis=1)
+        slots = jnp.concatenate([best[1], start + place], axis=1)
+        return _best(merged, slots, count), None
+
+    empty = (
+        jnp.full((len(anchors), count), -jnp.inf, jnp.float32),
+        jnp.zeros((len(anchors), count), jnp.int32),
+    )
+    starts = jnp.arange(0, total, block, dtype=jnp.int32)
+    return jax.lax.scan(step, empty, starts)[0]
+
+
+def _best(similarity: Array, slot: Array, count: int) -> tuple[Array, Array]:
+    """The `count` largest of each row, with their slots; the first wins a tie."""
+    similarity, place = jax.lax.top_k(similarity, count)
+    return similarity, jnp.take_along_axis(slot, place, axis=1)
+
+
+def _top_k_in_chunks(values: Array, count: int) -> tuple[Array, Array]:
+    """`jax.lax.top_k`, faster: only the `count` best chunks can hold the best values.
+
+    A value outside them is beaten by the maxima of `count` chunks; on a tie these stand
+    before it, too. So the result is the same, ties included.
+    """
+    height, width = values.shape
+    if width % _CHUNK or width // _CHUNK <= count:
+        return jax.lax.top_k(values, count)
+    chunks = values.reshape(height, width // _CHUNK, _CHUNK)
+    chosen = jax.lax.top_k(chunks.max(axis=2), count)[1]
+    chosen = jnp.sort(chosen, axis=1)  # the order of rows decides ties
+    candidates = jnp.take_along_axis(chunks, chosen[:, :, None], axis=1)
+    place = chosen[:, :, None] * _CHUNK + jnp.arange(_CHUNK, dtype=chosen.dtype)
+    return _best(candidates.reshape(height, -1), place.reshape(height, -1), count)
