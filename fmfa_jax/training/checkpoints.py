@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints that are verified before they are believed.
 
-    folder/latest/<step>/{manifest.json, state/}   the newest `keep` training states
-    folder/best/<step>/{manifest.json, state/}     the state with the highest score
-    folder/corrupt/<kind>-<step>/                  set aside, for a post-mortem
+    folder/<step>/{manifest.json, state/}   the newest `keep` training states
+    folder/corrupt/<step>/                  set aside, for a post-mortem
 
 Orbax writes the arrays, asynchronously. The manifest (see `manifests`) is written
 into the temporary folder before Orbax renames it, so a checkpoint that exists is
@@ -11,7 +10,6 @@ complete, also after `kill -9`. Reading never changes the folder: another proces
 evaluate from it while the run goes on.
 """
 
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -25,8 +23,7 @@ from fmfa_jax.training import manifests
 from fmfa_jax.training.lifecycle import share
 from fmfa_jax.training.manifests import CorruptCheckpointError, Manifest
 
-LATEST = "latest"
-BEST = "best"
+CORRUPT = "corrupt"
 _ITEM = "state"
 
 
@@ -70,12 +67,11 @@ class Checkpoints:
             raise ValueError(f"wanted to keep at least 1 checkpoint, got {keep}")
         self._folder = Path(folder).absolute()
         self._identity = manifests.as_json(identity)
-        self._keep = {LATEST: keep, BEST: 1}
+        self._keep = keep
         self._say = say
-        self._managers: dict[str, ocp.CheckpointManager] = {}
-        self._pending: dict[str, Manifest] = {}
-        self._rejected: dict[str, set[int]] = {LATEST: set(), BEST: set()}
-        self._held: dict[str, Manifest | None] = {}
+        self._manager: ocp.CheckpointManager | None = None
+        self._newest: Manifest | None = None
+        self._rejected: set[int] = set()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -94,23 +90,14 @@ class Checkpoints:
         Raises:
             ValueError: the folder holds a newer step that was not restored.
         """
-        return self._save(
-            LATEST, Manifest(step, self._identity, _describe(state)), state
-        )
-
-    def save_best(self, step: int, state: Any, value: float) -> bool:
-        """Start saving `state` if `value` beats the best so far (ties: the earlier).
-
-        Returns:
-            Whether it is the new best.
-        """
-        if not math.isfinite(value):
-            raise ValueError(f"wanted a finite score at step {step}, got {value}")
-        best = self._best()
-        if best is not None and (step == best.step or value <= (best.value or 0.0)):
+        if self._newest is not None and self._newest.step == step:
             return False
-        manifest = Manifest(step, self._identity, _describe(state), float(value))
-        return self._save(BEST, manifest, state)
+        manager = self._open(step)
+        # The seal of the running save still needs its own manifest.
+        manager.wait_until_finished()
+        self._newest = Manifest(step, self._identity, _describe(state))
+        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(_plain(state))})
+        return bool(manager.save(step, args=arguments, force=True))
 
     def restore_latest(self, template: Any) -> Restored | None:
         """Restore the newest state that verifies, or None if there is none at all.
@@ -123,139 +110,104 @@ class Checkpoints:
             CorruptCheckpointError: there are checkpoints, but none verifies.
             CheckpointMismatchError: of another configuration, or other arrays.
         """
-        return self._restore(LATEST, template)
-
-    def restore_best(self, template: Any) -> Restored | None:
-        """Restore the state with the highest score; as `restore_latest`."""
-        return self._restore(BEST, template)
-
-    def best_value(self) -> float | None:
-        """Return the best score so far, None before the first."""
-        best = self._best()
-        return None if best is None else best.value
+        self.wait()
+        manifest = self._find_newest()
+        if manifest is None:
+            return None
+        where = str(self._folder / str(manifest.step))
+        _check_identity(manifest.identity, self._identity, where)
+        _check_arrays(manifest.arrays, _describe(template), where)
+        abstract = jax.tree.map(_abstract, _plain(template))
+        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(abstract)})
+        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+            restored = reader.restore(where, args=arguments)
+        self._newest = manifest
+        return Restored(_unplain(restored[_ITEM], template), manifest.step)
 
     def wait(self) -> None:
-        """Return once all started saves are on disk; raises what went wrong."""
-        for manager in self._managers.values():
-            manager.wait_until_finished()
+        """Return once the started save is on disk; raises what went wrong."""
+        if self._manager is not None:
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then end the threads of the writers."""
-        for manager in self._managers.values():
-            manager.close()
-        self._managers.clear()
+        """Wait, then end the threads of the writer."""
+        if self._manager is not None:
+            self._manager.close()
+            self._manager = None
 
-    def _save(self, kind: str, manifest: Manifest, state: Any) -> bool:
-        held = self._held.get(kind)
-        if held is not None and held.step == manifest.step:
-            return False
-        manager = self._manager(kind, manifest.step)
-        # The seal of the running save still needs its own manifest.
-        manager.wait_until_finished()
-        self._pending[kind] = self._held[kind] = manifest
-        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(_plain(state))})
-        return bool(manager.save(manifest.step, args=arguments, force=True))
-
-    def _seal(self, kind: str) -> None:
-        """Write the pending manifest; called by Orbax just before it renames."""
-        manifest = self._pending[kind]
-        folders = [
-            path
-            for path in (self._folder / kind).iterdir()
-            if path.name.split(".")[0] == str(manifest.step)
-        ]
-        if len(folders) != 1:
-            raise RuntimeError(
-                f"wanted one folder of step {manifest.step} in {self._folder / kind}, "
-                f"found {[path.name for path in folders]}"
-            )
-        manifests.seal(folders[0], manifest)
-
-    def _manager(self, kind: str, step: int) -> ocp.CheckpointManager:
-        if kind not in self._managers:
-            self._make_room(kind, step)
-            self._managers[kind] = ocp.CheckpointManager(
-                self._folder / kind,
+    def _open(self, step: int) -> ocp.CheckpointManager:
+        if self._manager is None:
+            self._make_room(step)
+            self._manager = ocp.CheckpointManager(
+                self._folder,
                 item_names=(_ITEM,),
                 options=ocp.CheckpointManagerOptions(
-                    max_to_keep=self._keep[kind],
+                    max_to_keep=self._keep,
                     cleanup_tmp_directories=True,
                     async_options=ocp.AsyncOptions(
-                        post_finalization_callback=lambda: self._seal(kind)
-                    ),
-                    multiprocessing_options=ocp.options.MultiprocessingOptions(
-                        barrier_sync_key_prefix=kind
+                        post_finalization_callback=self._seal
                     ),
                 ),
             )
-        return self._managers[kind]
+        return self._manager
 
-    def _make_room(self, kind: str, step: int) -> None:
+    def _make_room(self, step: int) -> None:
         """Set corrupt steps aside so that their numbers can be used again."""
         if jax.process_index() == 0:
-            for each in sorted(self._rejected[kind]):
-                target = self._folder / "corrupt" / f"{kind}-{each}"
+            for each in sorted(self._rejected):
+                target = self._folder / CORRUPT / str(each)
                 shutil.rmtree(target, ignore_errors=True)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                (self._folder / kind / str(each)).rename(target)
+                (self._folder / str(each)).rename(target)
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices(f"checkpoints:{kind}:make_room")
-        self._rejected[kind].clear()
-        newest = max(_steps(self._folder / kind), default=-1)
-        if kind == LATEST and newest >= step:
+            multihost_utils.sync_global_devices("checkpoints:make_room")
+        self._rejected.clear()
+        newest = max(_steps(self._folder), default=-1)
+        if newest >= step:
             raise ValueError(
                 f"{self._folder} holds step {newest}, so step {step} would be lost "
                 "among newer ones: restore it first or choose an empty folder"
             )
 
-    def _best(self) -> Manifest | None:
-        if BEST not in self._held:
-            self._find(BEST, on_none_sound="ignore")
-        return self._held[BEST]
-
-    def _restore(self, kind: str, template: Any) -> Restored | None:
-        self.wait()
-        manifest = self._find(kind, on_none_sound="raise")
-        if manifest is None:
-            return None
-        where = f"{self._folder / kind / str(manifest.step)}"
-        _check_arrays(manifest.arrays, _describe(template), where)
-        abstract = jax.tree.map(_abstract, _plain(template))
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            restored = reader.restore(
-                where,
-                args=ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(abstract)}),
+    def _seal(self) -> None:
+        """Write the manifest; called by Orbax, on process 0, just before it renames."""
+        manifest = self._newest
+        folders = [
+            path
+            for path in self._folder.iterdir()
+            if manifest is not None and path.name.split(".")[0] == str(manifest.step)
+        ]
+        if manifest is None or len(folders) != 1:
+            raise RuntimeError(
+                f"wanted one folder of the running save in {self._folder}, found "
+                f"{[path.name for path in folders]}"
             )
-        return Restored(_unplain(restored[_ITEM], template), manifest.step)
+        manifests.seal(folders[0], manifest)
 
-    def _find(self, kind: str, *, on_none_sound: str) -> Manifest | None:
+    def _find_newest(self) -> Manifest | None:
         """Find the newest sound step; process 0 reads and tells the others."""
-        found = share(self._verify_steps(kind) if jax.process_index() == 0 else None)
+        found = share(self._verify_steps() if jax.process_index() == 0 else None)
         reports, manifest = found["reports"], found["manifest"]
-        self._rejected[kind] |= {int(step) for step in reports}
+        self._rejected = {int(step) for step in reports}
         lines = [
-            f"{self._folder / kind / step} is corrupt: {reason}"
+            f"checkpoint {self._folder / step} is corrupt: {reason}"
             for step, reason in reports.items()
         ]
-        if lines and manifest is None and on_none_sound == "raise":
+        if lines and manifest is None:
             raise CorruptCheckpointError(
-                "\n".join(lines) + f"\nNo {kind} checkpoint verifies; restore a copy "
-                f"of it, or remove {self._folder / kind} to start from the beginning"
+                "\n".join(lines) + "\nNo checkpoint verifies: restore a copy of one, "
+                f"or remove {self._folder} to start from the beginning"
             )
         if jax.process_index() == 0:
             for line in lines:
                 self._say(line)
-        self._held[kind] = None if manifest is None else Manifest(**manifest)
-        if manifest is not None:
-            where = f"{self._folder / kind / str(manifest['step'])}"
-            _check_identity(manifest["identity"], self._identity, where)
-        return self._held[kind]
+        return None if manifest is None else Manifest(**manifest)
 
-    def _verify_steps(self, kind: str) -> dict[str, Any]:
+    def _verify_steps(self) -> dict[str, Any]:
         reports: dict[str, str] = {}
-        for step in sorted(_steps(self._folder / kind), reverse=True):
+        for step in sorted(_steps(self._folder), reverse=True):
             try:
-                manifest = manifests.verify(self._folder / kind / str(step))
+                manifest = manifests.verify(self._folder / str(step))
                 return {"reports": reports, "manifest": vars(manifest)}
             except (CorruptCheckpointError, OSError) as error:
                 reports[str(step)] = str(error)

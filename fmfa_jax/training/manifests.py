@@ -33,13 +33,11 @@ class Manifest:
         step: training step.
         identity: what the run is; another identity must not load the checkpoint.
         arrays: path -> "dtype[shape]" of each array.
-        value: the score of a best checkpoint, None of a latest one.
     """
 
     step: int
     identity: dict[str, Any]
     arrays: dict[str, str]
-    value: float | None = None
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
