@@ -1,1 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+"""People drawn from attributes, and sentences written from the same attributes."""
+
+from data_pipeline.synthetic.attributes import Identity, identity_attributes
+from data_pipeline.synthetic.population import write_population
+
+__all__ = ["Identity", "identity_attributes", "write_population"]
