@@ -1,1 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
+"""Weights in and out: PyTorch, OpenAI, Hugging Face and our own files.
+
+Reading needs neither PyTorch nor transformers, and runs nothing that is in a file.
+"""
+
+from fmfa_jax.weights.archive import Archive, read_archive, sha256
+from fmfa_jax.weights.export import export_hugging_face, export_official
+from fmfa_jax.weights.load import Loaded, LoadedModel, fill, load_model, load_params
+from fmfa_jax.weights.native import save_native
+from fmfa_jax.weights.pickles import UnsafePickleError
+from fmfa_jax.weights.report import LoadReport
+from fmfa_jax.weights.tensors import StoredTensor, WeightsError
+
+__all__ = [
+    "Archive",
+    "LoadReport",
+    "Loaded",
+    "LoadedModel",
+    "StoredTensor",
+    "UnsafePickleError",
+    "WeightsError",
+    "export_hugging_face",
+    "export_official",
+    "fill",
+    "load_model",
+    "load_params",
+    "read_archive",
+    "save_native",
+    "sha256",
+]

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Give parameters back to PyTorch: the official names, or a Hugging Face folder."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmfa_jax.models import ModelConfig
+from fmfa_jax.weights.convert import IMAGE_POSITION
+from fmfa_jax.weights.hugging_face import write_folder_config
+from fmfa_jax.weights.native import write_safetensors
+from fmfa_jax.weights.positions import square_grid
+from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table
+from fmfa_jax.weights.source import rules_by_target
+from fmfa_jax.weights.tensors import WeightsError
+from fmfa_jax.weights.trees import flatten
+
+# FMFA's fixed scale 1 / 0.02, where CLIP has a learned one.
+LOGIT_SCALE = math.log(50.0)
+
+
+def rename(table: Table, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """Our parameters under a table's names: views, in its layouts.
+
+    Raises:
+        KeyError: the table has no name for one of them.
+    """
+    rules = rules_by_target(table)
+    named: dict[str, np.ndarray] = {}
+    for path, array in flat.items():
+        rule, array = rules[path], np.asarray(array)
+        for layer, part in enumerate(array if rule.stacked else array[None]):
+            named.update(zip(rule.names(layer), rule.from_ours(part), strict=True))
+    return named
+
+
+def export_official(path: str | Path, params: Mapping[str, Any]) -> Path:
+    """Write a safetensors file under the names of IRRA's and FMFA's code.
+
+    There, one line loads it (with the picture size and the number of classes that
+    it was trained with):
+
+        model.load_state_dict(safetensors.torch.load_file("OUT.safetensors"))
+    """
+    return write_safetensors(path, rename(OFFICIAL, flatten(params)), {"format": "pt"})
+
+
+def export_hugging_face(
+    folder: str | Path, params: Mapping[str, Any], config: ModelConfig
+) -> tuple[str, ...]:
+    """Write a folder that `transformers.CLIPModel.from_pretrained` opens.
+
+    Hugging Face's CLIP knows square grids only; a rectangular one is stored as a
+    square that its `interpolate_pos_encoding=True` turns back into ours. Where the
+    picture is not square, pass that flag: `model.get_image_features(pixel_values,
+    interpolate_pos_encoding=True)`.
+
+    Returns:
+        our paths that have no place there: the heads.
+
+    Raises:
+        WeightsError: patches overlap or leave a margin, which its CLIP cannot do.
+    """
+    height, width = config.image_size
+    if config.stride != config.patch or height % config.patch or width % config.patch:
+        raise WeightsError(
+            "a Hugging Face CLIP needs patches side by side that cover the picture; "
+            f"this model has patch {config.patch}, stride {config.stride} and pictures "
+            f"of {height} x {width}. Export --to official, or resize the model to "
+            "another grid with --image-size and --stride"
+        )
+    flat = flatten(params)
+    left_out = tuple(p for p in flat if p not in rules_by_target(HUGGING_FACE))
+    towers = {path: flat[path] for path in flat if path not in left_out}
+    position = np.asarray(towers[IMAGE_POSITION], np.float32)
+    towers[IMAGE_POSITION], side = square_grid(position, config.grid)
+    named = rename(HUGGING_FACE, towers)
+    named["logit_scale"] = np.asarray(LOGIT_SCALE, np.float32)
+    folder = Path(folder)
+    write_safetensors(folder / "model.safetensors", named, {"format": "pt"})
+    write_folder_config(folder, config, side)
+    return left_out

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Our own weight file: safetensors under our paths, the config in its metadata."""
+
+import dataclasses
+import json
+import os
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fmfa_jax.models import ModelConfig
+from fmfa_jax.weights.archive import Archive
+from fmfa_jax.weights.tensors import WeightsError
+from fmfa_jax.weights.trees import flatten
+
+FORMAT = {"format": "fmfa_jax", "version": "1"}
+
+
+def save_native(
+    path: str | Path,
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    extra_metadata: Mapping[str, str] | None = None,
+) -> Path:
+    """Write parameters and their config as one safetensors file.
+
+    Args:
+        path: where to; an older file there is replaced at once, never half.
+        params: the nested dictionary of the models room; written as float32.
+        config: sizes that the parameters have.
+        extra_metadata: further strings, such as the step or the data set.
+
+    Raises:
+        ValueError: `extra_metadata` uses a key of the format itself.
+    """
+    extra = dict(extra_metadata or {})
+    taken = extra.keys() & {*FORMAT, "config"}
+    if taken:
+        raise ValueError(f"metadata keys that the format uses: {sorted(taken)}")
+    metadata = {**FORMAT, "config": json.dumps(dataclasses.asdict(config)), **extra}
+    return write_safetensors(path, flatten(params), metadata)
+
+
+def native_config(archive: Archive) -> ModelConfig:
+    """The config that `save_native` put into a file.
+
+    Raises:
+        WeightsError: another version of the format, or a config that does not build.
+    """
+    version = archive.metadata.get("version")
+    if version != FORMAT["version"]:
+        raise WeightsError(
+            f"{archive.path} has version {version} of our format, this code reads "
+            f"{FORMAT['version']}"
+        )
+    try:
+        values = json.loads(archive.metadata["config"])
+        return ModelConfig(**{**values, "image_size": tuple(values["image_size"])})
+    except (KeyError, TypeError, ValueError) as error:
+        raise WeightsError(
+            f"{archive.path} carries no usable model config: {error}"
+        ) from error
+
+
+def write_safetensors(
+    path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]
+) -> Path:
+    """Write float32 arrays one after the other; at most one is copied at a time."""
+    path = Path(path)
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, array in arrays.items():
+        end = offset + 4 * int(np.prod(array.shape))
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [offset, end],
+        }
+        offset = end
+    text = json.dumps(header).encode()
+    # The format wants the data on a multiple of eight bytes.
+    text += b" " * (-len(text) % 8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(path.name + ".unfinished")
+    with unfinished.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        _write_arrays(stream, arrays.values())
+    os.replace(unfinished, path)
+    return path
+
+
+def _write_arrays(stream: Any, arrays: Iterable[Any]) -> None:
+    for array in arrays:
+        dense = np.ascontiguousarray(np.asarray(array), dtype=np.float32)
+        stream.write(dense.reshape(-1).view(np.uint8).data)

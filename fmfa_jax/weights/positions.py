@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Position embeddings for other grids and longer captions.
+
+Each resize is a product with a small matrix of interpolation weights, the ones of
+`torch.nn.functional.interpolate(align_corners=False)` without antialiasing.
+"""
+
+from enum import Enum
+
+import numpy as np
+from jaxtyping import Float
+
+# Coefficient of the cubic kernel in PyTorch.
+CUBIC = -0.75
+
+
+class Interpolation(Enum):
+    """Between neighbours; bicubic is what Hugging Face's CLIP does to its grid."""
+
+    BILINEAR = "bilinear"
+    BICUBIC = "bicubic"
+
+
+def interpolation_matrix(
+    source: int, target: int, kind: Interpolation = Interpolation.BILINEAR
+) -> Float[np.ndarray, "target source"]:
+    """Weights that turn `source` samples of a line into `target` samples."""
+    place = (np.arange(target) + 0.5) * (source / target) - 0.5
+    if kind is Interpolation.BILINEAR:
+        place = np.maximum(place, 0.0)
+    left = np.floor(place).astype(int)
+    fraction = place - left
+    matrix = np.zeros((target, source))
+    for shift, weight in _taps(fraction, kind):
+        column = np.clip(left + shift, 0, source - 1)
+        np.add.at(matrix, (np.arange(target), column), weight)
+    return matrix
+
+
+def _taps(
+    fraction: np.ndarray, kind: Interpolation
+) -> list[tuple[int, Float[np.ndarray, " target"]]]:
+    """Neighbours by their distance from the left one, with their weights."""
+    if kind is Interpolation.BILINEAR:
+        return [(0, 1.0 - fraction), (1, fraction)]
+    return [(shift, _cubic(np.abs(fraction - shift))) for shift in (-1, 0, 1, 2)]
+
+
+def _cubic(distance: np.ndarray) -> np.ndarray:
+    near = (CUBIC + 2) * distance**3 - (CUBIC + 3) * distance**2 + 1
+    far = CUBIC * (distance**3 - 5 * distance**2 + 8 * distance - 4)
+    return np.where(distance <= 1, near, far)
+
+
+def resize_grid(
+    position: Float[np.ndarray, "n w"],
+    source: tuple[int, int],
+    target: tuple[int, int],
+    kind: Interpolation = Interpolation.BILINEAR,
+) -> Float[np.ndarray, "m w"]:
+    """Resize the patch rows of an image position embedding; the class row stays.
+
+    Args:
+        position: class row, then source[0] * source[1] patch rows, row-major.
+        source: rows and columns of the grid that comes.
+        target: rows and columns wanted.
+        kind: bilinear is the field's rule (IRRA and FMFA resize so).
+
+    Raises:
+        ValueError: `position` does not have 1 + rows * columns rows.
+    """
+    if len(position) != 1 + source[0] * source[1]:
+        raise ValueError(
+            f"a {source[0]} x {source[1]} grid has {1 + source[0] * source[1]} rows "
+            f"with the class row, the position embedding has {len(position)}"
+        )
+    if source == target:
+        return position
+    rows = interpolation_matrix(source[0], target[0], kind)
+    columns = interpolation_matrix(source[1], target[1], kind)
+    return _separable(position, source, rows, columns)
+
+
+def resize_line(position: Float[np.ndarray, "l w"], length: int) -> np.ndarray:
+    """Resize text positions linearly to another context length."""
+    if len(position) == length:
+        return position
+    matrix = interpolation_matrix(len(position), length)
+    return (matrix @ position.astype(np.float64)).astype(np.float32)
+
+
+def square_grid(
+    position: Float[np.ndarray, "n w"], grid: tuple[int, int]
+) -> tuple[Float[np.ndarray, "m w"], int]:
+    """Find a square grid which bicubic interpolation turns into this one.
+
+    Hugging Face's CLIP stores a square grid and resizes it bicubically to the
+    picture, so a rectangular grid must be stored as one of its pre-images: the
+    smallest in norm, side = the longer side. Where the sides' ratio is odd (24 x 8,
+    27 x 9) the resize only picks columns and the grid returns bit for bit.
+
+    Returns:
+        the position embedding of the square grid, and its side.
+    """
+    if grid[0] == grid[1]:
+        return position, grid[0]
+    side = max(grid)
+    rows, columns = (
+        np.linalg.pinv(interpolation_matrix(side, n, Interpolation.BICUBIC))
+        for n in grid
+    )
+    return _separable(position, grid, _exact(rows), _exact(columns)), side
+
+
+def _exact(matrix: np.ndarray) -> np.ndarray:
+    """Clear the round-off of a pseudo-inverse whose entries are plain 0 and 1."""
+    rounded = np.round(matrix)
+    return rounded if np.allclose(matrix, rounded, rtol=0, atol=1e-9) else matrix
+
+
+def _separable(
+    position: np.ndarray,
+    source: tuple[int, int],
+    rows: np.ndarray,
+    columns: np.ndarray,
+) -> Float[np.ndarray, "m w"]:
+    """Apply one matrix to the rows of the grid and one to its columns, in float64."""
+    patches = position[1:].astype(np.float64).reshape(*source, -1)
+    patches = np.einsum("rh,hwc,vw->rvc", rows, patches, columns, optimize=True)
+    flat = patches.reshape(-1, position.shape[1])
+    return np.concatenate([position[:1], flat]).astype(np.float32)

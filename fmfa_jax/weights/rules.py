@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensor of which format is which parameter of ours: tables, read both ways.
+
+A rule joins one of our paths with the names it has elsewhere; `{i}` counts layers.
+Reading a table from right to left imports, from left to right exports.
+"""
+
+import functools
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+
+
+class Layout(Enum):
+    """How a tensor elsewhere lies, seen from ours."""
+
+    SAME = "same"
+    TRANSPOSED = "[out, in], ours [in, out]"
+    CONVOLUTION = "[out, in, height, width], ours [height, width, in, out]"
+
+
+_AXES = {Layout.TRANSPOSED: (1, 0), Layout.CONVOLUTION: (2, 3, 1, 0)}
+_AXES_BACK = {Layout.TRANSPOSED: (1, 0), Layout.CONVOLUTION: (3, 2, 0, 1)}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One parameter.
+
+    Attributes:
+        target: our path; under "blocks" it has a leading layer axis.
+        sources: its names elsewhere; several are parts along our last axis.
+        layout: how they lie.
+    """
+
+    target: str
+    sources: tuple[str, ...]
+    layout: Layout = Layout.SAME
+
+    @property
+    def stacked(self) -> bool:
+        """Whether the names count layers."""
+        return "{i}" in self.sources[0]
+
+    @property
+    def room(self) -> str:
+        """First part of the path: image_tower, text_tower, classifier or irr."""
+        return self.target.split("/")[0]
+
+    def names(self, layer: int) -> tuple[str, ...]:
+        """The sources of one layer (of the parameter, where it is not stacked)."""
+        return tuple(source.replace("{i}", str(layer)) for source in self.sources)
+
+    def indices(self, name: str) -> list[int]:
+        """The layer that a name means, as a list of one; empty: not this rule's."""
+        matches = (pattern.fullmatch(name) for pattern in self._patterns)
+        return [int(m[1]) if m.groups() else 0 for m in matches if m]
+
+    @functools.cached_property
+    def _patterns(self) -> tuple[re.Pattern[str], ...]:
+        layer = r"(0|[1-9][0-9]{0,6})"
+        escaped = (re.escape(source) for source in self.sources)
+        return tuple(re.compile(s.replace(r"\{i\}", layer)) for s in escaped)
+
+    def to_ours(self, array: np.ndarray) -> np.ndarray:
+        """View one source tensor in our layout."""
+        if self.layout is Layout.SAME:
+            return array
+        return array.transpose(_AXES[self.layout])
+
+    def from_ours(self, array: np.ndarray) -> list[np.ndarray]:
+        """Views of one layer's parameter, as the sources lie."""
+        parts = np.split(array, len(self.sources), axis=-1)
+        if self.layout is Layout.SAME:
+            return parts
+        return [part.transpose(_AXES_BACK[self.layout]) for part in parts]
+
+    def our_shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
+        """Our shape of one layer's parameter; None if the axes are not as many."""
+        axes = _AXES.get(self.layout, tuple(range(len(source))))
+        if len(axes) != len(source):
+            return None
+        ours = [source[axis] for axis in axes]
+        if len(self.sources) > 1:
+            ours[-1] *= len(self.sources)
+        return tuple(ours)
+
+    def source_shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of each source for one layer's parameter of the shape `ours`."""
+        part = (*ours[:-1], ours[-1] // len(self.sources))
+        axes = _AXES_BACK.get(self.layout, tuple(range(len(part))))
+        return tuple(part[axis] for axis in axes)
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rules of one format, and the names that it may hold besides."""
+
+    name: str
+    rules: tuple[Rule, ...]
+    ignored: tuple[str, ...] = ()
+
+    def is_ignored(self, name: str) -> bool:
+        """Whether a tensor carries nothing that we need, by the named list."""
+        return any(re.fullmatch(pattern, name) for pattern in self.ignored)
+
+
+def _norm(target: str, source: str) -> tuple[Rule, ...]:
+    return (
+        Rule(f"{target}/scale", (f"{source}.weight",)),
+        Rule(f"{target}/bias", (f"{source}.bias",)),
+    )
+
+
+def _dense(target: str, *sources: str) -> tuple[Rule, ...]:
+    return (
+        Rule(
+            f"{target}/kernel",
+            tuple(f"{source}.weight" for source in sources),
+            Layout.TRANSPOSED,
+        ),
+        Rule(f"{target}/bias", tuple(f"{source}.bias" for source in sources)),
+    )
+
+
+def _attention(target: str, source: str) -> tuple[Rule, ...]:
+    """`torch.nn.MultiheadAttention`: one matrix for queries, keys and values."""
+    return (
+        Rule(f"{target}/qkv/kernel", (f"{source}.in_proj_weight",), Layout.TRANSPOSED),
+        Rule(f"{target}/qkv/bias", (f"{source}.in_proj_bias",)),
+        *_dense(f"{target}/out", f"{source}.out_proj"),
+    )
+
+
+def _openai_blocks(target: str, source: str) -> tuple[Rule, ...]:
+    layer = f"{source}.resblocks.{{i}}"
+    return (
+        *_norm(f"{target}/ln_1", f"{layer}.ln_1"),
+        *_attention(f"{target}/attention", f"{layer}.attn"),
+        *_norm(f"{target}/ln_2", f"{layer}.ln_2"),
+        *_dense(f"{target}/mlp/up", f"{layer}.mlp.c_fc"),
+        *_dense(f"{target}/mlp/down", f"{layer}.mlp.c_proj"),
+    )
+
+
+def _hugging_face_blocks(target: str, source: str) -> tuple[Rule, ...]:
+    layer = f"{source}.encoder.layers.{{i}}"
+    attention = f"{layer}.self_attn"
+    projections = [f"{attention}.{letter}_proj" for letter in "qkv"]
+    return (
+        *_norm(f"{target}/ln_1", f"{layer}.layer_norm1"),
+        *_dense(f"{target}/attention/qkv", *projections),
+        *_dense(f"{target}/attention/out", f"{attention}.out_proj"),
+        *_norm(f"{target}/ln_2", f"{layer}.layer_norm2"),
+        *_dense(f"{target}/mlp/up", f"{layer}.mlp.fc1"),
+        *_dense(f"{target}/mlp/down", f"{layer}.mlp.fc2"),
+    )
+
+
+def _official(base: str) -> tuple[Rule, ...]:
+    """The towers under OpenAI's names, behind the prefix of the field's code."""
+    visual = f"{base}visual"
+    return (
+        Rule(
+            "image_tower/patch/kernel", (f"{visual}.conv1.weight",), Layout.CONVOLUTION
+        ),
+        Rule("image_tower/class_token", (f"{visual}.class_embedding",)),
+        Rule("image_tower/position", (f"{visual}.positional_embedding",)),
+        *_norm("image_tower/ln_pre", f"{visual}.ln_pre"),
+        *_openai_blocks("image_tower/blocks", f"{visual}.transformer"),
+        *_norm("image_tower/ln_post", f"{visual}.ln_post"),
+        Rule("image_tower/projection", (f"{visual}.proj",)),
+        Rule("text_tower/embedding", (f"{base}token_embedding.weight",)),
+        Rule("text_tower/position", (f"{base}positional_embedding",)),
+        *_openai_blocks("text_tower/blocks", f"{base}transformer"),
+        *_norm("text_tower/ln_final", f"{base}ln_final"),
+        Rule("text_tower/projection", (f"{base}text_projection",)),
+    )
+
+
+_HEADS = (
+    *_dense("classifier", "classifier"),
+    *_norm("irr/ln_text", "ln_pre_t"),
+    *_norm("irr/ln_image", "ln_pre_i"),
+    *_attention("irr/cross_attention", "cross_attn"),
+    *_openai_blocks("irr/blocks", "cross_modal_transformer"),
+    *_norm("irr/ln_post", "ln_post"),
+    *_dense("irr/head/dense", "mlm_head.dense"),
+    *_norm("irr/head/ln", "mlm_head.ln"),
+    *_dense("irr/head/fc", "mlm_head.fc"),
+)
+
+# What CLIP's files hold besides the weights: the learned scale of its loss (ours is
+# fixed), sizes that the tensors tell too, and the causal mask as a constant.
+_CLIP_EXTRAS = (
+    r"(base_model\.)?logit_scale",
+    r"(base_model\.)?(visual\.)?(input_resolution|context_length|vocab_size)",
+    r"(.*\.)?attn_mask",
+)
+
+OFFICIAL = Table(
+    name="official",
+    rules=(*_official("base_model."), *_HEADS),
+    ignored=_CLIP_EXTRAS,
+)
+
+OPENAI = Table(name="openai", rules=(*_official(""), *_HEADS), ignored=_CLIP_EXTRAS)
+
+HUGGING_FACE = Table(
+    name="hugging_face",
+    rules=(
+        Rule(
+            "image_tower/patch/kernel",
+            ("vision_model.embeddings.patch_embedding.weight",),
+            Layout.CONVOLUTION,
+        ),
+        Rule("image_tower/class_token", ("vision_model.embeddings.class_embedding",)),
+        Rule(
+            "image_tower/position",
+            ("vision_model.embeddings.position_embedding.weight",),
+        ),
+        # The missing "e" is the format's own.
+        *_norm("image_tower/ln_pre", "vision_model.pre_layrnorm"),
+        *_hugging_face_blocks("image_tower/blocks", "vision_model"),
+        *_norm("image_tower/ln_post", "vision_model.post_layernorm"),
+        Rule(
+            "image_tower/projection", ("visual_projection.weight",), Layout.TRANSPOSED
+        ),
+        Rule("text_tower/embedding", ("text_model.embeddings.token_embedding.weight",)),
+        Rule(
+            "text_tower/position",
+            ("text_model.embeddings.position_embedding.weight",),
+        ),
+        *_hugging_face_blocks("text_tower/blocks", "text_model"),
+        *_norm("text_tower/ln_final", "text_model.final_layer_norm"),
+        Rule("text_tower/projection", ("text_projection.weight",), Layout.TRANSPOSED),
+    ),
+    ignored=(
+        r"logit_scale",
+        r"(vision|text)_model\.embeddings\.position_ids",
+    ),
+)
+
+
+def native_table(shapes: Mapping[str, object]) -> Table:
+    """Our own format: every parameter under its path, as it is."""
+    return Table(
+        name="native", rules=tuple(Rule(path, (path,)) for path in sorted(shapes))
+    )

@@ -1,0 +1,278 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Open a weight file or folder: which format it is, and the sizes its tensors tell."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from fmfa_jax.models import ModelConfig, param_shapes
+from fmfa_jax.weights.archive import Archive, read_archive, sha256
+from fmfa_jax.weights.hugging_face import read_folder_config
+from fmfa_jax.weights.native import native_config
+from fmfa_jax.weights.rules import (
+    HUGGING_FACE,
+    OFFICIAL,
+    OPENAI,
+    Rule,
+    Table,
+    native_table,
+)
+from fmfa_jax.weights.tensors import StoredTensor, WeightsError
+from fmfa_jax.weights.trees import flatten
+
+RUN_FILES = ("model_best.safetensors", "model_last.safetensors")
+HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A weight file whose format is known.
+
+    Attributes:
+        archive: the file.
+        table: how its names become ours.
+        tensors: by name, without the "module." of data-parallel training.
+        sha256: of the weight file.
+        config: only for our own format, which carries it.
+        grid: rows and columns of the stored position embedding, where known.
+        bicubic_to: a square grid stored for Hugging Face stands for this one.
+        image_size: the picture size that the format states.
+    """
+
+    archive: Archive
+    table: Table
+    tensors: Mapping[str, StoredTensor]
+    sha256: str
+    config: ModelConfig | None = None
+    grid: tuple[int, int] | None = None
+    bicubic_to: tuple[int, int] | None = None
+    image_size: tuple[int, int] | None = None
+
+    @property
+    def path(self) -> Path:
+        """The weight file itself, also when a folder was given."""
+        return self.archive.path
+
+    def layers(self, room: str) -> int:
+        """Blocks of a tower or of the interaction encoder, by the names."""
+        indices = [-1]
+        for rule in self.table.rules:
+            if rule.room != room or "/blocks/" not in rule.target:
+                continue
+            if not rule.stacked and rule.target in self.tensors:
+                return (self.tensors[rule.target].shape or (0,))[0]
+            indices += [int(i) for n in self.tensors for i in rule.indices(n)]
+        if max(indices) >= len(self.tensors):
+            raise WeightsError(
+                f"{self.path}: a layer {max(indices)} of {room} among "
+                f"{len(self.tensors)} tensors"
+            )
+        return max(indices) + 1
+
+    def shape(self, target: str) -> tuple[int, ...] | None:
+        """Our shape of a parameter outside of blocks; None where it is missing."""
+        rule = rules_by_target(self.table)[target]
+        stored = self.tensors.get(rule.sources[0])
+        return None if stored is None else rule.our_shape(stored.shape)
+
+
+def open_source(path: str | Path) -> Source:
+    """Open any weight file or folder that this package reads.
+
+    A folder is a Hugging Face CLIP (config.json beside its weights) or a run of ours
+    (the best model where there is one, else the last).
+    """
+    path = Path(path)
+    archive = read_archive(_weight_file(path))
+    if archive.metadata.get("format") == "fmfa_jax":
+        return _native(archive)
+    tensors = _without_module(archive)
+    digest = sha256(archive.path)
+    if any(name.startswith(("vision_model.", "text_model.")) for name in tensors):
+        return _hugging_face(archive, tensors, digest)
+    official = any(name.startswith("base_model.") for name in tensors)
+    table = OFFICIAL if official else OPENAI
+    return Source(archive=archive, table=table, tensors=tensors, sha256=digest)
+
+
+def _weight_file(path: Path) -> Path:
+    """The file that a path means."""
+    if not path.is_dir():
+        return path
+    wanted = (*RUN_FILES, *HUGGING_FACE_FILES)
+    for name in wanted:
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(
+        f"no weights in the folder {path}; wanted one of {', '.join(wanted)} "
+        "(sharded checkpoints are not read: save them as one file)"
+    )
+
+
+def _without_module(archive: Archive) -> dict[str, StoredTensor]:
+    tensors: dict[str, StoredTensor] = {}
+    for name, tensor in archive.tensors.items():
+        plain = name.removeprefix("module.")
+        if plain in tensors:
+            raise WeightsError(
+                f'{archive.path}: {plain} is there with and without "module."; '
+                "keep one of the two"
+            )
+        tensors[plain] = tensor
+    return tensors
+
+
+def _native(archive: Archive) -> Source:
+    config = native_config(archive)
+    return Source(
+        archive=archive,
+        table=native_table(flatten(param_shapes(config))),
+        tensors=archive.tensors,
+        sha256=sha256(archive.path),
+        config=config,
+        grid=config.grid,
+        image_size=config.image_size,
+    )
+
+
+def _hugging_face(
+    archive: Archive, tensors: Mapping[str, StoredTensor], digest: str
+) -> Source:
+    grids = read_folder_config(archive.path.parent / "config.json")
+    return Source(
+        archive=archive,
+        table=HUGGING_FACE,
+        tensors=tensors,
+        sha256=digest,
+        grid=grids.stored,
+        bicubic_to=grids.meant,
+        image_size=grids.image_size,
+    )
+
+
+def infer_config(
+    source: Source,
+    *,
+    image_size: tuple[int, int] | None = None,
+    stride: int | None = None,
+    context_length: int | None = None,
+) -> ModelConfig:
+    """Sizes from the tensors' own shapes, the picture's size as stated.
+
+    Raises:
+        WeightsError: a tensor that tells a size is missing, or the picture's size is
+            neither stated nor that of a square grid.
+    """
+    if source.config is not None:
+        return _restated(source.config, image_size, stride, context_length)
+    shapes = _telling_shapes(source)
+    patch, _, _, image_width = shapes["image_tower/patch/kernel"]
+    if image_size is None:
+        rows = shapes["image_tower/position"][0]
+        image_size = source.image_size or _square(source, rows, patch)
+    try:
+        return ModelConfig(
+            image_size=image_size,
+            patch=patch,
+            stride=patch if stride is None else stride,
+            image_width=image_width,
+            image_layers=source.layers("image_tower"),
+            context_length=context_length or shapes["text_tower/position"][0],
+            vocab_size=shapes["text_tower/embedding"][0],
+            text_width=shapes["text_tower/embedding"][1],
+            text_layers=source.layers("text_tower"),
+            embed_dim=shapes["image_tower/projection"][1],
+            classes=_classes(source),
+            irr_layers=source.layers("irr"),
+        )
+    except ValueError as error:
+        raise WeightsError(f"{source.path}: {error}") from error
+
+
+def _telling_shapes(source: Source) -> dict[str, tuple[int, ...]]:
+    """Our shapes of the tensors that tell a model's sizes."""
+    ranks = {
+        "image_tower/patch/kernel": 4,
+        "image_tower/position": 2,
+        "image_tower/projection": 2,
+        "text_tower/embedding": 2,
+        "text_tower/position": 2,
+    }
+    shapes = {target: source.shape(target) for target in ranks}
+    silent = [t for t, rank in ranks.items() if len(shapes[t] or ()) != rank]
+    if silent:
+        raise WeightsError(f"no usable {', '.join(silent)}, which tell the sizes")
+    return {target: shape for target, shape in shapes.items() if shape is not None}
+
+
+def _classes(source: Source) -> int:
+    """Rows of the identity head, 0 where there is none."""
+    if "classifier/kernel" not in rules_by_target(source.table):
+        return 0
+    shape = source.shape("classifier/kernel") or ()
+    return shape[1] if len(shape) == 2 else 0
+
+
+def _square(source: Source, rows: int, patch: int) -> tuple[int, int]:
+    side = math.isqrt(max(rows - 1, 0))
+    if side * side != rows - 1:
+        raise WeightsError(
+            f"{source.path}: {rows - 1} patches are not a square, so the picture's "
+            "size is unknown; state it: image_size=(384, 128), stride=16 "
+            "(--image-size 384x128 --stride 16)"
+        )
+    return side * patch, side * patch
+
+
+def _restated(
+    config: ModelConfig,
+    image_size: tuple[int, int] | None,
+    stride: int | None,
+    context_length: int | None,
+) -> ModelConfig:
+    return replace(
+        config,
+        image_size=image_size or config.image_size,
+        stride=stride or config.stride,
+        context_length=context_length or config.context_length,
+    )
+
+
+def stored_grid(
+    source: Source, rows: int, target: tuple[int, int], stated: tuple[int, int] | None
+) -> tuple[int, int]:
+    """Rows and columns of a stored position embedding of `rows` rows, class row too.
+
+    A grid that the format or the caller states counts; else a square one is square,
+    and another one is the wanted grid if it has as many patches.
+    """
+    patches = rows - 1
+    known = stated or source.grid
+    if known is not None:
+        if known[0] * known[1] != patches:
+            raise WeightsError(
+                f"a grid of {known[0]} x {known[1]} was stated, the file has "
+                f"{patches} patch positions"
+            )
+        return known
+    side = math.isqrt(patches)
+    square, fits = side * side == patches, target[0] * target[1] == patches
+    if square and fits and target != (side, side):
+        raise WeightsError(
+            f"{patches} patch positions can be {side} x {side} or {target[0]} x "
+            f"{target[1]}; state which: source_grid=(rows, columns) (--source-grid)"
+        )
+    if square:
+        return side, side
+    if fits:
+        return target
+    raise WeightsError(
+        f"{patches} patch positions are neither a square nor {target[0]} x "
+        f"{target[1]}; state their shape: source_grid=(rows, columns) (--source-grid)"
+    )
+
+
+def rules_by_target(table: Table) -> dict[str, Rule]:
+    """The rules of a table by our path."""
+    return {rule.target: rule for rule in table.rules}

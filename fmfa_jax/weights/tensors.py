@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A tensor that still lies in its file: checked first, mapped when it is read."""
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+
+# The float types that weights come in; everything is read into float32.
+FLOAT_TYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
+
+
+class WeightsError(ValueError):
+    """A weight file that cannot be used as it is; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where one tensor lies in a file.
+
+    Attributes:
+        path: the file.
+        dtype: NumPy type of the elements (bfloat16 through ml_dtypes).
+        shape: sizes.
+        strides: distance of neighbours along each axis, in elements.
+        offset: of the first element, in bytes from the start of the file.
+    """
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    offset: int
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the elements take when they are laid out densely."""
+        return self.size * self.dtype.itemsize
+
+    def read(self) -> np.ndarray:
+        """Map the tensor: a read-only view of the file, released with the array."""
+        if self.size == 0:
+            return np.empty(self.shape, self.dtype)
+        mapped = np.memmap(
+            self.path,
+            dtype=self.dtype,
+            mode="r",
+            offset=self.offset,
+            shape=(span(self.shape, self.strides),),
+        )
+        strides = tuple(stride * self.dtype.itemsize for stride in self.strides)
+        return np.lib.stride_tricks.as_strided(
+            mapped, self.shape, strides, writeable=False
+        )
+
+
+def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
+    """Elements from the first to the last one of a strided view, both included."""
+    if prod(shape) == 0:
+        return 0
+    return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+
+
+def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
+    """Whether two index tuples of the view can name the same element."""
+    reach = 1
+    axes = sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1)
+    for step, n in axes:
+        if step < reach:
+            return True
+        reach = (n - 1) * step + reach
+    return False
+
+
+def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Row-major strides, in elements."""
+    return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))
