@@ -14,20 +14,21 @@ from functools import cached_property, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Int64
 
 from data_pipeline.records import UNKNOWN_PERSON
+from fmfa_jax.evaluation.blocks import (
+    GALLERY_BLOCK,
+    UNROLL,
+    fitting_queries,
+    gallery_blocks,
+    refuse_non_finite,
+    replicate,
+    round_up,
+    unit_rows,
+)
 
-GALLERY_BLOCK = 1024
-"""Gallery items per matrix product; fixed, so that products do not depend on how
-many devices share the gallery."""
-LARGEST_QUERY_BLOCK = 256
-STRIP_BYTES = 256 * 2**20
-"""Room for the similarities of one block of queries with the whole gallery."""
-
-_UNROLL = 16  # gallery items per step of the counting loop: measured, see benchmarks
-_ROWS_AT_ONCE = 65536  # rows normalised at a time on the host, to bound its memory
 _NO_MATCH = np.iinfo(np.int32).max
 
 
@@ -84,21 +85,21 @@ def match_ranks(
         gallery_ids: the person of each gallery item; unknown ones match nobody.
         query_block: queries at a time; by default as many as `STRIP_BYTES` holds.
         gallery_block: gallery items in one product.
-        mesh: share the gallery over the mesh's "data" axis. Every process passes the
-            same features and gets the same answer.
+        mesh: share the gallery over all its devices. Every process passes the same
+            features and gets the same answer.
 
     Raises:
         ValueError: a query without a match, a feature that is not finite, no query.
     """
     matches = _find_matches(query_ids, gallery_ids)
-    size = query_block or _query_block(len(query_ids), len(gallery_ids), mesh)
+    size = query_block or fitting_queries(len(query_ids), len(gallery_ids), mesh)
     rows = unit_rows(query, name="query")
-    blocks, pads = _gallery_blocks(gallery, gallery_block, mesh)
+    blocks, pads = gallery_blocks(gallery, gallery_block, mesh)
 
     def count(block: np.ndarray, positions: np.ndarray, valid: np.ndarray) -> Array:
         padded = np.zeros((size, rows.shape[1]), np.float32)
         padded[: len(block)] = rows[block]
-        arrays = (_replicate(x, mesh) for x in (padded, positions, valid))
+        arrays = (replicate(x, mesh) for x in (padded, positions, valid))
         return _count_products(*arrays, blocks, np.int32(pads), mesh=mesh)
 
     return _collect(count, matches, size)
@@ -112,39 +113,16 @@ def match_ranks_from_similarity(
     """Rank every match by a given matrix of similarities; see `match_ranks`."""
     matches = _find_matches(query_ids, gallery_ids)
     values = np.asarray(similarity, np.float32)
-    _refuse_non_finite(np.isfinite(values).all(axis=1), "similarity")
-    size = _query_block(*values.shape, None)
+    refuse_non_finite(np.isfinite(values).all(axis=1), "similarity")
+    size = fitting_queries(*values.shape)
 
     def count(block: np.ndarray, positions: np.ndarray, valid: np.ndarray) -> Array:
-        shape = (_round_up(values.shape[1], _UNROLL), size)
+        shape = (round_up(values.shape[1], UNROLL), size)
         strip = np.full(shape, -np.inf, np.float32)
         strip[: values.shape[1], : len(block)] = values[block].T
         return _count_strip(strip, positions, valid)
 
     return _collect(count, matches, size)
-
-
-def unit_rows(
-    features: Float[np.ndarray | Array, "n d"], *, name: str, rows: int | None = None
-) -> Float32[np.ndarray, "rows d"]:
-    """Return the rows in float32 with length 1, and zeros below them up to `rows`.
-
-    A row of zeros stays zero: its cosine with everything is 0.
-
-    Raises:
-        ValueError: a row holds NaN or infinity.
-    """
-    values = np.asarray(features)
-    out = np.zeros((rows or len(values), values.shape[1]), np.float32)
-    finite = np.ones(len(values), bool)
-    for start in range(0, len(values), _ROWS_AT_ONCE):
-        part = values[start : start + _ROWS_AT_ONCE].astype(np.float32)
-        length = np.sqrt(np.einsum("nd,nd->n", part, part))
-        fine = finite[start : start + len(part)] = np.isfinite(length)
-        part /= np.where(fine, np.maximum(length, 1e-12), 1.0)[:, None]
-        out[start : start + len(part)] = part
-    _refuse_non_finite(finite, name)
-    return out
 
 
 @dataclass(frozen=True)
@@ -241,10 +219,10 @@ def _count_products(
     mesh: Mesh | None,
 ) -> Int32[Array, "m b"]:
     """Count the gallery items at least as similar as each match, over all devices."""
-    axis = None if mesh is None else "data"
-    local = partial(_count_local, axis=axis)
+    axes = () if mesh is None else mesh.axis_names
+    local = partial(_count_local, axes=axes)
     if mesh is not None:
-        everywhere, shared = PartitionSpec(), PartitionSpec("data")
+        everywhere, shared = PartitionSpec(), PartitionSpec(axes)
         specs = (everywhere, everywhere, everywhere, shared)
         local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=everywhere)
     counts, thresholds = local(query, positions, valid, gallery)
@@ -258,7 +236,7 @@ def _count_local(
     valid: Bool[Array, "m b"],
     gallery: Float32[Array, "blocks size d"],
     *,
-    axis: str | None,
+    axes: tuple[str, ...],
 ) -> tuple[Int32[Array, "m b"], Float32[Array, "m b"]]:
     """Multiply once, read the matches' similarities off that product, then count.
 
@@ -268,15 +246,16 @@ def _count_local(
     dot = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     strip = jax.lax.map(lambda block: dot(block, query.T), gallery)
     strip = strip.reshape(-1, query.shape[0])
-    shard = 0 if axis is None else jax.lax.axis_index(axis)
-    local = positions - shard * strip.shape[0]
-    here = (local >= 0) & (local < strip.shape[0])
-    found = jnp.take_along_axis(strip, jnp.where(here, local, 0), axis=0)
-    found = jnp.where(here, found, 0.0)
-    thresholds = found if axis is None else jax.lax.psum(found, axis)
-    thresholds = jnp.where(valid, thresholds, jnp.inf)
-    counts = _at_least(strip, thresholds, axis=axis)
-    return (counts if axis is None else jax.lax.psum(counts, axis)), thresholds
+    if axes:  # each match lies on one device: the others add 0
+        local = positions - jax.lax.axis_index(axes) * strip.shape[0]
+        here = (local >= 0) & (local < strip.shape[0])
+        found = jnp.take_along_axis(strip, jnp.where(here, local, 0), axis=0)
+        found = jax.lax.psum(jnp.where(here, found, 0.0), axes)
+    else:
+        found = jnp.take_along_axis(strip, positions, axis=0)
+    thresholds = jnp.where(valid, found, jnp.inf)
+    counts = _at_least(strip, thresholds, axes=axes)
+    return (jax.lax.psum(counts, axes) if axes else counts), thresholds
 
 
 @jax.jit
@@ -293,7 +272,7 @@ def _at_least(
     strip: Float32[Array, "g b"],
     thresholds: Float32[Array, "m b"],
     *,
-    axis: str | None = None,
+    axes: tuple[str, ...] = (),
 ) -> Int32[Array, "m b"]:
     """Count, per column, the entries of the strip that reach each threshold.
 
@@ -306,56 +285,13 @@ def _at_least(
             counts = counts + (row >= thresholds).astype(jnp.int32)
         return counts, None
 
-    steps = strip.reshape(-1, _UNROLL, strip.shape[1])
+    steps = strip.reshape(-1, UNROLL, strip.shape[1])
     zeros = jnp.zeros_like(thresholds, jnp.int32)
-    if axis is not None:
-        zeros = jax.lax.pcast(zeros, axis, to="varying")
+    if axes:
+        zeros = jax.lax.pcast(zeros, axes, to="varying")
     return jax.lax.scan(step, zeros, steps)[0]
-
-
-def _gallery_blocks(
-    gallery: np.ndarray | Array, block: int, mesh: Mesh | None
-) -> tuple[Float32[Array, "blocks size d"], int]:
-    """Put the normalised gallery on the devices; return it and its padding rows."""
-    size = _round_up(min(block, len(gallery)), _UNROLL)
-    shards = 1 if mesh is None else mesh.shape["data"]
-    blocks = _round_up(-(-len(gallery) // size), shards)
-    host = unit_rows(gallery, name="gallery", rows=blocks * size)
-    host = host.reshape(blocks, size, -1)
-    pads = blocks * size - len(gallery)
-    if mesh is None:
-        return jnp.asarray(host), pads
-    sharding = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.make_array_from_callback(host.shape, sharding, host.__getitem__), pads
-
-
-def _replicate(value: np.ndarray, mesh: Mesh | None) -> Array | np.ndarray:
-    if mesh is None:
-        return value
-    sharding = NamedSharding(mesh, PartitionSpec())
-    return jax.make_array_from_callback(value.shape, sharding, value.__getitem__)
-
-
-def _query_block(queries: int, gallery: int, mesh: Mesh | None) -> int:
-    shards = 1 if mesh is None else mesh.shape["data"]
-    fits = STRIP_BYTES * shards // (4 * gallery)
-    return max(8, min(LARGEST_QUERY_BLOCK, _round_up(queries, 8), fits // 8 * 8))
 
 
 def _padded_matches(count: int) -> int:
     """Round up to one of few sizes, because each is compiled once: 8 16 24 32 64 .."""
-    return _round_up(count, 8) if count <= 32 else 1 << (count - 1).bit_length()
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple
-
-
-def _refuse_non_finite(finite: Bool[np.ndarray, "n"], name: str) -> None:
-    bad = np.flatnonzero(~finite)
-    if len(bad):
-        raise ValueError(
-            f"wanted finite {name} values, but {len(bad)} of {len(finite)} rows hold"
-            f" NaN or infinity, the first is row {bad[0]}: the model has diverged, or"
-            " its weights do not fit; evaluate an earlier checkpoint"
-        )
+    return round_up(count, 8) if count <= 32 else 1 << (count - 1).bit_length()
