@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Explicit fine-grained alignment (EFA): words against the patches they select.
+
+Source: arXiv 2509.13754; the grouping of patches by words follows SPARC (Bica et al.
+2024). All of it is float32 and nothing of size [b, b, n, l] ever exists.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from fmfa_jax.losses.arithmetic import EXACT, same_person, unit, wide
+from fmfa_jax.losses.matching import contrast
+
+RULES = ("official", "plus")
+# Added to every gap of the official rule, by what is compared with the groups.
+WORD_MARGIN, PATCH_MARGIN = 0.1, 0.9
+# Rows of the one product of a block: enough to keep the hardware busy.
+BLOCK_ROWS = 1024
+# A row of similarities that varies by less, relative to its size, is noise.
+FLAT = 1e-6
+
+
+def efa(
+    text_tokens: Float[Array, "b l d"],
+    image_tokens: Float[Array, "b n d"],
+    *,
+    rule: str = "official",
+    person: Int[Array, " b"] | None = None,
+    text_mask: Bool[Array, "b l"] | None = None,
+    scale: float = 14.0,
+    threshold: float = 0.5,
+) -> Float[Array, ""]:
+    """How much better words and patches fit their own pair's groups than others'.
+
+    Each word gathers the patches that it resembles into one vector, its group. A pair
+    (i, j) scores by the best group of j for every word (and every patch) of i.
+
+    Args:
+        text_tokens: all positions.
+        image_tokens: the class token first, which takes no part.
+        rule: "official", as released: all positions, log-sum-exp, row-normalised
+            scores, margins; its value is nearly constant. "plus": padding takes no
+            part, scores are means of cosines, and a contrast with temperature in both
+            directions has all pairs of one person for positives.
+        person: identity of each pair; wanted by "plus".
+        text_mask: which positions hold words; wanted by "plus".
+        scale: 1 / temperature of "plus".
+        threshold: share of a word's range of similarities below which "plus" leaves a
+            patch out of the group; "official" takes 1 / number of patches.
+    """
+    if rule not in RULES:
+        raise ValueError(f"rule must be one of {RULES}, got {rule!r}.")
+    text, patches = wide(text_tokens), wide(image_tokens[:, 1:])
+    if rule == "official":
+        return _official(text, patches)
+    if person is None or text_mask is None:
+        raise ValueError("efa with rule='plus' wants both person and text_mask.")
+    groups = grouped_patches(text, patches, threshold=threshold)
+    positive = same_person(person)
+    everywhere = jnp.ones(patches.shape[:2], bool)
+    directions = [
+        contrast(
+            _mean_scores(best_cosines(rows, groups, mask=text_mask), mask),
+            positive,
+            scale=scale,
+        )
+        for rows, mask in ((text, text_mask), (patches, everywhere))
+    ]
+    return sum(directions) / 2
+
+
+def _official(
+    text: Float[Array, "b l d"], patches: Float[Array, "b p d"]
+) -> Float[Array, ""]:
+    """The sum of both comparisons, as the released code has it."""
+    groups = grouped_patches(text, patches, threshold=1 / patches.shape[1])
+    everywhere = jnp.ones(groups.shape[:2], bool)
+    losses = []
+    for rows, margin in ((text, WORD_MARGIN), (patches, PATCH_MARGIN)):
+        best = best_cosines(rows, groups, mask=everywhere)
+        scores = unit(jax.nn.logsumexp(best, axis=0))
+        losses.append(_margin_loss(scores, margin=margin))
+    return sum(losses)
+
+
+def grouped_patches(
+    text: Float[Array, "b l d"], patches: Float[Array, "b p d"], *, threshold: float
+) -> Float[Array, "b l d"]:
+    """For each word the mean of its own picture's patches, weighed by similarity.
+
+    Dot products are scaled to 0..1 over the patches, those up to `threshold` dropped,
+    the rest made to sum to 1. A word that finds all patches equal gets zeros.
+    """
+    similar = jnp.einsum("bld,bpd->blp", text, patches, precision=EXACT)
+    low = similar.min(axis=-1, keepdims=True)
+    span = similar.max(axis=-1, keepdims=True) - low
+    varied = span > FLAT * jnp.abs(similar).max(axis=-1, keepdims=True)
+    share = jnp.where(varied, (similar - low) / jnp.where(varied, span, 1), 0)
+    share = jnp.where(share > threshold, share, 0)
+    total = share.sum(axis=-1, keepdims=True)
+    share = share / jnp.where(total > 0, total, 1)
+    return jnp.einsum("blp,bpd->bld", share, patches, precision=EXACT)
+
+
+def best_cosines(
+    rows: Float[Array, "b x d"],
+    groups: Float[Array, "b l d"],
+    *,
+    mask: Bool[Array, "b l"],
+) -> Float[Array, "x b b"]:
+    """For row x of item i the largest cosine with a group of item j, at [x, i, j].
+
+    Groups outside of `mask` do not count; 0 where an item has none. Computed for a few
+    positions x of all items at a time, one product of matrices each, and computed again
+    in the backward pass. Positions and not items are walked, since a batch that is
+    spread over devices must stay spread.
+    """
+    rows, groups = unit(rows), unit(groups)
+    any_group = mask.any(axis=1)
+
+    @jax.checkpoint
+    def at_position(row: Float[Array, "b d"]) -> Float[Array, "b b"]:
+        scores = jnp.einsum("id,jld->ijl", row, groups, precision=EXACT)
+        # -2 lies below every cosine.
+        best = jnp.max(scores, axis=-1, where=mask[None], initial=-2)
+        return jnp.where(any_group, best, 0)
+
+    positions = max(1, BLOCK_ROWS // rows.shape[0])
+    return lax.map(at_position, rows.swapaxes(0, 1), batch_size=positions)
+
+
+def _mean_scores(
+    best: Float[Array, "x b b"], mask: Bool[Array, "b x"]
+) -> Float[Array, "b b"]:
+    """Average over the positions of each item that count; 0 where none does."""
+    total = jnp.sum(best, axis=0, where=mask.T[..., None])
+    return total / jnp.maximum(mask.sum(axis=1), 1)[:, None]
+
+
+def _margin_loss(scores: Float[Array, "b b"], *, margin: float) -> Float[Array, ""]:
+    """Log-sum-exp over each column of the gaps to the row's and to the column's own.
+
+    Both reduce over the same axis, as in the released code.
+    """
+    own = jnp.diagonal(scores)
+    diagonal = jnp.eye(len(scores), dtype=bool)
+    gaps = (scores - own[:, None] + margin, scores - own[None, :] + margin)
+    return sum(
+        jax.nn.logsumexp(jnp.where(diagonal, 0, gap), axis=0).mean() for gap in gaps
+    )
