@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.description = "Draws people and writes a data set in CUHK-PEDES's layout."
     parser.add_argument("out", help="folder to write; must be absent or empty")
     add = parser.add_argument
-    add("--identities", type=int, default=500, help="people to train on")
+    add("--identities", type=int, default=400, help="people to train on")
     add("--images-per-identity", type=int, default=4)
     add("--seed", type=int, default=0, help="other seeds modulo 64: other people")
     add("--style", choices=[*STYLES, "both"], default="studio")

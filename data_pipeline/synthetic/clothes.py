@@ -205,9 +205,11 @@ def _draw_upper_details(painter: Painter, person: Identity, body: Skeleton) -> N
 def _draw_denim(painter: Painter, leg: Limb, width: float) -> None:
     """Washed thighs and turned-up light hems."""
     x, y = _between(leg.root, leg.middle, 0.55)
-    fade = width * 0.26
-    diamond = [(x, y - 0.09), (x + fade, y), (x, y + 0.10), (x - fade, y)]
-    painter.shadow(diamond, -0.30)
+    for fade in (0.28, 0.16):
+        half = width * fade
+        worn = [(x - half * 0.5, y - 0.10), (x + half * 0.5, y - 0.10), (x + half, y)]
+        worn += [(x + half * 0.5, y + 0.10), (x - half * 0.5, y + 0.10), (x - half, y)]
+        painter.shadow(worn, -0.13)
     x, y = _between(leg.middle, leg.end, 0.92)
     cuff = width * 0.46
     painter.line([(x - cuff, y), (x + cuff, y)], 0.024, (178, 198, 222))

@@ -94,7 +94,7 @@ PATTERNS = {
     ),
 }
 OUTER = {
-    "jacket": ("jacket", "short coat"),
+    "jacket": ("jacket", "bomber jacket"),
     "coat": ("coat", "long coat", "overcoat"),
     "vest": ("vest", "padded vest", "sleeveless jacket"),
 }

@@ -22,7 +22,7 @@ from data_pipeline.synthetic.vocabulary import write_tokenizer
 # Raised whenever the same options would give other pictures or captions.
 EDITION = 1
 CAPTIONS_PER_IMAGE = 2
-VAL_IDENTITIES = 50
+VAL_IDENTITIES = 0
 TEST_IDENTITIES = 100
 IMAGE_SIZE = (192, 96)
 _JPEG_QUALITY = 88
@@ -85,7 +85,8 @@ def write_population(
     """Draws people and writes them to `out` as a data set like CUHK-PEDES.
 
     Writes CUHK-PEDES/imgs/, CUHK-PEDES/reid_raw.json, tokenizer/ and population.json.
-    `identities` counts training people; 50 more for val and 100 for test by default.
+    `identities` counts the people to train on; those of val (none by default) and of
+    test (100 by default) are drawn besides.
     The same seed draws the same people in either style; `both` gives each picture a
     style by chance. The result does not depend on `workers` (processes). The folder
     is made under a hidden name beside `out` and renamed at the end, so `out` is whole

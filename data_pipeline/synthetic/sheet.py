@@ -46,11 +46,12 @@ def _choose(entries: list[dict]) -> list[dict]:
         style = entry["file_path"].split("_")[0]
         styles.setdefault(style, {}).setdefault(entry["id"], entry)
     each = wanted // len(styles)
-    return [
-        entry
-        for _, people in sorted(styles.items(), reverse=True)
-        for entry in list(people.values())[:each]
-    ]
+    chosen = []
+    for row, (_, people) in enumerate(sorted(styles.items(), reverse=True)):
+        # Neighbours are of one family and look alike: take people from all over.
+        spread = list(people.values())[row :: max(1, len(people) // each)]
+        chosen += spread[:each]
+    return chosen
 
 
 def _cell(picture: Path, entry: dict) -> Image.Image:

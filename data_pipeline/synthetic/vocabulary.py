@@ -9,6 +9,7 @@ token; any other text falls back to shorter pieces, in the end to bytes.
 import json
 from collections import Counter
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 from data_pipeline.synthetic.captions import pieces
@@ -43,9 +44,7 @@ def merges() -> tuple[Merge, ...]:
     split = [(*word[:-1], word[-1] + _WORD_END) for word in grammar_words()]
     found: list[Merge] = []
     while any(len(word) > 1 for word in split):
-        counts = Counter(
-            pair for word in split for pair in zip(word, word[1:], strict=False)
-        )
+        counts = Counter(pair for word in split for pair in pairwise(word))
         # The pair itself breaks ties, so the result does not depend on order.
         best = max(counts, key=lambda pair: (counts[pair], pair))
         found.append(best)
