@@ -148,7 +148,7 @@ def _reason(split: Split, index: int) -> str:
 def _published(dataset: PersonDataset) -> tuple[dict[str, Counts], str]:
     """Return the numbers to compare with, and what to call them."""
     layout = LAYOUTS.get(dataset.name)
-    drawn = (Path(dataset.root) / synthetic.POPULATION).is_file()
+    drawn = (Path(dataset.root).parent / synthetic.POPULATION).is_file()
     if layout is None or drawn:
         return {}, "published"
     unverified = "" if layout.verified == "yes" else " (unverified)"

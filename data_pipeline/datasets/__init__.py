@@ -73,6 +73,6 @@ def _check_options(name: str, options: dict[str, object], known: list[str]) -> N
 
 
 def _unknown(what: str, name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name.lower(), known, n=3, cutoff=0.4)
     nearest = f"; near: {', '.join(near)}" if near else ""
     return f"unknown {what}: {name!r}{nearest}; known: {', '.join(known) or 'none'}"

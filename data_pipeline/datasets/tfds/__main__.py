@@ -12,7 +12,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_pipeline.datasets import PREPARABLE, AnnotationError, DatasetMissing
+from data_pipeline.datasets import PREPARABLE, AnnotationError
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
             ),
             file_format=flags.file_format,
         )
-    except (AnnotationError, DatasetMissing) as error:
+    except (AnnotationError, OSError) as error:
         print(error, file=sys.stderr)
         return 1
     print(f"prepared: {builder.data_dir}")
