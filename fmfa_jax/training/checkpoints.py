@@ -10,6 +10,7 @@ complete, also after `kill -9`. Reading never changes the folder: another proces
 evaluate from it while the run goes on.
 """
 
+import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -281,10 +282,13 @@ def _check_arrays(
 
 
 def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    absent = "absent"
     return [
-        f"  {key}: the checkpoint has {saved.get(key, absent)!r}, "
-        f"this run {wanted.get(key, absent)!r}"
+        f"  {key}: the checkpoint has {_shown(saved, key)}, this run "
+        f"{_shown(wanted, key)}"
         for key in sorted(saved.keys() | wanted.keys())
-        if saved.get(key, absent) != wanted.get(key, absent)
+        if _shown(saved, key) != _shown(wanted, key)
     ]
+
+
+def _shown(values: Mapping[str, Any], key: str) -> str:
+    return json.dumps(values[key]) if key in values else "absent"

@@ -242,9 +242,12 @@ class Watchdog:
         self._last = "the start"
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
+        self._index = 0
 
     def __enter__(self) -> "Watchdog":
         if self._seconds > 0:
+            # Asked now: JAX may not answer any more when it is needed.
+            self._index = jax.process_index()
             self._thread = threading.Thread(
                 target=self._watch, name="watchdog", daemon=True
             )
@@ -275,7 +278,7 @@ class Watchdog:
 
     def _end(self) -> None:
         _write(
-            f"\nwatchdog: process {jax.process_index()} has made no progress for "
+            f"\nwatchdog: process {self._index} has made no progress for "
             f"{self._seconds:g} s; the last was {self._last}. A peer that died or "
             "hangs is the usual cause. All stacks follow; the last checkpoint is "
             "intact and the same command resumes from it.\n"
