@@ -181,6 +181,7 @@ _FOR_MEN = {
     ("bag", "handbag"): "shoulder bag",
 }
 _SLEEVES = {"t-shirt": "short", "sweater": "long", "hoodie": "long", "tank top": NONE}
+_DENIM = ("black", "blue", "grey", "light blue", "navy", "white")
 _COLOURLESS = (NONE, "phone", "cup")
 
 
@@ -299,6 +300,8 @@ def _settle_clothes(values: dict[str, str]) -> None:
     if values["outer"] == "coat":
         hidden = {"shorts": "trousers", "skirt": "long skirt"}
         values["lower"] = hidden.get(values["lower"], values["lower"])
+    if values["lower"] == "jeans" and values["lower_colour"] not in _DENIM:
+        values["lower"] = "trousers"
     if values["upper"] == "dress":
         values["lower"] = values["lower_colour"] = NONE
     values["sleeves"] = _SLEEVES.get(values["upper"], values["sleeves"])

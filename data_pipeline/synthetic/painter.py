@@ -97,18 +97,22 @@ class Painter:
         points = _cut([limb.root, limb.middle, limb.end], until)
         widths = list(np.linspace(width, width * 0.8, 3)[: len(points)])
         edge = Cloth(rim(fill.colour))
-        self._band(points, [size + 0.009 for size in widths], edge)
-        self._band(points, widths, fill)
+        whole = until in (1.0, 2.0)
+        self._band(points, [size + 0.009 for size in widths], edge, whole=whole)
+        self._band(points, widths, fill, whole=whole)
 
-    def _band(self, points: list[Point], widths: list, fill: Cloth) -> None:
-        """A chain of trapezia with round joints."""
+    def _band(
+        self, points: list[Point], widths: list, fill: Cloth, *, whole: bool
+    ) -> None:
+        """A chain of trapezia with round joints; cut cloth ends flat."""
         plain = fill.pattern == "plain"
         mask = None if plain else Image.new("L", self.image.size)
         draw = self._draw if mask is None else ImageDraw.Draw(mask)
         ink = fill.colour if plain else 255
         pixels = np.array([self._pixel(point) for point in points])
         radii = np.array(widths) * self._unit / 2
-        for (x, y), radius in zip(pixels.tolist(), radii.tolist(), strict=True):
+        joints = list(zip(pixels.tolist(), radii.tolist(), strict=True))
+        for (x, y), radius in joints if whole else joints[:-1]:
             draw.ellipse((x - radius, y - radius, x + radius, y + radius), fill=ink)
         for start in range(len(points) - 1):
             draw.polygon(_trapezium(pixels, radii, start), fill=ink)
