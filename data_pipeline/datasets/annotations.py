@@ -188,7 +188,11 @@ def entries_of(dataset: PersonDataset) -> list[Entry]:
 
 def _is_unicode(text: str) -> bool:
     """Say whether the text can be written down: JSON can escape half characters."""
-    return not any("\ud800" <= letter <= "\udfff" for letter in text)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _shown(value: object) -> str:

@@ -125,3 +125,8 @@ def test_command_reports_and_repeats(tmp_path, capsys):
     assert prepare(flags) == 0
     assert prepare(flags) == 0
     assert "already prepared, nothing done" in capsys.readouterr().out
+    write_layout(tmp_path, CUHK, tiny_entries(CUHK)[1:])
+    assert prepare(flags) == 1
+    assert "prepared otherwise" in capsys.readouterr().err
+    assert prepare([*flags, "--file_format=tfrecord"]) == 1
+    assert "wanted tfrecord, got array_record" in capsys.readouterr().err

@@ -12,35 +12,48 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_pipeline.datasets import PREPARABLE, AnnotationError
+from data_pipeline.datasets import PREPARABLE, AnnotationError, open_dataset
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command; returns the exit status."""
     flags = _parser().parse_args(arguments)
+    try:
+        # Read first: a missing or malformed data set is told before TFDS starts.
+        _prepare(flags, open_dataset(flags.name, flags.manual_dir).fingerprint)
+    except (AnnotationError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+def _prepare(flags: argparse.Namespace, fingerprint: str) -> None:
     # After the flags are known to be right: TensorFlow takes seconds to import.
     import tensorflow_datasets as tfds
 
     from data_pipeline.datasets.tfds.builders import BUILDERS
 
-    builder = BUILDERS[flags.name](
-        data_dir=flags.data_dir, file_format=flags.file_format
-    )
+    builder = BUILDERS[flags.name](data_dir=flags.data_dir)
     if builder.is_prepared():
-        print(f"already prepared, nothing done: {builder.data_dir}; delete it to redo")
-        return 0
-    try:
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(
-                manual_dir=flags.manual_dir, num_shards=flags.num_shards
-            ),
-            file_format=flags.file_format,
-        )
-    except (AnnotationError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        _same(builder.info.file_format.value, flags.file_format, builder.data_dir)
+        _same(builder.info.metadata["fingerprint"], fingerprint, builder.data_dir)
+        print(f"already prepared, nothing done: {builder.data_dir}")
+        return
+    builder.download_and_prepare(
+        download_config=tfds.download.DownloadConfig(
+            manual_dir=flags.manual_dir, num_shards=flags.num_shards
+        ),
+        file_format=flags.file_format,
+    )
     print(f"prepared: {builder.data_dir}")
-    return 0
+
+
+def _same(there: str, wanted: str, data_dir: str) -> None:
+    if there != wanted:
+        raise FileExistsError(
+            f"{data_dir} was prepared otherwise: wanted {wanted}, got {there}. Delete "
+            "it, or choose another --data_dir"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
