@@ -59,7 +59,20 @@ def base() -> ConfigDict:
     c.loss.efa_rule = "official"  # official | plus
     c.loss.itc_positives = "pair"  # pair | person (same identity counts as a match)
 
-    c.mask = ConfigDict()  # token masking for mlm
+    c.weak = ConfigDict()  # the weak method; as it stands: its official code
+    c.weak.threshold = 0.7  # cosine above which two pairs are linked
+    c.weak.strength = 0.1  # local target of a linked pair
+    c.weak.links = 3  # rows mined for each anchor
+    c.weak.rows = "all"  # all (mined rows are anchors, too) | batch
+    c.weak.exclude = "rank0"  # rank0 (the nearest row) | self (the sample's own row)
+    c.weak.targets = "owner"  # owner | union (mined batch mates are no negatives)
+    c.weak.same_image = "unknown"  # captions of one image: unknown | linked
+    c.weak.itc_reduction = "mean"  # the two directions: mean | sum
+    c.weak.rate = 0.9  # share of the NEW feature in a memory row
+    c.weak.memory_dtype = "float32"  # float32 | bfloat16
+    c.weak.mask_first = "always"  # position 1 of the augmented caption: always | never
+
+    c.mask = ConfigDict()  # token masking for mlm and for the weak method's view
     c.mask.rate = 0.15  # share of the ordinary tokens that is chosen
     c.mask.all_captions = True  # the other losses see the masked captions, too
 
@@ -114,16 +127,19 @@ def base() -> ConfigDict:
     return c
 
 
-PRESETS = ("official", "paper", "plus")
+PRESETS = ("official", "paper", "plus", "weak", "weak-paper", "weak-plus")
 
 
-def with_preset(config: ConfigDict, preset: str, *, paper_alpha: float = 10.0):
-    """Turn `config` (which is `official`) into the asked-for preset of FMFA.
+def with_preset(
+    config: ConfigDict, preset: str, *, paper_alpha: float = 10.0
+) -> ConfigDict:
+    """Turn `config` (which is `official`) into the asked-for preset.
 
     Args:
         config: a config as `base()` makes it.
         preset: official (what the released code computes) | paper (the published
-            formulas) | plus (ours: the defects of both mended).
+            formulas) | plus (ours: the defects of both mended); weak, weak-paper,
+            weak-plus: the same for the method that learns without identity labels.
         paper_alpha: the paper's strength of A-SDM, which depends on the data set.
 
     Raises:
@@ -131,6 +147,8 @@ def with_preset(config: ConfigDict, preset: str, *, paper_alpha: float = 10.0):
     """
     if preset not in PRESETS:
         raise ValueError(f"wanted a preset among {PRESETS}, got {preset!r}")
+    if preset.startswith("weak"):
+        _make_weak(config, preset)
     if preset == "paper":
         config.loss.a_sdm_weight = "paper"
         config.loss.a_sdm_alpha = paper_alpha
@@ -142,3 +160,22 @@ def with_preset(config: ConfigDict, preset: str, *, paper_alpha: float = 10.0):
         config.optimizer.groups = "irra"
     config.name = f"{config.name}-{preset}"
     return config
+
+
+def _make_weak(config: ConfigDict, preset: str) -> None:
+    """The dual-granularity method, arXiv 2507.06744 and its official code."""
+    config.method = "weak"
+    config.losses = ConfigDict(
+        {"itc": 1.0, "local": 1.0, "global": 1.0, "consistency": 1.0}
+    )
+    config.mask.rate = 0.5
+    config.train.epochs = 40
+    # Biases learn twice as fast and do not decay; there are no heads to speed up.
+    config.optimizer.groups = "irra"
+    if preset == "weak-paper":
+        config.weak.itc_reduction = "sum"
+        config.weak.rows = "batch"
+    if preset == "weak-plus":
+        config.weak.exclude = "self"
+        config.weak.targets = "union"
+        config.weak.same_image = "linked"

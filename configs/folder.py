@@ -7,7 +7,7 @@
 One JSON object a line: {"file": "a/1.jpg", "captions": ["a man in .."],
 "person": "anna", "split": "train"}; person and split may be absent, but FMFA itself
 needs the ids of the training people. `configs/folder.py:PRESET` selects official |
-paper | plus (default: nobody has numbers to reproduce on your pictures).
+paper | plus | weak (default: nobody has numbers to reproduce on your pictures).
 """
 
 from configs.base import base, with_preset

@@ -4,7 +4,7 @@
     python main.py --config=configs/rstp.py --workdir=runs/rstp \
         --config.data.root=/data --config.init.path=ViT-B-16.pt
 
-`configs/rstp.py:PRESET` selects official (default) | paper | plus.
+`configs/rstp.py:PRESET` selects official (default) | paper | plus | weak.
 """
 
 from configs.base import base, with_preset
@@ -15,4 +15,7 @@ def get_config(preset: str = "official"):
     c = base()
     c.name = "rstp"
     c.data.name = "rstp_reid"
-    return with_preset(c, preset, paper_alpha=1.0).lock()
+    c = with_preset(c, preset, paper_alpha=1.0)
+    if preset.startswith("weak"):
+        c.train.epochs = 16
+    return c.lock()

@@ -2,6 +2,7 @@
 """CLIP towers and the heads of FMFA, as Flax NNX modules over plain parameters."""
 
 from fmfa_jax.models.config import PRESETS, ModelConfig
+from fmfa_jax.models.encode import image_features, text_features
 from fmfa_jax.models.fmfa import (
     FMFA,
     IMAGE_MEAN,
@@ -25,7 +26,9 @@ __all__ = [
     "bind",
     "global_image",
     "global_text",
+    "image_features",
     "init_params",
     "normalize_images",
     "param_shapes",
+    "text_features",
 ]

@@ -8,20 +8,22 @@ from typing import Any
 
 import jax
 import optax
-from data_pipeline.order import steps_per_epoch
-from data_pipeline.tokenizer import Tokenizer
 from ml_collections import ConfigDict
 
 from data_pipeline.datasets import open_dataset
+from data_pipeline.order import steps_per_epoch
 from data_pipeline.records import PersonDataset, Split
+from data_pipeline.tokenizer import Tokenizer
 from fmfa_jax import losses, models
+from fmfa_jax.losses import association
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
 from fmfa_jax.training.supervised import Augmentation, Recipe
+from fmfa_jax.training.weak import WeakRecipe
 
 # The keys that decide what a run computes; a checkpoint made under other values is
 # refused. The rest (paths, logging, evaluation) may change between two sessions.
 IDENTITY = ("seed", "method", "model", "losses", "loss", "mask", "augment")
-IDENTITY += ("optimizer", "schedule")
+IDENTITY += ("optimizer", "schedule", "weak")
 IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokenizer")
 IDENTITY_KEYS += ("train.batch_size", "train.epochs", "init.path")
 
@@ -35,6 +37,13 @@ CHOICES = {
     "loss.a_sdm_weight": ("none", "official", "paper", "plus"),
     "loss.efa_rule": ("official", "plus"),
     "loss.itc_positives": ("pair", "person"),
+    "weak.rows": ("all", "batch"),
+    "weak.exclude": ("rank0", "self"),
+    "weak.targets": ("owner", "union"),
+    "weak.same_image": ("unknown", "linked"),
+    "weak.itc_reduction": ("mean", "sum"),
+    "weak.memory_dtype": ("float32", "bfloat16"),
+    "weak.mask_first": ("always", "never"),
     "optimizer.groups": ("uniform", "irra"),
     "schedule.every": ("epoch", "step"),
     "eval.split": ("auto", "val", "test"),
@@ -142,6 +151,20 @@ def recipe(config: ConfigDict) -> Recipe:
     )
 
 
+def weak_recipe(config: ConfigDict, *, first_epoch: int) -> WeakRecipe:
+    """What the weak method's step computes."""
+    options = config.weak.to_dict()
+    own = {name: options.pop(name) for name in ("rate", "memory_dtype", "mask_first")}
+    return WeakRecipe(
+        weights=config.losses.to_dict(),
+        first_epoch=first_epoch,
+        options=association.WeakOptions(scale=config.loss.scale, **options),
+        mask_rate=config.mask.rate,
+        augmentation=Augmentation(**config.augment.to_dict()),
+        **own,
+    )
+
+
 def optimizer(
     config: ConfigDict, steps_in_epoch: int
 ) -> tuple[optax.GradientTransformation, Callable[[Any], Any]]:
@@ -158,11 +181,7 @@ def optimizer(
 
 def epoch_length(config: ConfigDict, split: Split) -> int:
     """Steps in an epoch."""
-    return steps_per_epoch(
-        sampler=config.data.sampler,
-        size=len(split.pairs),
-        batch_size=config.train.batch_size,
-    )
+    return steps_per_epoch(size=len(split.pairs), batch_size=config.train.batch_size)
 
 
 def chosen_on(config: ConfigDict, data: PersonDataset) -> str:

@@ -235,7 +235,7 @@ class Watchdog:
     suspended process is not taken for a stuck one.
     """
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, seconds: int | float) -> None:
         """Set the limit: it must exceed the longest compilation; 0 is off."""
         self._seconds = seconds
         self._ticks = 0

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run writes down: metrics.jsonl, TensorBoard events, progress, small files."""
 
+import io
 import json
 import math
 import os
@@ -11,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO
+from typing import Any
 
 import jax
 
@@ -70,7 +71,7 @@ class RunLog:
         stop_step: int,
         pairs_per_step: int,
         tensorboard: str = "events",
-        stream: TextIO | None = None,
+        stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """Open the files; lines of metrics.jsonl after `start_step` are dropped.
@@ -88,7 +89,7 @@ class RunLog:
             raise ValueError(f"wanted tensorboard events | none, got {tensorboard!r}")
         self._folder = Path(folder)
         self._writes = jax.process_index() == 0
-        self._stream = sys.stdout if stream is None else stream
+        self._stream: Any = sys.stdout if stream is None else stream
         self._stop_step, self._pairs = stop_step, pairs_per_step
         self._timer = _Timer(start_step, clock)
         self._open_line = ""
@@ -111,7 +112,7 @@ class RunLog:
     ) -> None:
         self.close()
 
-    def scalars(self, step: int, epoch: float, values: Mapping[str, Any]) -> None:
+    def scalars(self, step: int, epoch: int | float, values: Mapping[str, Any]) -> None:
         """Append one line {"step", "epoch", name: value} and TensorBoard scalars."""
         if not self._writes:
             return
@@ -194,8 +195,9 @@ class RunLog:
 
     def _open_events(self) -> None:
         try:
-            import tensorflow as tf
             from clu import metric_writers
+
+            import tensorflow as tf
         except ImportError as error:
             self.say(f"no TensorBoard events ({error}); {METRICS} has the same numbers")
             return
@@ -265,7 +267,7 @@ def _cell(value: Any) -> str:
 
 def _short(value: Any) -> str:
     number = float(value)
-    return f"{number:.0f}" if number == int(number) else f"{number:.4g}"
+    return f"{number:.0f}" if number.is_integer() else f"{number:.4g}"
 
 
 def _duration(seconds: float) -> str:

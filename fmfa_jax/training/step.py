@@ -2,11 +2,12 @@
 """One training step: batch in, state out, a few scalars to look at.
 
 `make_step` knows gradients and nothing about a method; a method is a function
-`loss(params, batch, key) -> (total, scalars)` over the GLOBAL batch (see supervised.py
-and weak.py). XLA inserts the collectives.
+`loss(params, batch, key, state) -> (total, Measured)` over the GLOBAL batch (see
+supervised.py and weak.py). XLA inserts the collectives.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -24,6 +25,22 @@ from fmfa_jax.training.sharding import (
 # pytree, so optax, orbax and donation need no wrapper.
 State = dict[str, Any]
 Scalars = dict[str, jax.Array]
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Measured:
+    """What a loss reports beside its total.
+
+    Attributes:
+        scalars: name -> float32 scalar, for the log.
+        memory: the weak method's banks after this step; None for the others.
+        links: the weak method's mined rows, to be judged on the host; None otherwise.
+    """
+
+    scalars: Scalars
+    memory: Any = None
+    links: Any = None
 
 
 def make_state(
@@ -53,45 +70,46 @@ def make_state(
 
 
 def make_step(
-    loss: Callable[..., tuple[jax.Array, Scalars]],
+    loss: Callable[..., tuple[jax.Array, Measured]],
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh,
     seed: int,
     schedule: Callable[[Any], Any],
-) -> Callable[[State, dict[str, jax.Array]], tuple[State, Scalars]]:
+) -> Callable[[State, dict[str, jax.Array]], tuple[State, Measured]]:
     """The compiled step; the given state's memory is reused for the new one.
 
     Args:
-        loss: (params, batch, key) -> (total, scalars).
+        loss: (params, batch, key, state) -> (total, Measured); gradients are taken
+            with respect to `params` alone.
         optimizer: turns gradients into updates.
         mesh: all arrays of state and batch lie on it.
         seed: randomness of step s is fold_in(seed, s), nothing else.
         schedule: only to report the learning rate.
 
     Returns:
-        step(state, batch) -> (state, scalars). Scalars: what `loss` reports, `total`,
+        step(state, batch) -> (state, Measured), whose scalars also hold `total`,
         `grad_norm` and `lr`.
     """
 
-    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Scalars]:
+    def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Measured]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         grad = jax.value_and_grad(loss, has_aux=True)
-        (total, scalars), grads = grad(state["params"], batch, key)
+        (total, measured), grads = grad(state["params"], batch, key, state)
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
-        new = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
-        scalars = scalars | {
+        new = laid_out({"params": params, "opt_state": opt_state}, mesh)
+        new["step"] = state["step"] + 1
+        if measured.memory is not None:
+            new["memory"] = measured.memory
+        scalars = measured.scalars | {
             "total": total,
             "grad_norm": optax.global_norm(grads),
             "lr": jnp.asarray(schedule(state["step"]), jnp.float32),
         }
-        return constrain(new), scalars
-
-    def constrain(state: State) -> State:
-        return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))
+        return new, Measured(scalars, links=measured.links)
 
     return jax.jit(
         step,
@@ -99,3 +117,8 @@ def make_step(
         in_shardings=(None, batch_sharding(mesh)),
         out_shardings=(None, replicated(mesh)),
     )
+
+
+def laid_out(state: State, mesh: Mesh) -> State:
+    """Hold parameters and moments where `state_shardings` puts them."""
+    return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))

@@ -15,6 +15,7 @@ from fmfa_jax.training.augment import (
     mask_capacity,
     mask_tokens,
 )
+from fmfa_jax.training.step import Measured
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Recipe:
 
 
 def make_loss(config: models.ModelConfig, recipe: Recipe) -> Callable[..., Any]:
-    """The function `loss(params, batch, key) -> (total, scalars)` of FMFA.
+    """The function `loss(params, batch, key, state) -> (total, Measured)` of FMFA.
 
     Args:
         config: of the model; `irr_layers` > 0 if mlm has a weight, `classes` > 0 if id
@@ -79,8 +80,9 @@ def make_loss(config: models.ModelConfig, recipe: Recipe) -> Callable[..., Any]:
         return pixels, masked if recipe.mask_all_captions else tokens, masked, labels
 
     def loss(
-        params: Any, batch: Mapping[str, jax.Array], key: jax.Array
-    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        params: Any, batch: Mapping[str, jax.Array], key: jax.Array, state: Any
+    ) -> tuple[jax.Array, Measured]:
+        del state  # FMFA remembers nothing between steps.
         model = models.bind(config, params)
         pixels, tokens, masked, labels = views(batch, key)
         image_tokens = model.encode_images(pixels)
@@ -110,6 +112,6 @@ def make_loss(config: models.ModelConfig, recipe: Recipe) -> Callable[..., Any]:
             losses.Inputs(**inputs), recipe.weights, recipe.options
         )
         total = values.pop("total")
-        return total, scalars | values
+        return total, Measured(scalars | values)
 
     return loss

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""FMFA on drawn people: small towers, a CPU, minutes.
+
+    python main.py --config=configs/demo.py --workdir=runs/demo
+
+Draws a population on first use (data/demo) and starts from a small CLIP that has
+learned with ITC on ANOTHER population (configs/demo_start.py made the file), as the
+real configs start from OpenAI's. `configs/demo.py:PRESET` selects official | paper |
+plus (default) | weak | weak-paper | weak-plus.
+"""
+
+from configs.base import base, with_preset
+
+
+def get_config(preset: str = "plus"):
+    """The configuration; about 20k pairs at batch 64."""
+    c = with_preset(demo_base(), preset)
+    c.init.path = "configs/demo_start.safetensors"
+    return c.lock()
+
+
+def demo_base():
+    """What the demo and its start have in common: data, towers, optimiser."""
+    c = base()
+    c.name = "demo"
+    c.data.name = "synthetic"
+    c.data.root = "data/demo"
+    c.data.options = {
+        "identities": 400,
+        "images_per_identity": 4,
+        "seed": 0,
+        "style": "studio",
+        "val_identities": 50,
+        "test_identities": 100,
+    }
+    c.data.tokenizer = "data/demo/tokenizer"
+    c.data.cache = "memory"
+    c.model.preset = "demo"
+    c.model.image_size = (64, 32)
+    c.model.context_length = 64
+    c.model.irr_layers = 1
+    c.augment.pad = 2
+    c.optimizer.lr = 3e-4
+    c.optimizer.eps = 1e-8
+    c.schedule.warmup_epochs = 1.0
+    c.schedule.every = "step"
+    c.train.epochs = 6
+    c.eval.every_epochs = 2
+    c.log.every_steps = 10
+    c.checkpoint.every_epochs = 2
+    return c

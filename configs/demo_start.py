@@ -1,0 +1,31 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The small CLIP that the demo starts from: ITC on another synthetic population.
+
+    python main.py --config=configs/demo_start.py --workdir=runs/demo_start
+    cp runs/demo_start/model_best.safetensors configs/demo_start.safetensors
+
+Another seed, both styles, no shared identity; pairs of one person count as matches.
+"""
+
+from configs.demo import demo_base
+
+
+def get_config():
+    """The configuration; SDM would not leave its plateau from random towers."""
+    c = demo_base()
+    c.name = "demo_start"
+    c.data.root = "data/demo_start"
+    c.data.options.identities = 3000
+    c.data.options.seed = 1
+    c.data.options.style = "both"
+    c.data.tokenizer = "data/demo_start/tokenizer"
+    for name in c.losses:
+        c.losses[name] = 0.0
+    c.losses.itc = 1.0
+    c.loss.itc_positives = "person"
+    c.optimizer.lr = 5e-4
+    c.train.batch_size = 32
+    c.train.epochs = 6
+    c.eval.every_epochs = 1
+    c.log.every_steps = 100
+    return c.lock()

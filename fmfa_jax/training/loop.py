@@ -1,0 +1,304 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A run from its first step to its last table."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from data_pipeline.loader import BadImages, train_batches
+from fmfa_jax import evaluation, models, weights
+from fmfa_jax.training import build, methods
+from fmfa_jax.training.checkpoints import Checkpoints
+from fmfa_jax.training.environment import environment
+from fmfa_jax.training.lifecycle import StopSignal, Watchdog
+from fmfa_jax.training.logs import RunLog
+from fmfa_jax.training.session import (
+    BEST,
+    LAST,
+    Session,
+    first_params,
+    open_session,
+    save_model,
+)
+from fmfa_jax.training.sharding import replicated, to_devices
+from fmfa_jax.training.step import make_state, make_step
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which steps a run takes, and after which of them something is due.
+
+    Attributes:
+        epoch: steps in an epoch.
+        stop: the last step of this call.
+        log: steps between two log lines.
+        evaluate: steps between two evaluations; 0: only at the end.
+        save: steps between two checkpoints.
+    """
+
+    epoch: int
+    stop: int
+    log: int
+    evaluate: int
+    save: int
+
+    @staticmethod
+    def of(config: ConfigDict, epoch: int) -> "Plan":
+        """The plan that a config asks for, given the length of an epoch."""
+        stop = config.train.epochs * epoch
+        save = config.checkpoint.every_steps
+        return Plan(
+            epoch=epoch,
+            stop=min(stop, config.train.stop_step or stop),
+            log=config.log.every_steps,
+            evaluate=config.eval.every_epochs * epoch,
+            save=save or config.checkpoint.every_epochs * epoch,
+        )
+
+    def due(self, step: int, every: int) -> bool:
+        """Whether something that happens `every` so many steps is due after `step`."""
+        return bool(every) and (step % every == 0)
+
+
+def train(config: ConfigDict, workdir: str) -> None:
+    """Train until the last step of the config; resume from what `workdir` holds.
+
+    Leaves config.json, environment.json, init.json, metrics.jsonl, TensorBoard events,
+    checkpoints/, model_last.safetensors, model_best.safetensors, eval/<step>/ and
+    bad_images.tsv in `workdir`.
+
+    Raises:
+        ValueError: a bad value, a batch that does not fit the devices, a checkpoint of
+            another configuration.
+        FloatingPointError: the loss is no longer finite.
+    """
+    session = open_session(config, workdir)
+    split = session.data.train
+    plan = Plan.of(config, build.epoch_length(config, split))
+    optimizer, schedule = build.optimizer(config, plan.epoch)
+    method = methods.make_method(session, steps_per_epoch=plan.epoch)
+    params, origin = first_params(session)
+    state = make_state(params, optimizer, session.mesh, method.memory())
+    step_fn = make_step(
+        method.loss,
+        optimizer,
+        mesh=session.mesh,
+        seed=config.seed,
+        schedule=schedule,
+    )
+    checkpoints = Checkpoints(
+        session.workdir / "checkpoints",
+        identity=build.identity(config) | {"data": session.data.fingerprint},
+        keep=config.checkpoint.keep,
+    )
+    restored = checkpoints.restore_latest(state)
+    start = 0
+    if restored is not None:
+        state, start = restored
+    bad_images = BadImages()
+    log = RunLog(
+        session.workdir,
+        start_step=start,
+        stop_step=plan.stop,
+        pairs_per_step=config.train.batch_size,
+        tensorboard="events" if config.log.tensorboard else "none",
+    )
+    log.write_json("config.json", build.flat(config))
+    log.write_json("environment.json", environment())
+    log.write_json("init.json", origin)
+    log.say(opening(session, plan, start))
+    watchdog = Watchdog(config.run.watchdog_seconds)
+    with checkpoints, log, watchdog, StopSignal() as stop:
+        for step, batch in enumerate(
+            batches(session, plan, start, bad_images), start=start + 1
+        ):
+            batch = to_devices(method.pick(batch), session.mesh)
+            state, measured = step_fn(state, batch)
+            watchdog.beat(f"step {step}")
+            if plan.due(step, plan.log) or step == plan.stop:
+                write_scalars(log, step, plan, method.scalars(measured))
+            if plan.due(step, plan.save) or step == plan.stop:
+                checkpoints.save(step, state)
+            if plan.due(step, plan.evaluate) and step < plan.stop:
+                with log.untimed():
+                    keep_best(session, plan, state, step, log)
+            if stop.requested(step) and step < plan.stop:
+                checkpoints.save(step, state)
+                checkpoints.wait()
+                log.say(f"{stop.name}: saved step {step}; the same command resumes")
+                return
+        checkpoints.wait()
+        bad_images.write(session.workdir / "bad_images.tsv")
+        keep_best(session, plan, state, plan.stop, log)
+        save_model(session, LAST, state["params"], {"step": str(plan.stop)})
+        report(session, log.say)
+
+
+def opening(session: Session, plan: Plan, start: int) -> str:
+    """What the run is, in a few lines."""
+    config, split = session.config, session.data.train
+    lines = [
+        f"{config.name}: {config.method} on {session.data.name}, "
+        f"{len(split.identities)} identities, {len(split.images)} images, "
+        f"{len(split.pairs)} pairs",
+        f"{jax.device_count()} x {jax.devices()[0].device_kind}, "
+        f"{session.processes.count} process(es), batch {config.train.batch_size}, "
+        f"{plan.epoch} steps an epoch, {session.model.dtype} towers",
+        f"run folder: {session.workdir}",
+    ]
+    if start:
+        lines.append(f"resumed after step {start} of {plan.stop}")
+    return "\n".join(lines)
+
+
+def batches(
+    session: Session, plan: Plan, start: int, bad_images: BadImages
+) -> Iterator[dict]:
+    """This process's rows of the batches after step `start`."""
+    config = session.config
+    return train_batches(
+        session.data.train,
+        tokenizer=session.tokenizer,
+        image_size=session.model.image_size,
+        context_length=session.model.context_length,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        start_step=start,
+        stop_step=plan.stop,
+        process_index=session.processes.index,
+        process_count=session.processes.count,
+        sampler=config.data.sampler,
+        per_identity=config.data.per_identity,
+        cache=config.data.cache,
+        bad_images=bad_images,
+    )
+
+
+def write_scalars(log: RunLog, step: int, plan: Plan, values: dict[str, float]) -> None:
+    """One log line; ends the run when the loss is no longer finite."""
+    speeds = log.progress(step, values)
+    log.scalars(step, step / plan.epoch, values | speeds)
+    if not math.isfinite(values["total"]):
+        broken = [name for name, value in values.items() if not math.isfinite(value)]
+        raise FloatingPointError(
+            f"not finite after step {step}: {', '.join(broken)}. The last "
+            "checkpoint is older; lower optimizer.lr or set optimizer.clip_norm, which "
+            "makes it another run: start that one from model_best.safetensors"
+        )
+
+
+def keep_best(session: Session, plan: Plan, state: Any, step: int, log: RunLog) -> None:
+    """Evaluate on the choosing split; keep these weights if none were better."""
+    name = build.chosen_on(session.config, session.data)
+    result = measure(session, session.model, state["params"], name, step=step)
+    log.say(f"step {step}, {name}: {summary(result.t2i)}")
+    scalars = {f"{name}/{k}": v for k, v in dataclasses.asdict(result.t2i).items()}
+    log.scalars(step, step / plan.epoch, scalars)
+    best = about(session, BEST).get("score", "-inf")
+    if result.t2i.r1 > float(best):
+        metadata = {"step": str(step), "score": str(result.t2i.r1), "chosen_on": name}
+        save_model(session, BEST, state["params"], metadata)
+
+
+def summary(metrics: evaluation.RetrievalMetrics) -> str:
+    """Text-to-image figures in one line."""
+    return (
+        f"text -> image R1 {metrics.r1:.2f}  R5 {metrics.r5:.2f}  "
+        f"R10 {metrics.r10:.2f}  mAP {metrics.mAP:.2f}  mINP {metrics.mINP:.2f}"
+    )
+
+
+def measure(
+    session: Session,
+    model: models.ModelConfig,
+    params: Any,
+    split: str,
+    *,
+    step: int,
+    pictures: int = 0,
+) -> evaluation.Evaluation:
+    """Both directions of retrieval on a split, written to eval/ of the run folder."""
+    params = jax.device_put(params, replicated(session.mesh))
+    return evaluation.evaluate(
+        functools.partial(models.image_features, model, params),
+        functools.partial(models.text_features, model, params),
+        session.data.evaluation_split(split),
+        tokenizer=session.tokenizer,
+        image_size=model.image_size,
+        context_length=model.context_length,
+        batch_size=session.config.eval.batch_size,
+        folder=session.workdir,
+        step=step,
+        dataset=session.data.name,
+        pictures=pictures,
+        mesh=session.mesh,
+    )
+
+
+def about(session: Session, name: str) -> dict[str, str]:
+    """What a weight file of the run says of itself; empty where there is none."""
+    path = session.workdir / name
+    return dict(weights.read_archive(path).metadata) if path.is_file() else {}
+
+
+def report(session: Session, say: Callable[[str], None]) -> None:
+    """Measure the run's last and best weights on test, and say the tables."""
+    for label, name in (("last", LAST), ("best", BEST)):
+        facts = about(session, name)
+        if not facts:
+            continue
+        chosen = f", chosen on {facts['chosen_on']}" if "chosen_on" in facts else ""
+        title = f"{label} weights (step {facts['step']}{chosen})"
+        measure_file(
+            session, session.workdir / name, title, say, step=int(facts["step"])
+        )
+    say(f"All files of the run: {session.workdir}")
+
+
+def measure_file(
+    session: Session,
+    path: str | Path,
+    title: str,
+    say: Callable[[str], None],
+    *,
+    step: int,
+) -> None:
+    """The table of a weight file on test."""
+    towers = dataclasses.replace(session.model, classes=0, irr_layers=0)
+    loaded = weights.load_params(path, towers, drop_classifier=True)
+    result = measure(
+        session,
+        towers,
+        loaded.params,
+        "test",
+        step=step,
+        pictures=session.config.eval.pictures,
+    )
+    say(f"\n{title} on test, percent:")
+    say(evaluation.table(result, dataset=session.data.name))
+
+
+def evaluate(config: ConfigDict, workdir: str) -> None:
+    """Measure a run, or, where `workdir` holds none, the weights in init.path.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    session = open_session(config, workdir)
+    if any((session.workdir / name).is_file() for name in (LAST, BEST)):
+        report(session, print)
+    elif config.init.path:
+        measure_file(session, config.init.path, config.init.path, print, step=0)
+    else:
+        raise FileNotFoundError(
+            f"nothing to evaluate: {session.workdir} holds neither {LAST} nor {BEST}, "
+            "and config.init.path is empty; name a run with --workdir or a weight file "
+            "with --config.init.path"
+        )

@@ -1,0 +1,103 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The two methods behind one face: what the loop needs to know of each."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+
+from data_pipeline.records import Split
+from fmfa_jax.losses import association
+from fmfa_jax.training import build, supervised, weak
+from fmfa_jax.training.session import Session
+from fmfa_jax.training.step import Measured
+
+Batch = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Method:
+    """What a run trains with.
+
+    Attributes:
+        loss: see `make_step`.
+        keys: what of a batch the step may see.
+        memory: makes the banks of a fresh run; None comes back where there are none.
+        judge: (measured) -> what the host adds to the log.
+    """
+
+    loss: Callable[..., Any]
+    keys: tuple[str, ...]
+    memory: Callable[[], Any]
+    judge: Callable[[Measured], dict[str, float]]
+
+    def pick(self, batch: Batch) -> dict[str, np.ndarray]:
+        """The part of a batch that the step may see."""
+        return {name: batch[name] for name in self.keys}
+
+    def scalars(self, measured: Measured) -> dict[str, float]:
+        """All numbers of a step, fetched from the device: this waits for the step."""
+        fetched = jax.device_get(measured)
+        values = {name: float(value) for name, value in fetched.scalars.items()}
+        return values | self.judge(fetched)
+
+
+def make_method(session: Session, *, steps_per_epoch: int) -> Method:
+    """The method that the config names, ready for `make_step`."""
+    makers = {"fmfa": _supervised, "weak": _weak}
+    return makers[session.config.method](session, steps_per_epoch)
+
+
+def _supervised(session: Session, steps_per_epoch: int) -> Method:
+    del steps_per_epoch
+    unknown = int(np.sum(session.data.train.pair_labels < 0))
+    if unknown:
+        raise ValueError(
+            f"FMFA learns from person ids, but {unknown} of the "
+            f"{len(session.data.train.pairs)} training pairs of {session.data.name} "
+            "have none; give them ids, or train from pairs alone with the preset :weak"
+        )
+    return Method(
+        loss=supervised.make_loss(session.model, build.recipe(session.config)),
+        keys=("image", "tokens", "person"),
+        memory=lambda: None,
+        judge=lambda measured: {},
+    )
+
+
+def _weak(session: Session, steps_per_epoch: int) -> Method:
+    config, split = session.config, session.data.train
+    if config.data.sampler != "shuffle":
+        raise ValueError(
+            f"the weak method knows no identities to sample: wanted data.sampler="
+            f"shuffle, got {config.data.sampler!r}"
+        )
+    pairs = len(split.pairs)
+    association.check_batch_size(config.train.batch_size, pairs=pairs)
+    recipe = build.weak_recipe(config, first_epoch=steps_per_epoch)
+    return Method(
+        loss=weak.make_loss(session.model, recipe, session.mesh),
+        keys=weak.BATCH_KEYS,
+        memory=lambda: weak.make_memory(
+            session.model, recipe, session.mesh, pairs=pairs
+        ),
+        judge=lambda measured: mined_quality(measured, split),
+    )
+
+
+def mined_quality(measured: Measured, split: Split) -> dict[str, float]:
+    """Precision and recall of the mined links, where ids happen to be known.
+
+    Computed here, outside the step, because ids must never reach it.
+    """
+    links, persons = measured.links, split.pair_persons
+    if links is None or (persons < 0).all():
+        return {}
+    quality = association.mined_precision(
+        links["slot"], links["valid"], links["index"], persons
+    )
+    found = {"mined_precision": quality.precision, "mined_recall": quality.recall}
+    return {name: value for name, value in found.items() if not math.isnan(value)}

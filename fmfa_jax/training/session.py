@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What training and evaluation share: devices, data, sizes, first parameters."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data_pipeline.records import PersonDataset
+from data_pipeline.tokenizer import Tokenizer, open_tokenizer
+from fmfa_jax import models, weights
+from fmfa_jax.training import build
+from fmfa_jax.training.environment import code_version
+from fmfa_jax.training.lifecycle import Processes, agree, initialize_distributed
+from fmfa_jax.training.sharding import check_batch_size, make_mesh, replicated
+
+LAST, BEST = "model_last.safetensors", "model_best.safetensors"
+
+
+@dataclass(frozen=True)
+class Session:
+    """A config, opened: everything but the train state.
+
+    Attributes:
+        config: the run's configuration.
+        workdir: the run's folder.
+        processes: this process among all.
+        mesh: all devices.
+        data: the data set.
+        tokenizer: of the captions.
+        model: sizes of the model that is trained.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    processes: Processes
+    mesh: Mesh
+    data: PersonDataset
+    tokenizer: Tokenizer
+    model: models.ModelConfig
+
+
+def open_session(config: ConfigDict, workdir: str) -> Session:
+    """Join the other processes, open the data, settle all sizes.
+
+    Raises:
+        ValueError: a value that no part knows, a batch that does not divide over the
+            devices, or processes that disagree.
+        FileNotFoundError: the data set is not there; says what was looked for.
+    """
+    build.validate(config)
+    if config.run.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.run.compilation_cache)
+    processes = initialize_distributed()
+    mesh = make_mesh(fsdp=config.mesh.fsdp)
+    check_batch_size(config.train.batch_size, mesh)
+    data = build.dataset(config)
+    agree(
+        {
+            "config": build.flat(config),
+            "data": data.fingerprint,
+            "code": code_version(),
+        }
+    )
+    tokenizer = open_tokenizer(config.data.tokenizer)
+    model = build.model_config(config, tokenizer, classes=len(data.train.identities))
+    return Session(config, Path(workdir), processes, mesh, data, tokenizer, model)
+
+
+def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
+    """Parameters before the first step, and what is known of their origin.
+
+    Returns:
+        The nested dict, and a JSON record: the file's SHA-256, what was loaded,
+        resized, ignored and newly initialised.
+    """
+    init = session.config.init
+    params = models.init_params(session.model, session.config.seed)
+    if not init.path:
+        logging.info("init.path is empty: all parameters are new")
+        return params, {"source": "", "newly_initialised": ["everything"]}
+    loaded = weights.load_params(
+        init.path, session.model, drop_classifier=init.drop_classifier
+    )
+    return weights.fill(params, loaded), dataclasses.asdict(loaded.report)
+
+
+def to_host(params: Any, mesh: Mesh) -> Any:
+    """Whole arrays in this process's memory, wherever the shards lie."""
+    gather = jax.jit(lambda p: p, out_shardings=replicated(mesh))
+    return jax.device_get(gather(params))
+
+
+def save_model(
+    session: Session, name: str, params: Any, metadata: dict[str, str]
+) -> None:
+    """Write weights and sizes into the run's folder, for everyone without the data."""
+    host = to_host(params, session.mesh)
+    if session.processes.index == 0:
+        # The file is for use, where the precision is the reader's own choice.
+        config = dataclasses.replace(session.model, dtype="float32", remat="none")
+        weights.save_native(session.workdir / name, host, config, metadata)

@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Train or evaluate a text-to-image person retriever.
+
+    python main.py --config=configs/demo.py --workdir=runs/demo
+    python main.py --config=configs/cuhk.py:plus --workdir=runs/cuhk
+    python main.py --config=configs/cuhk.py --workdir=runs/cuhk --mode=eval
+
+The same command resumes an interrupted run.
+"""
+
+import sys
+
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config",
+    help_string="A file of configs/, optionally with :PRESET.",
+    lock_config=True,
+)
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "The run's folder; runs/NAME of the config when absent."
+)
+MODE = flags.DEFINE_enum(
+    "mode", "train", ["train", "eval"], "Train (or resume), or only evaluate."
+)
+
+
+def main(argv: list[str]) -> None:
+    """Flags -> config -> one call."""
+    if len(argv) > 1:
+        raise app.UsageError(f"wanted only --flags, got {argv[1:]}")
+    if flags.FLAGS["verbosity"].using_default_value:
+        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
+    # Imported here, so that a mistyped flag is answered at once.
+    from fmfa_jax.training import loop
+
+    config = CONFIG.value
+    call = loop.train if MODE.value == "train" else loop.evaluate
+    call(config, WORKDIR.value or f"runs/{config.name}")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; an unknown key ends with one line that names the near one."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        sys.exit(f"main.py: {str(error).strip(chr(34))}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse)
