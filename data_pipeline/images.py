@@ -12,13 +12,15 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
 """A picture whose header states more pixels is refused before it is decoded."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """The containers that are opened: some of Pillow's others can run programs."""
+
+Image.init()  # registers those formats that Pillow would only know later
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 means upright
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
@@ -104,6 +106,10 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(f"more than {max_pixels} pixels: {error}") from error
+    except UnidentifiedImageError as error:
+        raise ImageError(
+            f"{len(encoded)} bytes that are no picture: wanted {', '.join(FORMATS)}"
+        ) from error
     # Damaged files make Pillow's parsers raise nearly anything: OSError, SyntaxError,
     # ValueError, struct.error, zlib.error, IndexError, ...
     except Exception as error:

@@ -61,39 +61,71 @@ def identity_batch_ids(
     batch_size: int,
     per_identity: int = 4,
 ) -> Int64[np.ndarray, "b"]:
-    """Return a global batch: P = batch_size / K identities, K pairs of each.
+    """Return `IdentityOrder(labels, ...).batch_ids(step)`, for a single step."""
+    identity_order = IdentityOrder(
+        labels, seed=seed, batch_size=batch_size, per_identity=per_identity
+    )
+    return identity_order.batch_ids(step)
+
+
+class IdentityOrder:
+    """Global batches of P = batch_size / K identities, K pairs of each.
 
     A round takes every identity once, P a step in random order; what does not fill a
-    batch at its end is left out of that round. An identity's K = `per_identity` pairs
-    are drawn anew each round, without repetition where it has K; where it has fewer,
-    they are repeated in turn.
-
-    Args:
-        step: the step, from 0.
-        seed: the run's seed.
-        labels: the identity of each pair, any integers from 0.
-        batch_size: pairs in the global batch.
-        per_identity: K.
-
-    Raises:
-        ValueError: a label is negative (unknown), K does not divide the batch, or there
-            are fewer identities than P.
+    batch at its end is left out of that round. An identity's K pairs are drawn anew
+    each round, without repetition where it has K; where it has fewer, they are repeated
+    in turn. Still a pure function of (seed, step): only tables are kept.
     """
-    wanted = _identities_per_batch(batch_size, per_identity)
-    key = np.ascontiguousarray(labels, dtype=np.int64).tobytes()
-    identities = _count_identities(key)
-    if identities < wanted:
-        raise ValueError(
-            f"the identity sampler wants {wanted} identities a batch ({batch_size} "
-            f"pairs / {per_identity}), the data set has {identities}: choose a batch "
-            f"size of at most {identities * per_identity}"
+
+    def __init__(
+        self,
+        labels: Int[np.ndarray, "p"],
+        *,
+        seed: int,
+        batch_size: int,
+        per_identity: int = 4,
+    ) -> None:
+        """Count the identities.
+
+        Args:
+            labels: the identity of each pair, any integers from 0.
+            seed: the run's seed.
+            batch_size: pairs in the global batch.
+            per_identity: K.
+
+        Raises:
+            ValueError: a label is negative (unknown), K does not divide the batch, or
+                there are fewer identities than P.
+        """
+        _check_known(labels)
+        self._per_batch = _identities_per_batch(batch_size, per_identity)
+        self._turn = np.arange(per_identity)
+        self._seed = seed
+        _, self._identity, self._counts = np.unique(
+            labels, return_inverse=True, return_counts=True
         )
-    number, position = divmod(step, identities // wanted)
-    chosen = _permutation(identities, seed, ROUNDS, number)
-    chosen = chosen[position * wanted : (position + 1) * wanted]
-    order, starts, counts = _members(key, seed, number)
-    turn = np.arange(per_identity) % counts[chosen][:, None]
-    return order[starts[chosen][:, None] + turn].ravel()
+        self._starts = np.cumsum(self._counts) - self._counts
+        if len(self._counts) < self._per_batch:
+            raise ValueError(
+                f"the identity sampler wants {self._per_batch} identities a batch "
+                f"({batch_size} pairs / {per_identity}), the data set has "
+                f"{len(self._counts)}: choose a batch size of at most "
+                f"{len(self._counts) * per_identity}"
+            )
+
+    def batch_ids(self, step: int) -> Int64[np.ndarray, "b"]:
+        """Return the pair indices of a step's global batch, identity by identity."""
+        identities = len(self._counts)
+        number, position = divmod(step, identities // self._per_batch)
+        chosen = _permutation(identities, self._seed, ROUNDS, number)
+        chosen = chosen[position * self._per_batch :][: self._per_batch]
+        turn = self._turn % self._counts[chosen][:, None]
+        return _members(self, number)[self._starts[chosen][:, None] + turn].ravel()
+
+    def grouped(self, number: int) -> Int64[np.ndarray, "p"]:
+        """Return the pairs grouped by identity, in a round's random order within."""
+        words = random_words(len(self._identity), self._seed, MEMBERS, number)
+        return np.lexsort((words, self._identity))
 
 
 def replacement_ids(
@@ -127,28 +159,18 @@ def _permutation(size: int, *key: int) -> Int64[np.ndarray, "n"]:
 
 
 @lru_cache(maxsize=4)
-def _count_identities(labels: bytes) -> int:
-    known = np.unique(np.frombuffer(labels, dtype=np.int64))
-    if known.size and known[0] < 0:
-        unknown = int(np.count_nonzero(np.frombuffer(labels, dtype=np.int64) < 0))
+def _members(identity_order: IdentityOrder, number: int) -> Int64[np.ndarray, "p"]:
+    """Memoise `grouped`: a round lasts many steps."""
+    return _frozen(identity_order.grouped(number))
+
+
+def _check_known(labels: Int[np.ndarray, "p"]) -> None:
+    unknown = int(np.count_nonzero(labels < 0))
+    if unknown:
         raise ValueError(
             f"the identity sampler wants a person id for every pair, {unknown} pairs "
             "have none: use the plain shuffle or state the ids"
         )
-    return int(known.size)
-
-
-@lru_cache(maxsize=2)
-def _members(
-    labels: bytes, seed: int, number: int
-) -> tuple[Int64[np.ndarray, "p"], Int64[np.ndarray, "k"], Int64[np.ndarray, "k"]]:
-    """Return pairs grouped by identity, shuffled within; each one's start and count."""
-    identity = np.frombuffer(labels, dtype=np.int64)
-    words = random_words(identity.size, seed, MEMBERS, number)
-    _, counts = np.unique(identity, return_counts=True)
-    order = np.lexsort((words, identity))
-    starts = np.cumsum(counts) - counts
-    return _frozen(order), _frozen(starts), _frozen(counts)
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:

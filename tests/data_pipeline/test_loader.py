@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Batches against a slow reader that uses Pillow and the order alone."""
+
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline import image_cache, loader, order, schedule
+from data_pipeline.bad_images import BadImage, BadImages, TooManyBadImagesError
+from data_pipeline.images import ImageError
+from data_pipeline.records import Pair, Picture, Split
+from data_pipeline.tokenizer import Tokenizer, open_tokenizer
+
+SIZE = (24, 8)
+LENGTH = 12
+Batches = list[dict[str, np.ndarray]]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return open_tokenizer("clip")
+
+
+def write_split(
+    folder: Path, *, images: int = 14, broken: tuple[int, ...] = ()
+) -> Split:
+    """Write JPEGs of people 100, 101, ... (2 pictures each, 2 captions a picture)."""
+    draw = np.random.default_rng(0)
+    pictures = []
+    for i in range(images):
+        path = folder / f"{i}.jpg"
+        pixels = draw.integers(0, 256, (20 + i, 10 + i, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(path)
+        if i in broken:
+            path.write_bytes(path.read_bytes()[:200])
+        pictures.append(Picture(f"{i}.jpg", str(path), 100 + i // 2))
+    pairs = [Pair(i, f"person {i} says {n}") for i in range(images) for n in "ab"]
+    return Split("train", tuple(pictures), tuple(pairs))
+
+
+@pytest.fixture(scope="module")
+def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
+    return write_split(tmp_path_factory.mktemp("imgs"))
+
+
+def train(split: Split, tokenizer: Tokenizer, **changes: object) -> Batches:
+    settings: dict[str, object] = {
+        "image_size": SIZE,
+        "context_length": LENGTH,
+        "batch_size": 8,
+        "seed": 3,
+        "start_step": 0,
+        "stop_step": 5,
+        "bad_images": BadImages(),
+    }
+    return list(
+        loader.train_batches(split, tokenizer=tokenizer, **{**settings, **changes})
+    )
+
+
+def oracle(
+    split: Split, tokenizer: Tokenizer, ids: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Read one batch, row by row, as a Pillow user would."""
+    rows = []
+    for i in ids:
+        picture = split.images[split.pairs[i].image]
+        image = Image.open(picture.path).resize(SIZE[::-1], Image.Resampling.BILINEAR)
+        tokens = tokenizer.encode([split.pairs[i].caption], LENGTH)[0]
+        person = picture.person - 100
+        rows.append((np.array(image), tokens, person, split.pairs[i].image, i, True))
+    names = ("image", "tokens", "person", "image_id", "pair", "valid")
+    columns = zip(*rows, strict=True)
+    return {n: np.array(list(c)) for n, c in zip(names, columns, strict=True)}
+
+
+def same(left: Batches, right: Batches) -> bool:
+    return len(left) == len(right) and all(
+        a.keys() == b.keys() and all(np.array_equal(a[k], b[k]) for k in a)
+        for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_training_batches_equal_the_slow_reader(
+    split: Split, tokenizer: Tokenizer
+) -> None:
+    batches = train(split, tokenizer)
+    wanted = [
+        oracle(split, tokenizer, order.batch_ids(s, seed=3, size=28, batch_size=8))
+        for s in range(5)
+    ]
+    assert same(batches, wanted)
+    kinds = {name: (a.dtype.name, a.shape) for name, a in batches[0].items()}
+    assert kinds == {
+        "image": ("uint8", (8, *SIZE, 3)),
+        "tokens": ("int32", (8, LENGTH)),
+        "person": ("int32", (8,)),
+        "image_id": ("int32", (8,)),
+        "pair": ("int32", (8,)),
+        "valid": ("bool", (8,)),
+    }
+
+
+def test_resuming_is_starting_there(split: Split, tokenizer: Tokenizer) -> None:
+    whole = train(split, tokenizer, stop_step=9)
+    assert same(train(split, tokenizer, start_step=4, stop_step=9), whole[4:])
+    assert train(split, tokenizer, start_step=4, stop_step=4) == []
+    assert not same(train(split, tokenizer, seed=4), whole[:5])
+
+
+@pytest.mark.parametrize("sampler", loader.SAMPLERS)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_each_global_batch(
+    split: Split, tokenizer: Tokenizer, processes: int, sampler: str
+) -> None:
+    common = {"sampler": sampler, "per_identity": 2}
+    whole = train(split, tokenizer, **common)
+    parts = [
+        train(split, tokenizer, process_index=p, process_count=processes, **common)
+        for p in range(processes)
+    ]
+    joined = [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+    assert same(joined, whole)
+
+
+def test_the_identity_sampler_groups_people(split: Split, tokenizer: Tokenizer) -> None:
+    for batch in train(split, tokenizer, sampler="identity", per_identity=4):
+        groups = batch["person"].reshape(2, 4)
+        assert (groups == groups[:, :1]).all() and groups[0, 0] != groups[1, 0]
+
+
+@pytest.mark.parametrize("cache", ["memory", "disk"])
+def test_a_cache_changes_nothing_and_saves_reading(
+    tmp_path: Path, tokenizer: Tokenizer, cache: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    split = write_split(tmp_path)
+    settings = {"cache": cache, "cache_dir": str(tmp_path), "stop_step": 12}
+    wanted = train(split, tokenizer, stop_step=12)
+    with caplog.at_level(logging.INFO):
+        assert same(train(split, tokenizer, **settings), wanted)
+    assert "cache of 14 decoded pictures: up to 0.00 GB" in caplog.text
+    kept = image_cache.open_cache(
+        cache, images=14, image_size=SIZE, folder=str(tmp_path)
+    )
+    pictures = loader._Pictures(split, SIZE, kept)
+    first = [pictures.read(i).copy() for i in range(14)]
+    for picture in split.images:
+        Path(picture.path).unlink()
+    for i in range(14):
+        assert np.array_equal(pictures.read(i), first[i])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert image_cache.open_cache("none", images=1, image_size=SIZE) is None
+    with pytest.raises(ValueError, match="cache 'ram': wanted one of none, memory"):
+        image_cache.open_cache("ram", images=1, image_size=SIZE)
+    for kind in ("memory", "disk"):
+        with pytest.raises(OSError, match=rf"the {kind} cache .* wants 57600\.00 GB"):
+            image_cache.open_cache(kind, images=10**11, image_size=SIZE)
+    monkeypatch.setattr(image_cache, "free_memory", lambda: 1000 * 24 * 8 * 3)
+    image_cache.open_cache("memory", images=900, image_size=SIZE)
+    with pytest.raises(OSError, match="may take 90%"):
+        image_cache.open_cache("memory", images=901, image_size=SIZE)
+
+
+def test_free_memory_respects_the_control_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image_cache, "_CGROUP", tmp_path)
+    host = image_cache.free_memory()
+    assert host > 10_000_000
+    (tmp_path / "memory.current").write_text("3000\n")
+    (tmp_path / "memory.max").write_text("5000\n")
+    assert image_cache.free_memory() == 2000
+    (tmp_path / "memory.max").write_text("max\n")
+    assert image_cache.free_memory() > 10_000_000
+    monkeypatch.setattr(image_cache, "_MEMINFO", tmp_path / "none")
+    assert image_cache.free_memory() > 10_000_000
+
+
+def test_unreadable_pictures_are_replaced_and_listed(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    images = 200
+    split = write_split(tmp_path, images=images, broken=(7,))
+    Path(split.images[11].path).unlink()
+    settings = {"batch_size": 40, "stop_step": 10}
+    bad = BadImages()
+    batches = train(split, tokenizer, bad_images=bad, **settings)
+    for step, batch in enumerate(batches):
+        ids = order.batch_ids(step, seed=3, size=2 * images, batch_size=40)
+        for row, pair in enumerate(ids):
+            if pair // 2 in (7, 11):
+                tried = order.replacement_ids(
+                    step, row, seed=3, size=2 * images, count=16
+                )
+                pair = next(i for i in tried if i // 2 not in (7, 11))
+            assert batch["pair"][row] == pair
+        assert same([batch], [oracle(split, tokenizer, batch["pair"])])
+    assert [Path(b.path).name for b in bad.entries] == ["11.jpg", "7.jpg"]
+    assert "No such file" in bad.entries[0].reason
+    assert "Truncated" in bad.entries[1].reason
+    bad.write(tmp_path / "bad_images.tsv")
+    lines = (tmp_path / "bad_images.tsv").read_text().splitlines()
+    assert lines[0] == "path\treason" and len(lines) == 3
+    assert lines[2].split("\t") == [bad.entries[1].path, bad.entries[1].reason]
+    # The same rows are replaced alike wherever they are read.
+    right = train(
+        split, tokenizer, process_index=1, process_count=2, start_step=2, **settings
+    )
+    assert same(right, [{k: v[20:] for k, v in b.items()} for b in batches[2:]])
+
+
+def test_more_than_one_percent_unreadable_is_an_error(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    split = write_split(tmp_path, images=100, broken=(3, 4))
+    with pytest.raises(TooManyBadImagesError, match=r"2 unreadable .* 100 in all") as e:
+        train(split, tokenizer, batch_size=40)
+    assert "tensorflow" not in str(e.value).lower()
+
+
+def test_the_limit_counts_each_picture_once() -> None:
+    bad = BadImages()
+    for i in range(1500):
+        bad.see(f"{i}")
+    for i in range(15):
+        bad.add(f"{i}", "broken\tfor\n ever", images=20_000)
+        bad.add(f"{i}", "again", images=20_000)
+    assert len(bad.entries) == 15
+    assert bad.entries[0] == BadImage("0", "broken for ever")
+    with pytest.raises(
+        TooManyBadImagesError, match="16 unreadable pictures among 1500"
+    ):
+        bad.add("15", "broken", images=20_000)
+    fresh = BadImages()
+    fresh.see("0")
+    fresh.add("0", "one in the first batch is not 1 %", images=20_000)
+    assert fresh.seen == 1
+
+
+def test_gallery_batches_hold_every_picture_once(
+    split: Split, tokenizer: Tokenizer
+) -> None:
+    for processes, size in ((1, 4), (2, 4), (4, 8), (1, 50), (2, 6)):
+        parts = [
+            list(
+                loader.gallery_batches(
+                    split,
+                    image_size=SIZE,
+                    batch_size=size,
+                    process_index=p,
+                    process_count=processes,
+                )
+            )
+            for p in range(processes)
+        ]
+        assert {len(part) for part in parts} == {-(-14 // size)}
+        valid = [_valid_rows(b) for step in zip(*parts, strict=True) for b in step]
+        ids = np.concatenate([b["image_id"] for b in valid])
+        assert ids.tolist() == list(range(14))
+        wanted = oracle(split, tokenizer, 2 * np.arange(14))
+        assert np.array_equal(
+            np.concatenate([b["image"] for b in valid]), wanted["image"]
+        )
+        person = np.concatenate([b["person"] for b in valid])
+        assert np.array_equal(person, wanted["person"] + 100)
+        for batch in (b for part in parts for b in part):
+            rest = ~batch["valid"]
+            assert batch["image"].shape == (size // processes, *SIZE, 3)
+            assert (batch["image_id"][rest] == -1).all()
+            assert (batch["person"][rest] == -1).all() and not batch["image"][
+                rest
+            ].any()
+
+
+def _valid_rows(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: a[batch["valid"]] for name, a in batch.items()}
+
+
+def test_query_batches_hold_every_caption_once(
+    split: Split, tokenizer: Tokenizer
+) -> None:
+    parts = [
+        list(
+            loader.query_batches(
+                split,
+                tokenizer=tokenizer,
+                context_length=LENGTH,
+                batch_size=10,
+                process_index=p,
+                process_count=2,
+            )
+        )
+        for p in range(2)
+    ]
+    batches = [b for step in zip(*parts, strict=True) for b in step]
+    assert len(batches) == 6 and all(b["tokens"].shape == (5, LENGTH) for b in batches)
+    joined = {
+        name: np.concatenate([_valid_rows(b)[name] for b in batches])
+        for name in batches[0]
+    }
+    assert joined["pair"].tolist() == list(range(28))
+    assert np.array_equal(joined["person"], split.pair_persons)
+    assert np.array_equal(joined["tokens"], tokenizer.encode(split.captions, LENGTH))
+    last = batches[-1]
+    assert last["pair"].tolist() == [25, 26, 27, -1, -1]
+    assert last["valid"].tolist() == [True] * 3 + [False] * 2
+    assert not last["tokens"][3:].any() and last["person"][3:].tolist() == [-1] * 2
+
+
+def test_an_unreadable_picture_ends_an_evaluation(tmp_path: Path) -> None:
+    split = write_split(tmp_path, broken=(9,))
+    batches = loader.gallery_batches(split, image_size=SIZE, batch_size=4)
+    assert [next(batches)["image_id"][0] for _ in range(2)] == [0, 4]
+    with pytest.raises(ImageError, match=r"9\.jpg: .*Truncated.*; an evaluation"):
+        next(batches)
+    Path(split.images[2].path).unlink()
+    with pytest.raises(FileNotFoundError, match=r"2\.jpg"):
+        list(loader.gallery_batches(split, image_size=SIZE, batch_size=4))
+
+
+class _Memory:
+    """An image source that holds the files' bytes, as TFDS shards do."""
+
+    def __init__(self, split: Split) -> None:
+        self._files = [Path(image.path).read_bytes() for image in split.images]
+
+    def read(self, index: int) -> bytes:
+        return self._files[index]
+
+
+def test_a_source_gives_the_same_batches_as_files(
+    split: Split, tokenizer: Tokenizer
+) -> None:
+    nowhere = tuple(Picture(i.file, "tfds/" + i.file, i.person) for i in split.images)
+    stored = Split("train", nowhere, split.pairs, _Memory(split))
+    assert same(train(stored, tokenizer), train(split, tokenizer))
+
+
+def test_settings_that_do_not_fit_are_refused_at_once(
+    split: Split, tokenizer: Tokenizer
+) -> None:
+    for changes, message in (
+        ({"batch_size": 29}, "28 pairs, fewer than the batch size 29"),
+        ({"sampler": "random"}, "sampler 'random': wanted one of shuffle, identity"),
+        ({"process_count": 3}, r"8 does not divide over 3 .*: .* are 6 and 9"),
+        ({"process_count": 16}, r"8 does not divide over 16 .*: .* are 16 and 32"),
+        ({"process_index": 2, "process_count": 2}, "process 2 of 2: no such process"),
+        (
+            {"sampler": "identity", "per_identity": 3},
+            "not a positive multiple of the 3",
+        ),
+        ({"cache": "ram"}, "cache 'ram'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(split, tokenizer, **changes)
+
+
+def test_leaving_early_ends_the_work(split: Split, tokenizer: Tokenizer) -> None:
+    batches = loader.train_batches(
+        split,
+        tokenizer=tokenizer,
+        image_size=SIZE,
+        context_length=LENGTH,
+        batch_size=8,
+        seed=0,
+        start_step=0,
+        stop_step=10**9,
+        bad_images=BadImages(),
+    )
+    assert isinstance(batches, Iterator)
+    next(batches)
+    batches.close()
+
+
+def test_steps_come_in_order_and_fail_in_order() -> None:
+    def make(step: int) -> dict[str, np.ndarray]:
+        if step == 7:
+            raise KeyError("seven")
+        return {"x": np.full(3, step, np.int32)}
+
+    got = []
+    with pytest.raises(KeyError, match="seven"):
+        for batch in schedule.map_steps(
+            make, start=2, stop=50, dtypes={"x": np.int32}, batch_bytes=12
+        ):
+            got.append(batch["x"].tolist())
+    assert got == [[s] * 3 for s in range(2, 7)]
+
+
+def test_tensorflow_is_hidden_from_accelerators() -> None:
+    tf = schedule.tensorflow()
+    assert {d.device_type for d in tf.config.get_visible_devices()} == {"CPU"}
+
+
+def test_importing_the_loader_imports_no_framework() -> None:
+    code = (
+        "import sys; import data_pipeline.loader, data_pipeline.tokenizer; "
+        "heavy = {'jax', 'flax', 'torch', 'tensorflow', 'transformers', 'fmfa_jax'}; "
+        "sys.exit(f'imported: {heavy & set(sys.modules)}' "
+        "if heavy & set(sys.modules) else 0)"
+    )
+    root = Path(__file__).parents[2]
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
