@@ -17,7 +17,7 @@ RULES = ("official", "plus")
 # Added to every gap of the official rule, by what is compared with the groups.
 WORD_MARGIN, PATCH_MARGIN = 0.1, 0.9
 # Rows of the one product of a block: enough to keep the hardware busy.
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 512
 # A row of similarities that varies by less, relative to its size, is noise.
 FLAT = 1e-6
 

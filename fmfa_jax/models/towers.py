@@ -67,7 +67,7 @@ class ImageTower(nnx.Module):
         x = self.blocks(self.ln_pre(x), mask="none", remat=self.config.remat)
         return project(self.ln_post(x), self.projection[...])
 
-    def _embed(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n w"]:
+    def _embed(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n e"]:
         """Class token and patches, with their positions, in the compute dtype."""
         config, kernel = self.config, self.patch.kernel[...]
         dtype = compute_dtype(config.dtype, kernel)
