@@ -195,15 +195,16 @@ class RunLog:
 
     def _open_events(self) -> None:
         try:
-            from clu import metric_writers
-
+            import clu.metric_writers
             import tensorflow as tf
         except ImportError as error:
             self.say(f"no TensorBoard events ({error}); {METRICS} has the same numbers")
             return
         # Otherwise TensorFlow takes the accelerator's memory at its first operation.
         tf.config.set_visible_devices([], "GPU")
-        self._events = metric_writers.SummaryWriter(str(self._folder / "tensorboard"))
+        self._events = clu.metric_writers.SummaryWriter(
+            str(self._folder / "tensorboard")
+        )
 
     def _show(self, line: str) -> None:
         if not self._writes:
