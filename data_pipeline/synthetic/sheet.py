@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 _COLUMNS, _ROWS = 6, 2
 _CELL_WIDTH, _GAP = 150, 8
-_LINE, _LETTERS, _LINES = 11, 29, 7
+_LINE, _LETTERS = 11, 29
 
 
 def write_sheet(
@@ -20,7 +20,7 @@ def write_sheet(
 
     Args:
         population: a folder that `write_population` wrote.
-        file: where to write; the ending names the format, e.g. .png.
+        file: the PNG file to write.
     """
     root = Path(population) / "CUHK-PEDES"
     entries = json.loads((root / "reid_raw.json").read_text(encoding="utf-8"))
@@ -34,7 +34,7 @@ def write_sheet(
         sheet.paste(cell, (_GAP + column * wide, _GAP + row * tall))
     path = Path(file)
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.quantize(128).save(path, optimize=True)
+    sheet.quantize(255).save(path, "PNG", optimize=True)
     return path
 
 
@@ -58,12 +58,12 @@ def _cell(picture: Path, entry: dict) -> Image.Image:
     """A picture above the lines of its first caption."""
     with Image.open(picture) as image:
         lines = textwrap.wrap(entry["captions"][0], _LETTERS)
-        height = image.height + 4 + _LINE * _LINES
+        height = image.height + 4 + _LINE * len(lines)
         cell = Image.new("RGB", (_CELL_WIDTH, height), "white")
         cell.paste(image, ((_CELL_WIDTH - image.width) // 2, 0))
         top = image.height + 4
     draw = ImageDraw.Draw(cell)
-    for number, line in enumerate(lines[:_LINES]):
+    for number, line in enumerate(lines):
         font = ImageFont.load_default(9)
         draw.text((0, top + number * _LINE), line, fill="black", font=font)
     return cell
