@@ -1,0 +1,163 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the features look like: similarity histograms, and a map of a few people."""
+
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Float32, Int
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fmfa_jax.figures import plots
+
+_BINS = 80
+_QUERIES = 2000
+_ROWS_AT_ONCE = 256
+
+
+def similarity_histograms(
+    text: Float32[np.ndarray, "q d"],
+    image: Float32[np.ndarray, "g d"],
+    text_person: Int[np.ndarray, "q"],
+    image_person: Int[np.ndarray, "g"],
+    *,
+    queries: int = _QUERIES,
+) -> tuple[
+    Float[np.ndarray, "edges"], Int[np.ndarray, "bins"], Int[np.ndarray, "bins"]
+]:
+    """Count the cosines of matching and of other pairs in 80 bins from -1 to 1.
+
+    Returns:
+        edges, matching, others; of at most `queries` captions spread over all, each
+        with the whole gallery.
+    """
+    rows = np.linspace(0, len(text) - 1, min(queries, len(text)), dtype=int)
+    edges = np.linspace(-1, 1, _BINS + 1)
+    counts = np.zeros((2, _BINS), np.int64)
+    gallery = _unit(image)
+    for first in range(0, len(rows), _ROWS_AT_ONCE):
+        part = rows[first : first + _ROWS_AT_ONCE]
+        cosines = np.clip(_unit(text[part]) @ gallery.T, -1, 1)
+        match = text_person[part, None] == image_person[None]
+        for kind, values in enumerate((cosines[match], cosines[~match])):
+            counts[kind] += np.histogram(values, bins=edges)[0]
+    return edges, counts[0], counts[1]
+
+
+def write_similarities(
+    path: str | Path,
+    text: Float32[np.ndarray, "q d"],
+    image: Float32[np.ndarray, "g d"],
+    text_person: Int[np.ndarray, "q"],
+    image_person: Int[np.ndarray, "g"],
+) -> Path:
+    """Plot how similar captions are to pictures of their person, and to others'."""
+    edges, match, other = similarity_histograms(text, image, text_person, image_person)
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    styles = (
+        {"facecolor": "#bbbbbb", "edgecolor": "#555555"},
+        {"facecolor": "none", "edgecolor": "#c8102e", "hatch": "////"},
+    )
+    for counts, name, style in zip(
+        (other, match), ("other pairs", "matching pairs"), styles, strict=True
+    ):
+        total = max(int(counts.sum()), 1)
+        label = f"{name} ({total})"
+        axes.stairs(counts / total, edges, fill=True, label=label, **style)
+    used = np.flatnonzero(match + other)
+    axes.set_xlim(edges[max(used[0] - 1, 0)], edges[min(used[-1] + 2, _BINS)])
+    axes.set_xlabel("cosine of caption and picture")
+    axes.set_ylabel("share of the pairs")
+    axes.legend()
+    return plots.save(figure, path)
+
+
+def write_feature_map(
+    path: str | Path,
+    text: Float32[np.ndarray, "q d"],
+    image: Float32[np.ndarray, "g d"],
+    text_person: Int[np.ndarray, "q"],
+    image_person: Int[np.ndarray, "g"],
+    *,
+    persons: int = 12,
+    each: int = 20,
+) -> Path:
+    """Draw pictures and captions of a few people as points in the plane (t-SNE).
+
+    Each person has a colour AND a marker and a number; captions are hollow. The mean
+    of each modality is taken off first: otherwise the map shows the constant gap
+    between captions and pictures, which no ranking depends on, and little else.
+
+    Args:
+        path: the PNG.
+        text: features of the captions.
+        image: features of the pictures.
+        text_person: whom a caption describes.
+        image_person: whom a picture shows.
+        persons: how many people, spread over those with both.
+        each: at most so many pictures, and captions, of each.
+    """
+    both = np.intersect1d(text_person, image_person)
+    chosen = both[np.linspace(0, len(both) - 1, min(persons, len(both)), dtype=int)]
+    rows = [_rows(ids, chosen, each) for ids in (image_person, text_person)]
+    centred = [_unit(_unit(x) - _unit(x).mean(axis=0)) for x in (image, text)]
+    points = np.concatenate([x[r] for x, r in zip(centred, rows, strict=True)])
+    places = _plane(points)
+    split = len(rows[0])
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axes = figure.subplots()
+    for number, person in enumerate(chosen):
+        pictures = places[:split][image_person[rows[0]] == person]
+        captions = places[split:][text_person[rows[1]] == person]
+        _scatter(axes, pictures, captions, number=number, person=int(person))
+    axes.set_title("filled: pictures, hollow: captions; a number is a person", size=10)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return plots.save(figure, path)
+
+
+def _scatter(
+    axes: Axes,
+    pictures: Float[np.ndarray, "n 2"],
+    captions: Float[np.ndarray, "m 2"],
+    *,
+    number: int,
+    person: int,
+) -> None:
+    colour = plots.COLOURS[number % len(plots.COLOURS)]
+    style = {
+        "marker": plots.MARKERS[number % len(plots.MARKERS)],
+        "edgecolors": colour,
+        "s": 36,
+    }
+    axes.scatter(*pictures.T, facecolors=colour, **style)
+    axes.scatter(*captions.T, facecolors="none", **style)
+    middle = np.median(np.concatenate([pictures, captions]), axis=0)
+    box = {"facecolor": "white", "edgecolor": colour, "pad": 1.5, "alpha": 0.85}
+    axes.annotate(str(person), middle, size=8, ha="center", va="center", bbox=box)
+
+
+def _plane(points: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
+    """Lay points out in the plane; the same points always lie the same way."""
+    # Slow to import, and nothing else needs them.
+    from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
+
+    if len(points) < 4:  # too few for neighbourhoods
+        return np.stack([np.arange(len(points)), np.zeros(len(points))], axis=1)
+    perplexity = min(30.0, (len(points) - 1) / 3)
+    layout = TSNE(perplexity=perplexity, init="random", random_state=0)
+    # So few points are done faster by one thread: on a busy machine 100 times.
+    with threadpool_limits(1):
+        return layout.fit_transform(points)
+
+
+def _rows(
+    ids: Int[np.ndarray, "n"], persons: Int[np.ndarray, "k"], each: int
+) -> Int[np.ndarray, "m"]:
+    return np.concatenate([np.flatnonzero(ids == person)[:each] for person in persons])
+
+
+def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
+    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
