@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Retrieval metrics: counting in blocks, beside a sort of the whole matrix.
+
+    python -m benchmarks.evaluate                 # 20k x 20k, the size of ICFG-PEDES
+    python -m benchmarks.evaluate --case million  # 1M pictures, 1k captions
+
+The peer does in PyTorch what the field's official code does: the whole similarity
+matrix, `torch.argsort` of every whole row, then the figures from the sorted ids. Its
+figures are taken some rows at a time, which spares it several matrices of int64.
+Each candidate runs in a process of its own, so that its peak of memory is its own,
+and the processes take turns.
+"""
+
+import argparse
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from benchmarks import common
+
+
+@dataclass(frozen=True)
+class Case:
+    """How many captions and pictures, of how many persons; the rest are strangers."""
+
+    queries: int
+    gallery: int
+    persons: int
+    each: int
+    peer_queries: int
+
+
+CASES = {
+    "icfg": Case(20_000, 20_000, 1000, 20, 20_000),
+    "million": Case(1000, 1_000_000, 1000, 20, 100),
+    "small": Case(600, 500, 25, 20, 600),
+}
+WIDTH = 512
+_FIGURES_AT_ONCE = 500
+
+
+def main() -> None:
+    """Print the table of one case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--case", choices=CASES, default="icfg")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=_CANDIDATES, help="one candidate, as JSON")
+    options = parser.parse_args()
+    if options.only:
+        common.answer(_CANDIDATES[options.only](CASES[options.case]))
+        return
+    answers: dict[str, list[dict]] = {name: [] for name in _CANDIDATES}
+    for _ in range(options.repeats):
+        for name in answers:
+            arguments = ("--case", options.case, "--only", name)
+            answers[name].append(common.child("benchmarks.evaluate", *arguments))
+    _compare(CASES[options.case], {k: common.medians(v) for k, v in answers.items()})
+
+
+def features(
+    case: Case,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Make captions and pictures around one centre a person; R1 is near 60 %."""
+    rng = np.random.default_rng(0)
+    centres = rng.standard_normal((case.persons, WIDTH), np.float32)
+    known = case.persons * case.each
+    gallery = rng.standard_normal((case.gallery, WIDTH), np.float32)
+    gallery_ids = np.arange(case.gallery) % known % case.persons
+    gallery_ids[known:] = case.persons + np.arange(case.gallery - known)
+    gallery *= 5
+    gallery[:known] += centres[gallery_ids[:known]]
+    query_ids = np.arange(case.queries) % case.persons
+    query = centres[query_ids]
+    query += 5 * rng.standard_normal(query.shape, np.float32)
+    return query, gallery, query_ids, gallery_ids
+
+
+def ours(case: Case) -> dict[str, float]:
+    """Count: the first call compiles, the later ones are those of a training run."""
+    from fmfa_jax.evaluation import retrieval_metrics
+
+    arguments = features(case)
+    base = common.peak_gb()
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        metrics = retrieval_metrics(*arguments)
+        times.append(time.perf_counter() - start)
+    first, *later = times
+    seconds = {"seconds": statistics.median(later), "first": first}
+    return seconds | {"base_gb": base} | metrics.as_dict()
+
+
+def peer(case: Case) -> dict[str, float]:
+    """Sort: product, argsort and figures, each timed."""
+    import torch
+
+    query, gallery, query_ids, gallery_ids = map(torch.from_numpy, features(case))
+    query, query_ids = query[: case.peer_queries], query_ids[: case.peer_queries]
+    base = common.peak_gb()
+    stamps = [time.perf_counter()]
+    query = torch.nn.functional.normalize(query)
+    similarity = query @ torch.nn.functional.normalize(gallery).T
+    stamps.append(time.perf_counter())
+    order = torch.argsort(similarity, dim=1, descending=True)
+    stamps.append(time.perf_counter())
+    figures = _sorted_figures(order, query_ids, gallery_ids)
+    stamps.append(time.perf_counter())
+    scale = case.queries / case.peer_queries
+    product, sort, rest = (scale * float(x) for x in np.diff(stamps))
+    times = {"seconds": product + sort + rest, "product": product, "sort": sort}
+    return times | {"base_gb": base} | figures
+
+
+def _sorted_figures(order: Any, query_ids: Any, gallery_ids: Any) -> dict[str, float]:
+    """Return the five figures in percent from the sorted gallery indices."""
+    import torch
+
+    sums = torch.zeros(5, dtype=torch.float64)
+    for first in range(0, len(order), _FIGURES_AT_ONCE):
+        rows = slice(first, first + _FIGURES_AT_ONCE)
+        match = gallery_ids[order[rows]] == query_ids[rows, None]
+        found = match.cumsum(1)
+        ranks = torch.arange(1, match.shape[1] + 1)
+        total = found[:, -1]
+        for k, place in enumerate((1, 5, 10)):
+            sums[k] += (found[:, place - 1] > 0).sum()
+        sums[3] += ((found / ranks * match).sum(1) / total).sum()
+        last = (match * ranks).amax(1)
+        sums[4] += (total / last).sum()
+    percent = (100 * sums / len(order)).tolist()
+    return dict(zip(("r1", "r5", "r10", "mAP", "mINP"), percent, strict=True))
+
+
+def _compare(case: Case, found: dict[str, dict[str, float]]) -> None:
+    mine, other = found["ours"], found["peer"]
+    seconds = {
+        "torch, product alone": other["product"],
+        "torch, argsort alone": other["sort"],
+        "torch, all of it": other["seconds"],
+        "ours, first call (compiles)": mine["first"],
+        "ours, all of it": mine["seconds"],
+    }
+    peaks = dict.fromkeys(seconds, mine) | dict.fromkeys(list(seconds)[:3], other)
+    rows = [
+        (
+            name,
+            f"{taken:.2f}",
+            f"{taken / mine['seconds']:.1f}",
+            f"{peaks[name]['peak_gb']:.2f}",
+            f"{peaks[name]['base_gb']:.2f}",
+            f"{peaks[name]['r1']:.2f} / {peaks[name]['mAP']:.2f}",
+        )
+        for name, taken in seconds.items()
+    ]
+    notes = [
+        "Peak: of the whole process, in GB (10^9 bytes); before: the same before the"
+        " metrics began, with features and libraries in memory."
+    ]
+    if case.peer_queries < case.queries:
+        notes.append(
+            f"torch measured on {case.peer_queries} captions, its seconds multiplied"
+            f" by {case.queries / case.peer_queries:.0f}; its figures are of those."
+        )
+    common.show(
+        f"Retrieval metrics, {case.queries} captions x {case.gallery} pictures",
+        ("", "seconds", "x ours", "peak GB", "before", "R1 / mAP"),
+        rows,
+        notes=notes,
+    )
+
+
+_CANDIDATES = {"ours": ours, "peer": peer}
+
+if __name__ == "__main__":
+    main()
