@@ -15,7 +15,7 @@ import numpy as np
 from fmfa_jax.models import ModelConfig, param_shapes
 from fmfa_jax.weights.positions import Interpolation, resize_grid, resize_line
 from fmfa_jax.weights.rules import Rule
-from fmfa_jax.weights.source import Source, rules_by_target, stored_grid
+from fmfa_jax.weights.source import Source, stored_grid
 from fmfa_jax.weights.tensors import FLOAT_TYPES, WeightsError
 from fmfa_jax.weights.trees import flatten
 
@@ -76,10 +76,9 @@ def rooms_to_load(
 ) -> dict[str, str]:
     """The rooms of a file: {room: ""}, or the reason why a room is left out."""
     reasons = dict.fromkeys(TOWERS, "")
-    for room in HEADS:
-        rules = [rule for rule in source.table.rules if rule.room == room]
-        if not any(rule.indices(n) for rule in rules for n in source.tensors):
-            continue
+    owners = [source.table.find(name) for name in source.tensors]
+    present = {owner[0].room for owner in owners if owner is not None}
+    for room in (head for head in HEADS if head in present):
         reasons[room] = ""
         if config is not None and not (
             config.classes if room == "classifier" else config.irr_layers
@@ -117,8 +116,8 @@ def _reason(source: Source, rooms: Mapping[str, str], name: str) -> str:
     """Why a tensor that no rule wants may be left; empty: it may not."""
     if source.table.is_ignored(name):
         return "the model has no use for it"
-    owners = (rule.room for rule in source.table.rules if rule.indices(name))
-    return next((rooms.get(room, "") for room in owners), "")
+    owner = source.table.find(name)
+    return "" if owner is None else rooms.get(owner[0].room, "")
 
 
 def check_shapes(
@@ -207,7 +206,7 @@ def _read_positions(
     resized: list[str],
 ) -> dict[str, np.ndarray]:
     """Both position embeddings at the config's sizes."""
-    rules = rules_by_target(source.table)
+    rules = source.table.by_target
     stored = {
         target: source.tensors[rules[target].sources[0]].read().astype(np.float32)
         for target in (IMAGE_POSITION, TEXT_POSITION)

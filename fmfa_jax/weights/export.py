@@ -14,7 +14,6 @@ from fmfa_jax.weights.hugging_face import write_folder_config
 from fmfa_jax.weights.native import write_safetensors
 from fmfa_jax.weights.positions import square_grid
 from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table
-from fmfa_jax.weights.source import rules_by_target
 from fmfa_jax.weights.tensors import WeightsError
 from fmfa_jax.weights.trees import flatten
 
@@ -28,7 +27,7 @@ def rename(table: Table, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     Raises:
         KeyError: the table has no name for one of them.
     """
-    rules = rules_by_target(table)
+    rules = table.by_target
     named: dict[str, np.ndarray] = {}
     for path, array in flat.items():
         rule, array = rules[path], np.asarray(array)
@@ -73,7 +72,7 @@ def export_hugging_face(
             "another grid with --image-size and --stride"
         )
     flat = flatten(params)
-    left_out = tuple(p for p in flat if p not in rules_by_target(HUGGING_FACE))
+    left_out = tuple(p for p in flat if p not in HUGGING_FACE.by_target)
     towers = {path: flat[path] for path in flat if path not in left_out}
     position = np.asarray(towers[IMAGE_POSITION], np.float32)
     towers[IMAGE_POSITION], side = square_grid(position, config.grid)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Parameters and ready models from any weight file."""
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fmfa_jax.models import (
     param_shapes,
 )
 from fmfa_jax.weights.convert import (
+    TOWERS,
     Problems,
     check_shapes,
     fill_params,
@@ -177,8 +179,8 @@ class LoadedModel:
         self.config = loaded.config
         self.report = loaded.report
         self.params: dict[str, Any] = unflatten(_to_device(flatten(loaded.params)))
-        self._images = jax.jit(self._image_tokens)
-        self._texts = jax.jit(self._text_tokens)
+        # Without the heads, models of one size share their compiled encoders.
+        self._towers = replace(loaded.config, classes=0, irr_layers=0)
 
     def encode_image(
         self, images: UInt8[Array | np.ndarray, "b h w 3"]
@@ -215,7 +217,7 @@ class LoadedModel:
                 f"{tuple(images.shape[1:3])} came; resize them, or load the model "
                 "with another image_size"
             )
-        return self._images(self.params, images)
+        return _image_tokens(self._towers, self._tower_params(), images)
 
     def _text(self, tokens: Array | np.ndarray) -> Array:
         if tokens.shape[1] != self.config.context_length:
@@ -224,14 +226,20 @@ class LoadedModel:
                 f"{tokens.shape[1]} came; pad or cut them, or load the model with "
                 "another context_length"
             )
-        return self._texts(self.params, tokens)
+        return _text_tokens(self._towers, self._tower_params(), tokens)
 
-    def _image_tokens(self, params: dict[str, Any], images: Array) -> Array:
-        model = bind(self.config, params)
-        return model.encode_images(normalize_images(images))
+    def _tower_params(self) -> dict[str, Any]:
+        return {tower: self.params[tower] for tower in TOWERS}
 
-    def _text_tokens(self, params: dict[str, Any], tokens: Array) -> Array:
-        return bind(self.config, params).encode_texts(tokens)
+
+@functools.partial(jax.jit, static_argnums=0)
+def _image_tokens(config: ModelConfig, params: dict[str, Any], images: Array) -> Array:
+    return bind(config, params).encode_images(normalize_images(images))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _text_tokens(config: ModelConfig, params: dict[str, Any], tokens: Array) -> Array:
+    return bind(config, params).encode_texts(tokens)
 
 
 def _to_device(flat: dict[str, Any]) -> dict[str, Array]:

@@ -26,6 +26,10 @@ _AXES = {Layout.TRANSPOSED: (1, 0), Layout.CONVOLUTION: (2, 3, 1, 0)}
 _AXES_BACK = {Layout.TRANSPOSED: (1, 0), Layout.CONVOLUTION: (3, 2, 0, 1)}
 
 
+# A layer's number inside a name; the bound keeps hostile ones small.
+_LAYER = re.compile(r"\.(0|[1-9][0-9]{0,6})\.")
+
+
 @dataclass(frozen=True)
 class Rule:
     """One parameter.
@@ -53,17 +57,6 @@ class Rule:
     def names(self, layer: int) -> tuple[str, ...]:
         """The sources of one layer (of the parameter, where it is not stacked)."""
         return tuple(source.replace("{i}", str(layer)) for source in self.sources)
-
-    def indices(self, name: str) -> list[int]:
-        """The layer that a name means, as a list of one; empty: not this rule's."""
-        matches = (pattern.fullmatch(name) for pattern in self._patterns)
-        return [int(m[1]) if m.groups() else 0 for m in matches if m]
-
-    @functools.cached_property
-    def _patterns(self) -> tuple[re.Pattern[str], ...]:
-        layer = r"(0|[1-9][0-9]{0,6})"
-        escaped = (re.escape(source) for source in self.sources)
-        return tuple(re.compile(s.replace(r"\{i\}", layer)) for s in escaped)
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
         """View one source tensor in our layout."""
@@ -102,6 +95,25 @@ class Table:
     name: str
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def _owners(self) -> dict[str, Rule]:
+        return {source: rule for rule in self.rules for source in rule.sources}
+
+    @functools.cached_property
+    def by_target(self) -> dict[str, Rule]:
+        """The rules by our path."""
+        return {rule.target: rule for rule in self.rules}
+
+    def find(self, name: str) -> tuple[Rule, int] | None:
+        """The rule that a name belongs to, and its layer (0 where none is named)."""
+        if name in self._owners:
+            return self._owners[name], 0
+        number = _LAYER.search(name)
+        if number is None:
+            return None
+        rule = self._owners.get(_LAYER.sub(".{i}.", name, count=1))
+        return None if rule is None else (rule, int(number[1]))
 
     def is_ignored(self, name: str) -> bool:
         """Whether a tensor carries nothing that we need, by the named list."""

@@ -14,7 +14,6 @@ from fmfa_jax.weights.rules import (
     HUGGING_FACE,
     OFFICIAL,
     OPENAI,
-    Rule,
     Table,
     native_table,
 )
@@ -22,6 +21,8 @@ from fmfa_jax.weights.tensors import StoredTensor, WeightsError
 from fmfa_jax.weights.trees import flatten
 
 RUN_FILES = ("model_best.safetensors", "model_last.safetensors")
+# More than any CLIP has; a number in a hostile name may be anything.
+MAX_LAYERS = 1000
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -56,23 +57,20 @@ class Source:
 
     def layers(self, room: str) -> int:
         """Blocks of a tower or of the interaction encoder, by the names."""
-        indices = [-1]
-        for rule in self.table.rules:
-            if rule.room != room or "/blocks/" not in rule.target:
+        count = 0
+        for name, tensor in self.tensors.items():
+            rule, layer = self.table.find(name) or (None, 0)
+            if rule is None or rule.room != room or "/blocks/" not in rule.target:
                 continue
-            if not rule.stacked and rule.target in self.tensors:
-                return (self.tensors[rule.target].shape or (0,))[0]
-            indices += [int(i) for n in self.tensors for i in rule.indices(n)]
-        if max(indices) >= len(self.tensors):
-            raise WeightsError(
-                f"{self.path}: a layer {max(indices)} of {room} among "
-                f"{len(self.tensors)} tensors"
-            )
-        return max(indices) + 1
+            whole = (tensor.shape or (0,))[0]
+            count = max(count, layer + 1 if rule.stacked else whole)
+        if count > MAX_LAYERS:
+            raise WeightsError(f"{self.path}: {count} layers of {room} by the names")
+        return count
 
     def shape(self, target: str) -> tuple[int, ...] | None:
         """Our shape of a parameter outside of blocks; None where it is missing."""
-        rule = rules_by_target(self.table)[target]
+        rule = self.table.by_target[target]
         stored = self.tensors.get(rule.sources[0])
         return None if stored is None else rule.our_shape(stored.shape)
 
@@ -208,7 +206,7 @@ def _telling_shapes(source: Source) -> dict[str, tuple[int, ...]]:
 
 def _classes(source: Source) -> int:
     """Rows of the identity head, 0 where there is none."""
-    if "classifier/kernel" not in rules_by_target(source.table):
+    if "classifier/kernel" not in source.table.by_target:
         return 0
     shape = source.shape("classifier/kernel") or ()
     return shape[1] if len(shape) == 2 else 0
@@ -271,8 +269,3 @@ def stored_grid(
         f"{patches} patch positions are neither a square nor {target[0]} x "
         f"{target[1]}; state their shape: source_grid=(rows, columns) (--source-grid)"
     )
-
-
-def rules_by_target(table: Table) -> dict[str, Rule]:
-    """The rules of a table by our path."""
-    return {rule.target: rule for rule in table.rules}

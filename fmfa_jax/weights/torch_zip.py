@@ -143,20 +143,21 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
     for _ in range(len(WRAPPERS) + 1):
         if not isinstance(content, dict):
             break
-        found = {k: v for k, v in content.items() if isinstance(v, TensorRecord)}
         inner = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
-        if found and not inner:
-            if not all(type(name) is str for name in found):
-                raise WeightsError("the names in the state dict are not all strings")
-            others += [_label(key) for key in content if key not in found]
-            return found, tuple(others)
-        if found or len(inner) != 1:
+        if len(inner) == 1:
+            others += [_label(key) for key in content if key != inner[0]]
+            content = content[inner[0]]
+            continue
+        found = {k: v for k, v in content.items() if isinstance(v, TensorRecord)}
+        if inner or not found:
             raise WeightsError(
                 f"no state dict in this file: wanted tensors by name, at the top or "
                 f"under one of {', '.join(WRAPPERS)}; it holds {_keys(content)}"
             )
-        others += [_label(key) for key in content if key != inner[0]]
-        content = content[inner[0]]
+        if not all(type(name) is str for name in found):
+            raise WeightsError("the names in the state dict are not all strings")
+        others += [_label(key) for key in content if key not in found]
+        return found, tuple(others)
     raise WeightsError(
         f"no state dict in this file, but a {type(content).__name__}; save "
         "model.state_dict() and not the model"
