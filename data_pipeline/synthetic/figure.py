@@ -10,26 +10,26 @@ from data_pipeline.synthetic.pose import HEAD_Y, Limb, Skeleton
 def draw_figure(painter: Painter, person: Identity, body: Skeleton) -> None:
     """Draws the person onto the painter's picture, in the body's view and pose."""
     far, near = body.arms
+    raised = not _hangs(far)
     things.draw_umbrella(painter, person, far)
     _draw_hair_behind(painter, person, body)
     things.draw_bag_behind(painter, person, body)
-    if body.view != "front":
-        # Seen from behind or the side, what the first hand holds up is beyond the body.
+    if raised and body.view == "back":
+        # What is held up before the chest is beyond the body.
         things.draw_carried(painter, person, far)
-    if body.view != "front" or _hangs(far):
+    if not raised or body.view != "front":
         _draw_arm(painter, person, body, far)
     _draw_clothes(painter, person, body)
-    things.draw_bag(painter, person, body)
+    if person.bag != "handbag":
+        things.draw_bag(painter, person, body)
     _draw_arm(painter, person, body, near)
     _draw_head(painter, person, body)
-    if body.view == "front":
-        if not _hangs(far):
-            _draw_arm(painter, person, body, far)
-        things.draw_carried(painter, person, far)
-    elif body.view == "side" and not _hangs(far):
-        things.draw_carried(painter, person, far)
     if person.bag == "handbag":
         things.draw_bag(painter, person, body)
+    if raised and body.view == "front":
+        _draw_arm(painter, person, body, far)
+    if not raised or body.view != "back":
+        things.draw_carried(painter, person, far)
 
 
 def _draw_clothes(painter: Painter, person: Identity, body: Skeleton) -> None:

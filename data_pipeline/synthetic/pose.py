@@ -110,14 +110,14 @@ def _arms(
 
 def _raised_arm(carried: str, view: str, shoulder: float) -> Limb | None:
     """The arm that holds something up; None when the hand hangs down."""
-    heights = {"phone": 0.24, "umbrella": 0.30, "book": 0.36, "cup": 0.29}
+    heights = {"phone": 0.24, "umbrella": 0.30, "book": 0.34, "cup": 0.29}
     if carried not in heights:
         return None
     y = heights[carried]
     if view == "side":
-        return Limb((0.0, SHOULDER_Y + 0.02), (0.03, 0.35), (0.13, y))
+        return Limb((0.0, SHOULDER_Y + 0.02), (0.03, 0.375), (0.13, y))
     reach = shoulder + 0.05 if carried == "umbrella" else shoulder * 0.45
-    elbow = (-shoulder - 0.04, 0.35)
+    elbow = (-shoulder - 0.04, 0.375)
     return Limb((-shoulder + 0.015, SHOULDER_Y + 0.02), elbow, (-reach, y))
 
 

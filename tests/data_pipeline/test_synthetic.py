@@ -219,6 +219,23 @@ def test_what_each_view_shows(changes, aspect, views):
     assert seen == views
 
 
+@pytest.mark.parametrize("carried", ["phone", "book", "cup"])
+def test_what_is_held_before_the_chest_is_not_drawn_from_behind(carried):
+    def area(view: str, thing: str) -> int:
+        shot = replace(PLAIN_SHOT, view=view)
+        person = dressed(carried=thing, carried_colour="blue")
+        rng = np.random.default_rng(0)
+        pixels = np.asarray(photograph(person, shot, rng, image_size=(192, 96)))
+        bare = dressed(carried="phone" if thing != "phone" else "cup")
+        rng = np.random.default_rng(0)
+        other = np.asarray(photograph(bare, shot, rng, image_size=(192, 96)))
+        body = np.abs(pixels.astype(int) - other)[30:100, 38:58]
+        return int((body.sum(axis=2) > 90).sum())
+
+    assert area("front", carried) > 30
+    assert area("back", carried) == 0
+
+
 @pytest.mark.parametrize("occluder", ["low", "cut"])
 def test_hidden_feet_are_not_told(occluder):
     shot = replace(PLAIN_SHOT, occluder=occluder)
