@@ -112,7 +112,7 @@ def base() -> ConfigDict:
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 1
     c.checkpoint.every_steps = 0  # 0: only every_epochs counts
-    c.checkpoint.keep = 1  # full training states; the best weights are kept apart
+    c.checkpoint.keep = 2  # training states; with 1 a damaged one has no fallback
 
     c.log = ConfigDict()
     c.log.every_steps = 50

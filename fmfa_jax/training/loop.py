@@ -1,33 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run from its first step to its last table."""
 
-import dataclasses
-import functools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.loader import BadImages, train_batches
-from fmfa_jax import evaluation, models, weights
 from fmfa_jax.training import build, methods
 from fmfa_jax.training.checkpoints import Checkpoints
 from fmfa_jax.training.environment import environment
+from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.lifecycle import StopSignal, Watchdog
-from fmfa_jax.training.logs import RunLog
+from fmfa_jax.training.logs import RunLog, write_table
 from fmfa_jax.training.session import (
-    BEST,
-    LAST,
     Session,
     first_params,
     open_session,
     save_model,
 )
-from fmfa_jax.training.sharding import replicated, to_devices
+from fmfa_jax.training.sharding import to_devices
 from fmfa_jax.training.step import make_state, make_step
 
 
@@ -99,9 +94,7 @@ def train(config: ConfigDict, workdir: str) -> None:
         keep=config.checkpoint.keep,
     )
     restored = checkpoints.restore_latest(state)
-    start = 0
-    if restored is not None:
-        state, start = restored
+    state, start = (state, 0) if restored is None else restored
     bad_images = BadImages()
     log = RunLog(
         session.workdir,
@@ -110,35 +103,55 @@ def train(config: ConfigDict, workdir: str) -> None:
         pairs_per_step=config.train.batch_size,
         tensorboard="events" if config.log.tensorboard else "none",
     )
+    watchdog = Watchdog(config.run.watchdog_seconds)
+    judge = Judge(session, log.say, watchdog.beat)
     log.write_json("config.json", build.flat(config))
     log.write_json("environment.json", environment())
     log.write_json("init.json", origin)
     log.say(opening(session, plan, start))
-    watchdog = Watchdog(config.run.watchdog_seconds)
-    with checkpoints, log, watchdog, StopSignal() as stop:
+    with (
+        checkpoints,
+        log,
+        watchdog,
+        StopSignal() as stop,
+        bad_images_kept(session, bad_images),
+    ):
         for step, batch in enumerate(
             batches(session, plan, start, bad_images), start=start + 1
         ):
             batch = to_devices(method.pick(batch), session.mesh)
             state, measured = step_fn(state, batch)
             watchdog.beat(f"step {step}")
-            if plan.due(step, plan.log) or step == plan.stop:
+            stops = stop.requested(step)
+            saves = plan.due(step, plan.save) or step == plan.stop or stops
+            if plan.due(step, plan.log) or saves:
+                # Also before a checkpoint: what is not finite must not be saved.
                 write_scalars(log, step, plan, method.scalars(measured))
-            if plan.due(step, plan.save) or step == plan.stop:
-                checkpoints.save(step, state)
-            if plan.due(step, plan.evaluate) and step < plan.stop:
+            if plan.due(step, plan.evaluate) or step == plan.stop:
                 with log.untimed():
-                    keep_best(session, plan, state, step, log)
-            if stop.requested(step) and step < plan.stop:
+                    figures = judge.keep_best(state["params"], step=step)
+                log.scalars(step, step / plan.epoch, figures)
+            if saves:
                 checkpoints.save(step, state)
+            if stops and step < plan.stop:
                 checkpoints.wait()
                 log.say(f"{stop.name}: saved step {step}; the same command resumes")
                 return
         checkpoints.wait()
-        bad_images.write(session.workdir / "bad_images.tsv")
-        keep_best(session, plan, state, plan.stop, log)
         save_model(session, LAST, state["params"], {"step": str(plan.stop)})
-        report(session, log.say)
+        judge.report()
+
+
+@contextmanager
+def bad_images_kept(session: Session, bad_images: BadImages) -> Iterator[None]:
+    """Write this process's unreadable pictures down, however the run ends."""
+    index = session.processes.index
+    name = f"bad_images-{index}.tsv" if index else "bad_images.tsv"
+    try:
+        yield
+    finally:
+        rows = [[bad.path, bad.reason] for bad in bad_images.entries]
+        write_table(session.workdir / name, ("path", "reason"), rows)
 
 
 def opening(session: Session, plan: Plan, start: int) -> str:
@@ -194,97 +207,6 @@ def write_scalars(log: RunLog, step: int, plan: Plan, values: dict[str, float]) 
         )
 
 
-def keep_best(session: Session, plan: Plan, state: Any, step: int, log: RunLog) -> None:
-    """Evaluate on the choosing split; keep these weights if none were better."""
-    name = build.chosen_on(session.config, session.data)
-    result = measure(session, session.model, state["params"], name, step=step)
-    log.say(f"step {step}, {name}: {summary(result.t2i)}")
-    scalars = {f"{name}/{k}": v for k, v in dataclasses.asdict(result.t2i).items()}
-    log.scalars(step, step / plan.epoch, scalars)
-    best = about(session, BEST).get("score", "-inf")
-    if result.t2i.r1 > float(best):
-        metadata = {"step": str(step), "score": str(result.t2i.r1), "chosen_on": name}
-        save_model(session, BEST, state["params"], metadata)
-
-
-def summary(metrics: evaluation.RetrievalMetrics) -> str:
-    """Text-to-image figures in one line."""
-    return (
-        f"text -> image R1 {metrics.r1:.2f}  R5 {metrics.r5:.2f}  "
-        f"R10 {metrics.r10:.2f}  mAP {metrics.mAP:.2f}  mINP {metrics.mINP:.2f}"
-    )
-
-
-def measure(
-    session: Session,
-    model: models.ModelConfig,
-    params: Any,
-    split: str,
-    *,
-    step: int,
-    pictures: int = 0,
-) -> evaluation.Evaluation:
-    """Both directions of retrieval on a split, written to eval/ of the run folder."""
-    params = jax.device_put(params, replicated(session.mesh))
-    return evaluation.evaluate(
-        functools.partial(models.image_features, model, params),
-        functools.partial(models.text_features, model, params),
-        session.data.evaluation_split(split),
-        tokenizer=session.tokenizer,
-        image_size=model.image_size,
-        context_length=model.context_length,
-        batch_size=session.config.eval.batch_size,
-        folder=session.workdir,
-        step=step,
-        dataset=session.data.name,
-        pictures=pictures,
-        mesh=session.mesh,
-    )
-
-
-def about(session: Session, name: str) -> dict[str, str]:
-    """What a weight file of the run says of itself; empty where there is none."""
-    path = session.workdir / name
-    return dict(weights.read_archive(path).metadata) if path.is_file() else {}
-
-
-def report(session: Session, say: Callable[[str], None]) -> None:
-    """Measure the run's last and best weights on test, and say the tables."""
-    for label, name in (("last", LAST), ("best", BEST)):
-        facts = about(session, name)
-        if not facts:
-            continue
-        chosen = f", chosen on {facts['chosen_on']}" if "chosen_on" in facts else ""
-        title = f"{label} weights (step {facts['step']}{chosen})"
-        measure_file(
-            session, session.workdir / name, title, say, step=int(facts["step"])
-        )
-    say(f"All files of the run: {session.workdir}")
-
-
-def measure_file(
-    session: Session,
-    path: str | Path,
-    title: str,
-    say: Callable[[str], None],
-    *,
-    step: int,
-) -> None:
-    """The table of a weight file on test."""
-    towers = dataclasses.replace(session.model, classes=0, irr_layers=0)
-    loaded = weights.load_params(path, towers, drop_classifier=True)
-    result = measure(
-        session,
-        towers,
-        loaded.params,
-        "test",
-        step=step,
-        pictures=session.config.eval.pictures,
-    )
-    say(f"\n{title} on test, percent:")
-    say(evaluation.table(result, dataset=session.data.name))
-
-
 def evaluate(config: ConfigDict, workdir: str) -> None:
     """Measure a run, or, where `workdir` holds none, the weights in init.path.
 
@@ -292,10 +214,11 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
         FileNotFoundError: there is neither.
     """
     session = open_session(config, workdir)
+    judge = Judge(session)
     if any((session.workdir / name).is_file() for name in (LAST, BEST)):
-        report(session, print)
+        judge.report()
     elif config.init.path:
-        measure_file(session, config.init.path, config.init.path, print, step=0)
+        judge.measure_file(config.init.path, config.init.path)
     else:
         raise FileNotFoundError(
             f"nothing to evaluate: {session.workdir} holds neither {LAST} nor {BEST}, "

@@ -19,8 +19,6 @@ from fmfa_jax.training.environment import code_version
 from fmfa_jax.training.lifecycle import Processes, agree, initialize_distributed
 from fmfa_jax.training.sharding import check_batch_size, make_mesh, replicated
 
-LAST, BEST = "model_last.safetensors", "model_best.safetensors"
-
 
 @dataclass(frozen=True)
 class Session:

@@ -24,7 +24,7 @@ from fmfa_jax.training.sharding import (
 # A state is {"params", "opt_state", "step"} and, for the weak method, "memory": a plain
 # pytree, so optax, orbax and donation need no wrapper.
 State = dict[str, Any]
-Scalars = dict[str, jax.Array]
+Scalars = dict[str, Any]  # arrays on the device or fetched from it
 
 
 @jax.tree_util.register_dataclass
@@ -106,7 +106,7 @@ def make_step(
             new["memory"] = measured.memory
         scalars = measured.scalars | {
             "total": total,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "lr": jnp.asarray(schedule(state["step"]), jnp.float32),
         }
         return new, Measured(scalars, links=measured.links)

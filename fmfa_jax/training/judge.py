@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: Apache-2.0
+"""How good the weights of a run are: the best so far, and the tables at its end."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from fmfa_jax import evaluation, models, weights
+from fmfa_jax.training import build
+from fmfa_jax.training.session import Session, save_model
+from fmfa_jax.training.sharding import replicated
+
+LAST, BEST = "model_last.safetensors", "model_best.safetensors"
+
+
+def about(session: Session, name: str) -> dict[str, str]:
+    """What a weight file of the run says of itself; empty where there is none."""
+    path = session.workdir / name
+    return dict(weights.read_archive(path).metadata) if path.is_file() else {}
+
+
+def summary(metrics: evaluation.RetrievalMetrics) -> str:
+    """Text-to-image figures in one line."""
+    return (
+        f"text -> image R1 {metrics.r1:.2f}  R5 {metrics.r5:.2f}  "
+        f"R10 {metrics.r10:.2f}  mAP {metrics.mAP:.2f}  mINP {metrics.mINP:.2f}"
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """Evaluates weights within a session.
+
+    Attributes:
+        session: the run.
+        say: told what came out.
+        beat: told before each batch, so that a watchdog sees progress.
+    """
+
+    session: Session
+    say: Callable[[str], None] = print
+    beat: Callable[[str], None] = lambda what: None
+
+    def measure(
+        self,
+        model: models.ModelConfig,
+        params: Any,
+        split: str,
+        *,
+        step: int,
+        pictures: int = 0,
+    ) -> evaluation.Evaluation:
+        """Both directions of retrieval on a split, written to eval/ of the run."""
+        session = self.session
+        params = jax.device_put(params, replicated(session.mesh))
+
+        def encoder(features: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+            def encode(batch: jax.Array) -> jax.Array:
+                self.beat(f"evaluation on {split} after step {step}")
+                return features(model, params, batch)
+
+            return encode
+
+        return evaluation.evaluate(
+            encoder(models.image_features),
+            encoder(models.text_features),
+            session.data.evaluation_split(split),
+            tokenizer=session.tokenizer,
+            image_size=model.image_size,
+            context_length=model.context_length,
+            batch_size=session.config.eval.batch_size,
+            folder=session.workdir,
+            step=step,
+            dataset=session.data.name,
+            pictures=pictures,
+            mesh=session.mesh,
+        )
+
+    def keep_best(self, params: Any, *, step: int) -> dict[str, float]:
+        """Evaluate on the choosing split; keep these weights if none were better.
+
+        Returns:
+            The figures for the log, named after the split.
+        """
+        name = build.chosen_on(self.session.config, self.session.data)
+        metrics = self.measure(self.session.model, params, name, step=step).t2i
+        self.say(f"step {step}, {name}: {summary(metrics)}")
+        if metrics.r1 > float(about(self.session, BEST).get("score", "-inf")):
+            facts = {"step": str(step), "score": str(metrics.r1), "chosen_on": name}
+            save_model(self.session, BEST, params, facts)
+        figures = dataclasses.asdict(metrics)
+        return {f"{name}/{figure}": value for figure, value in figures.items()}
+
+    def report(self) -> None:
+        """Measure the run's last and best weights on test, and say the tables."""
+        measured = set()
+        for label, name in (("last", LAST), ("best", BEST)):
+            facts = about(self.session, name)
+            if not facts:
+                continue
+            chosen = f", chosen on {facts['chosen_on']}" if "chosen_on" in facts else ""
+            title = f"{label} weights (step {facts['step']}{chosen})"
+            if facts["step"] in measured:
+                self.say(f"\n{title}: the same as above")
+                continue
+            measured.add(facts["step"])
+            self.measure_file(
+                self.session.workdir / name, title, step=int(facts["step"])
+            )
+        self.say(f"All files of the run: {self.session.workdir}")
+
+    def measure_file(self, path: str | Path, title: str, *, step: int = 0) -> None:
+        """Say the table of a weight file on test; only its towers take part."""
+        towers = dataclasses.replace(self.session.model, classes=0, irr_layers=0)
+        loaded = weights.load_params(path, towers, drop_classifier=True)
+        result = self.measure(
+            towers,
+            loaded.params,
+            "test",
+            step=step,
+            pictures=self.session.config.eval.pictures,
+        )
+        self.say(f"\n{title} on test, percent:")
+        self.say(evaluation.table(result, dataset=self.session.data.name))

@@ -1,0 +1,159 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs: what they leave behind, and that an interruption leaves no trace."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fmfa_jax.training import loop
+from fmfa_jax.training.checkpoints import CheckpointMismatchError
+from tests.tiny_run import tiny_config
+
+ROOT = Path(__file__).parents[3]
+LAST = "model_last.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """Twelve steps in one go."""
+    loop.train(tiny_config(folder), str(folder / "whole"))
+    return folder / "whole"
+
+
+def lines(run: Path) -> list[dict]:
+    return [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(one: Path, other: Path):
+    a, b = load_file(one / LAST), load_file(other / LAST)
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_a_run_leaves_everything_behind(whole):
+    names = {path.name for path in whole.iterdir()}
+    assert names >= {
+        "config.json",
+        "environment.json",
+        "init.json",
+        "metrics.jsonl",
+        "checkpoints",
+        "eval",
+        "bad_images.tsv",
+        LAST,
+        "model_best.safetensors",
+    }
+    evaluation = {path.name for path in (whole / "eval" / "12").iterdir()}
+    assert evaluation >= {"metrics.json", "table.md", "rankings.csv"}
+    table = (whole / "eval" / "12" / "table.md").read_text()
+    assert "text -> image" in table and "mINP" in table
+
+
+def test_the_log_names_every_loss_and_each_step_once(whole):
+    steps = [row for row in lines(whole) if "total" in row]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    wanted = {"a_sdm", "id", "mlm", "efa", "total", "grad_norm", "lr", "mlm_dropped"}
+    assert all(wanted <= row.keys() for row in steps)
+    assert all(row["mlm_dropped"] == 0 for row in steps)
+    assert any("pairs_per_second" in row for row in steps)
+    rates = [row["lr"] for row in steps]
+    assert rates[0] < max(rates) > rates[-1]
+    assert any("val/r1" in row for row in lines(whole))
+
+
+def test_the_loss_falls(whole):
+    totals = [row["total"] for row in lines(whole) if "total" in row]
+    assert np.mean(totals[-3:]) < np.mean(totals[:3])
+
+
+def test_stopping_and_going_on_is_bit_identical(folder, whole):
+    part = folder / "part"
+    loop.train(tiny_config(folder, train__stop_step=5), str(part))
+    loop.train(tiny_config(folder), str(part))
+    assert_same_weights(whole, part)
+    ours, theirs = lines(part), lines(whole)
+    want = {r["step"]: r["total"] for r in theirs if "total" in r}
+    assert {r["step"]: r["total"] for r in ours if "total" in r} == want
+
+
+def test_a_killed_run_goes_on_bit_identically(folder, whole):
+    """kill -9 after the checkpoint of step 5; the same command resumes from it."""
+    killed = folder / "killed"
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from tests.tiny_run import tiny_config\n"
+        "from fmfa_jax.training import loop\n"
+        "loop.train(tiny_config(Path(sys.argv[1])), sys.argv[2])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(killed)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    saved = killed / "checkpoints" / "5"
+    deadline = time.monotonic() + 240
+    while not saved.exists() and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint within 240 s"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
+    assert not (killed / LAST).exists()
+    loop.train(tiny_config(folder), str(killed))
+    assert_same_weights(whole, killed)
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(folder, whole):
+    other = tiny_config(folder, optimizer__lr=1.0)
+    with pytest.raises(CheckpointMismatchError, match=r"optimizer\.lr"):
+        loop.train(other, str(whole))
+
+
+def test_evaluating_a_run_repeats_its_numbers(folder, whole, capsys):
+    said = json.loads((whole / "eval" / "12" / "metrics.json").read_text())
+    loop.evaluate(tiny_config(folder), str(whole))
+    assert json.loads((whole / "eval" / "12" / "metrics.json").read_text()) == said
+    assert "last weights (step 12) on test" in capsys.readouterr().out
+
+
+def test_evaluating_a_weight_file_alone(folder, whole, capsys):
+    config = tiny_config(folder, init__path=str(whole / LAST))
+    loop.evaluate(config, str(folder / "zero_shot"))
+    assert "text -> image" in capsys.readouterr().out
+    name = "metrics.json"
+    got = json.loads((folder / "zero_shot" / "eval" / "0" / name).read_text())
+    want = json.loads((whole / "eval" / "12" / name).read_text())
+    assert got["t2i"] == want["t2i"]
+
+
+def test_nothing_to_evaluate_says_what_to_name(folder):
+    with pytest.raises(FileNotFoundError, match=r"--config\.init\.path"):
+        loop.evaluate(tiny_config(folder), str(folder / "empty"))
+
+
+def test_an_exploding_loss_ends_the_run_by_name(folder):
+    config = tiny_config(folder, optimizer__lr=1e20, schedule__warmup_epochs=0.0)
+    with pytest.raises(FloatingPointError, match="not finite after step"):
+        loop.train(config, str(folder / "exploded"))
+
+
+def test_a_batch_that_does_not_divide_names_the_nearest(folder):
+    config = tiny_config(folder, train__batch_size=12)
+    with pytest.raises(ValueError, match=r"12 does not divide over 8.*\[8, 16\]"):
+        loop.train(config, str(folder / "odd"))

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every shipped config with every preset: complete, locked, valid."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ml_collections import ConfigDict
+
+from configs.base import PRESETS, base
+from fmfa_jax.training import build
+
+ROOT = Path(__file__).parents[1]
+NAMES = ("cuhk", "icfg", "rstp", "folder", "demo")
+
+
+def get(name: str, *preset: str) -> ConfigDict:
+    return importlib.import_module(f"configs.{name}").get_config(*preset)
+
+
+@pytest.fixture(params=NAMES)
+def name(request):
+    return request.param
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_each_config_is_complete_locked_and_valid(name, preset):
+    config = get(name, preset)
+    build.validate(config)
+    assert config.is_locked
+    wanted = {k for k in build.flat(base()) if not k.startswith("losses.")}
+    got = {
+        k for k in build.flat(config) if not k.startswith(("losses.", "data.options."))
+    }
+    assert got == wanted
+    assert config.method == ("weak" if preset.startswith("weak") else "fmfa")
+    assert config.name == f"{name}-{preset}"
+
+
+def test_the_docstring_holds_the_runnable_command(name):
+    doc = importlib.import_module(f"configs.{name}").__doc__
+    assert f"python main.py --config=configs/{name}.py --workdir=" in doc
+
+
+def test_the_presets_differ_where_they_say():
+    official, paper, plus = (get("cuhk", p) for p in ("official", "paper", "plus"))
+    assert (official.loss.a_sdm_weight, official.loss.a_sdm_alpha) == ("official", 0.1)
+    assert (paper.loss.a_sdm_weight, paper.loss.a_sdm_alpha) == ("paper", 10.0)
+    assert get("rstp", "paper").loss.a_sdm_alpha == 1.0
+    assert plus.loss.efa_rule == "plus"
+    assert get("icfg", "paper").train.epochs == 100
+    assert get("cuhk", "weak-paper").weak.itc_reduction == "sum"
+    assert get("rstp", "weak").train.epochs == 16
+
+
+def test_the_weak_presets_have_no_loss_that_needs_ids():
+    assert set(get("cuhk", "weak").losses) == {"itc", "local", "global", "consistency"}
+
+
+def test_an_unknown_value_is_an_error_with_the_near_ones():
+    config = get("cuhk").copy_and_resolve_references()
+    with config.unlocked():
+        config.loss.a_sdm_weight = "offical"
+    with pytest.raises(ValueError, match=r"a_sdm_weight='offical'.*mean official"):
+        build.validate(config)
+
+
+def test_a_config_without_a_loss_is_refused():
+    config = get("cuhk").copy_and_resolve_references()
+    with config.unlocked():
+        for loss in config.losses:
+            config.losses[loss] = 0.0
+    with pytest.raises(ValueError, match="at least one loss"):
+        build.validate(config)
+
+
+@pytest.mark.parametrize(
+    ("flag", "answer"),
+    [
+        ("--config.train.batch_sise=4", 'Did you mean "batch_size"'),
+        ("--config.trane.epochs=4", 'Did you mean "train"'),
+        ("--config.train.batch_size=many", "invalid literal for int"),
+        ("--mode=evaluate", "should be one of"),
+    ],
+)
+def test_a_mistyped_flag_is_answered_in_a_line(flag, answer):
+    command = [sys.executable, "main.py", "--config=configs/cuhk.py", flag]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert answer in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unknown_preset_names_all():
+    with pytest.raises(ValueError, match=r"'official', 'paper', 'plus'.*'plos'"):
+        get("cuhk", "plos")
