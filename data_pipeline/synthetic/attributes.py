@@ -18,7 +18,7 @@ import numpy as np
 
 NONE = "none"
 SEED_CLASSES = 64
-FAMILY = 6
+FAMILY = 4
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (26, 26, 28),
@@ -156,7 +156,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "carried": ("carried", "carried_colour"),
     "scarf": ("scarf_colour",),
 }
-_GROUP_WEIGHTS = (2, 1, 4, 8, 5, 8, 2, 4, 3, 1, 2, 2)
+_GROUP_WEIGHTS = (4, 1, 8, 20, 12, 20, 4, 10, 8, 2, 6, 4)
 
 
 def _cumulative(weights: Iterable[int]) -> list[float]:
