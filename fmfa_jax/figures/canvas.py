@@ -75,7 +75,7 @@ def place_tile(
     """
     draw = ImageDraw.Draw(sheet)
     x, y = corner
-    box = (x, y, x + tile.width + 2 * _FRAME, y + tile.height + 2 * _FRAME)
+    box = (x, y, x + tile.width + 2 * _FRAME - 1, y + tile.height + 2 * _FRAME - 1)
     draw.rectangle(box, fill=colour)
     if colour == WRONG:
         _break_frame(draw, box)
@@ -98,8 +98,11 @@ def _without_middle(text: str, keep: int) -> str:
 
 
 def _break_frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
+    """Rub gaps into the four sides of a frame; the corners stay."""
     x0, y0, x1, y1 = box
-    for x in range(x0 + 8, x1, 16):
-        draw.rectangle((x, y0, min(x + 7, x1), y1), fill=PAPER)
-    for y in range(y0 + 8, y1, 16):
-        draw.rectangle((x0, y, x1, min(y + 7, y1)), fill=PAPER)
+    for x in range(x0 + 8, x1 - 8, 16):
+        for y in (y0, y1 - _FRAME + 1):
+            draw.rectangle((x, y, x + 7, y + _FRAME - 1), fill=PAPER)
+    for y in range(y0 + 8, y1 - 8, 16):
+        for x in (x0, x1 - _FRAME + 1):
+            draw.rectangle((x, y, x + _FRAME - 1, y + 7), fill=PAPER)

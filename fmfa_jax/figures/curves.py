@@ -57,7 +57,9 @@ def write_curves(metrics: str | Path, path: str | Path) -> Path:
     if not records:
         raise ValueError(f"{metrics} holds no record yet: nothing to plot")
     figure = Figure(figsize=(9, 9.5), layout="constrained")
-    losses, rate, retrieval = figure.subplots(3, 1, height_ratios=(3, 1.5, 3))
+    losses, rate, retrieval = figure.subplots(
+        3, 1, height_ratios=(3, 1.5, 3), sharex=True
+    )
     _draw(losses, records, loss_names(records), "loss", scale="log")
     _draw(rate, records, [n for n in _names(records) if n == "lr"], "learning rate")
     shown = [n for n in _names(records) if n.rsplit("/", 1)[-1] in _SHOWN]

@@ -85,7 +85,7 @@ def write_feature_map(
 ) -> Path:
     """Draw pictures and captions of a few people as points in the plane (t-SNE).
 
-    Each person has a colour AND a marker and a number; captions are hollow. The mean
+    Each person has a colour AND a marker; captions are hollow. The mean
     of each modality is taken off first: otherwise the map shows the constant gap
     between captions and pictures, which no ranking depends on, and little else.
 
@@ -111,7 +111,8 @@ def write_feature_map(
         pictures = places[:split][image_person[rows[0]] == person]
         captions = places[split:][text_person[rows[1]] == person]
         _scatter(axes, pictures, captions, number=number, person=int(person))
-    axes.set_title("filled: pictures, hollow: captions; a number is a person", size=10)
+    axes.set_title("filled: pictures, hollow: captions", size=10)
+    axes.legend(title="person", loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xticks([])
     axes.set_yticks([])
     return plots.save(figure, path)
@@ -131,11 +132,8 @@ def _scatter(
         "edgecolors": colour,
         "s": 36,
     }
-    axes.scatter(*pictures.T, facecolors=colour, **style)
+    axes.scatter(*pictures.T, facecolors=colour, label=str(person), **style)
     axes.scatter(*captions.T, facecolors="none", **style)
-    middle = np.median(np.concatenate([pictures, captions]), axis=0)
-    box = {"facecolor": "white", "edgecolor": colour, "pad": 1.5, "alpha": 0.85}
-    axes.annotate(str(person), middle, size=8, ha="center", va="center", bbox=box)
 
 
 def _plane(points: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:

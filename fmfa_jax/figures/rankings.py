@@ -20,9 +20,10 @@ MARGIN = 16
 WORST = 8
 
 _CAPTION_LINES = 4
-_CAPTION = 20 + 19 * _CAPTION_LINES
-_LABELS = 52
-_ROW = _CAPTION + TILE[1] + _LABELS + 20
+_LINE = 19
+_NOTE = 20
+_LABELS = 56
+_GAP = 20
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,17 @@ class Ranking:
 def sheet(rankings: Sequence[Ranking]) -> Image.Image:
     """Draw one row for each ranking; the width is that of the longest."""
     tiles = max(len(ranking.hits) for ranking in rankings)
-    size = 2 * MARGIN + max(tiles, 6) * STEP, 2 * MARGIN + len(rankings) * _ROW
+    width = max(tiles, 6) * STEP
+    captions = [_wrapped(ranking.caption, width) for ranking in rankings]
+    heights = [_NOTE + _LINE * (text.count("\n") + 1) for text in captions]
+    row = 8 + TILE[1] + _LABELS + _GAP
+    size = width + 2 * MARGIN, 2 * MARGIN + sum(heights) + row * len(rankings) - _GAP
     page = Image.new("RGB", size, canvas.PAPER)
-    for number, ranking in enumerate(rankings):
-        _draw_row(page, MARGIN + number * _ROW, ranking)
+    top = MARGIN
+    for ranking, caption, height in zip(rankings, captions, heights, strict=True):
+        _draw_words(page, top, ranking.note, caption)
+        _draw_hits(page, top + height + 8, ranking.hits)
+        top += height + row
     return page
 
 
@@ -69,7 +77,7 @@ def write_rankings(
     """Write ranking_000123.png for `count` captions, and worst.png.
 
     The captions are spread evenly over the split, so that two evaluations of it show
-    the same ones. worst.png holds the captions whose person came last.
+    the same ones. worst.png holds the captions whose person came last, one a person.
 
     Args:
         folder: where to; made where missing.
@@ -95,16 +103,25 @@ def write_rankings(
     files = [folder / f"ranking_{query:06d}.png" for query in chosen]
     for file, query in zip(files, chosen.tolist(), strict=True):
         save(sheet([draw(query)]), file)
-    worst = np.argsort(-first_match, kind="stable")[:WORST]
-    save(sheet([draw(query) for query in worst.tolist()]), folder / "worst.png")
+    worst = _worst(first_match, split.pair_persons)
+    save(sheet([draw(query) for query in worst]), folder / "worst.png")
     return [*files, folder / "worst.png"]
 
 
 def save(image: Image.Image, path: Path) -> None:
     """Write a PNG that appears whole under its name, or not at all."""
     temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG", optimize=True)
+    image.save(temporary, format="PNG")
     os.replace(temporary, path)
+
+
+def _worst(
+    first_match: Int32[np.ndarray, "q"], persons: Int32[np.ndarray, "q"]
+) -> list[int]:
+    """Return the captions with the latest first match, at most one of each person."""
+    order = np.argsort(-first_match, kind="stable")
+    _, places = np.unique(persons[order], return_index=True)
+    return order[np.sort(places)[:WORST]].tolist()
 
 
 def _ranking(
@@ -130,18 +147,22 @@ def _hit(split: Split, image: int, verdict: str, label: str) -> Hit:
     return Hit(decode(split.read(image)), verdict, labels)
 
 
-def _draw_row(page: Image.Image, top: int, ranking: Ranking) -> None:
+def _wrapped(caption: str, width: int) -> str:
+    return canvas.wrap(f"“{caption}”", canvas.font(15), width, _CAPTION_LINES)
+
+
+def _draw_words(page: Image.Image, top: int, note: str, caption: str) -> None:
     draw = ImageDraw.Draw(page)
-    width = page.width - 2 * MARGIN
-    note, face = canvas.font(12), canvas.font(15)
-    draw.text((MARGIN, top), ranking.note, canvas.FAINT, note)
-    caption = canvas.wrap(f"“{ranking.caption}”", face, width, _CAPTION_LINES)
-    draw.text((MARGIN, top + 18), caption, canvas.INK, face)
+    draw.text((MARGIN, top), note, canvas.FAINT, canvas.font(12))
+    draw.text((MARGIN, top + _NOTE), caption, canvas.INK, canvas.font(15))
+
+
+def _draw_hits(page: Image.Image, top: int, hits: Sequence[Hit]) -> None:
     colours = {"right": canvas.RIGHT, "wrong": canvas.WRONG}
-    for column, hit in enumerate(ranking.hits):
+    for column, hit in enumerate(hits):
         canvas.place_tile(
             page,
-            (MARGIN + column * STEP, top + _CAPTION),
+            (MARGIN + column * STEP, top),
             canvas.thumbnail(hit.pixels, TILE),
             colour=colours.get(hit.verdict, canvas.NEUTRAL),
             labels=hit.labels,
