@@ -87,6 +87,13 @@ def test_each_bad_picture_is_named(tmp_path, capsys):
     assert "8 pictures: 3 decoded, 5 missing or unreadable" in out
 
 
+def test_one_missing_picture_is_enough_to_fail(tmp_path, capsys):
+    folder = write_layout(tmp_path, CUHK)
+    (folder / "imgs" / tiny_entries(CUHK)[6]["file_path"]).unlink()
+    assert check.main([str(tmp_path)]) == 1
+    assert "8 pictures: 7 decoded, 1 missing" in capsys.readouterr().out
+
+
 def test_a_malformed_set_does_not_hide_the_others(tmp_path, capsys):
     write_layout(tmp_path, CUHK)
     (tmp_path / "RSTPReid").mkdir()
