@@ -215,3 +215,11 @@ def test_a_similarity_that_is_not_finite_is_an_error() -> None:
         metrics_from_similarity(
             np.array([[1.0, np.nan]], np.float32), np.array([0]), np.array([0, 1])
         )
+
+
+def test_features_of_zeros_and_opposite_ones_beside_the_padding() -> None:
+    """Padding has the similarity 0: it must not count against 0 or less."""
+    query = np.array([[0.0, 0.0], [1.0, 0.0], [1.0, 0.0]], np.float32)
+    gallery = np.array([[-1.0, 0.0], [0.0, 1.0], [1.0, 1.0]], np.float32)
+    ranks = match_ranks(query, gallery, np.array([0, 0, 1]), np.array([0, 1, 2]))
+    np.testing.assert_array_equal(ranks.ranks, [3, 3, 2])
