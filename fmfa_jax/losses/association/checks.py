@@ -53,6 +53,7 @@ def mined_precision(
     batches for the figures of an epoch.
     """
     known = person_of_pair != UNKNOWN_PERSON
+    slot = np.where(valid, slot, 0)  # an invalid slot may be any number
     counted = valid & (slot != index[:, None])
     counted &= known[slot] & known[index][:, None]
     correct = counted & (person_of_pair[slot] == person_of_pair[index][:, None])

@@ -4,10 +4,13 @@
 A bank is a plain dict of arrays, so that it is checkpointed, donated and sharded like
 any other part of the train state:
 
-    image, text [rows, d]   raw features, float32 or bfloat16
+    image, text [rows, d]   raw features: float32, or bfloat16 as its bits in uint16
     inverse_norm [rows]     float32, of the image rows as stored; 0: not written
     written [rows]          whether the row holds a feature; others are never mined
     pairs []                int32, training pairs; the rows behind them are padding
+
+Why bits: a CPU writes single rows into float32 and integers in place, but widens all of
+a bfloat16 array to float32 and back for it.
 """
 
 import math
@@ -24,7 +27,7 @@ from fmfa_jax.losses.association.relations import inverse_norm
 
 Bank = dict[str, Array]
 AXIS = "data"  # the mesh axis that the rows are spread over
-DTYPES = ("float32", "bfloat16")
+_STORAGE = {"float32": jnp.float32, "bfloat16": jnp.uint16}
 # Any power of two of devices up to this shares one layout: a run resumes on others.
 ROW_MULTIPLE = 256
 
@@ -83,14 +86,14 @@ def init_bank(
     """
     if pairs < 1:
         raise ValueError(f"a bank needs at least one training pair, got {pairs}")
-    if dtype not in DTYPES:
-        raise ValueError(f"bank dtype: wanted one of {DTYPES}, got {dtype!r}")
+    if dtype not in _STORAGE:
+        raise ValueError(f"bank dtype: wanted one of {tuple(_STORAGE)}, got {dtype!r}")
     rows = bank_rows(pairs, mesh=mesh)
 
     def empty() -> Bank:
         return {
-            "image": jnp.zeros((rows, width), dtype),
-            "text": jnp.zeros((rows, width), dtype),
+            "image": jnp.zeros((rows, width), _STORAGE[dtype]),
+            "text": jnp.zeros((rows, width), _STORAGE[dtype]),
             "inverse_norm": jnp.zeros(rows, jnp.float32),
             "written": jnp.zeros(rows, bool),
             "pairs": jnp.int32(pairs),
@@ -98,6 +101,20 @@ def init_bank(
 
     shardings = None if mesh is None else bank_shardings(mesh)
     return jax.jit(empty, out_shardings=shardings)()
+
+
+def as_float(rows: Array) -> Array:
+    """Stored rows, or some of them, as float32."""
+    if rows.dtype == jnp.uint16:
+        rows = jax.lax.bitcast_convert_type(rows, jnp.bfloat16)
+    return rows.astype(jnp.float32)
+
+
+def as_stored(rows: Array, dtype: jnp.dtype) -> Array:
+    """float32 rows as a bank of `dtype` stores them."""
+    if dtype == jnp.uint16:
+        return jax.lax.bitcast_convert_type(rows.astype(jnp.bfloat16), jnp.uint16)
+    return rows.astype(dtype)
 
 
 def over_shards(
@@ -129,7 +146,7 @@ def take_rows(
         local = slot - first_row(image, mesh)
         mine = (local >= 0) & (local < image.shape[0])
         local = jnp.clip(local, 0, image.shape[0] - 1)
-        rows = (image[local].astype(jnp.float32), text[local].astype(jnp.float32))
+        rows = (as_float(image[local]), as_float(text[local]))
         if mesh is None:
             return rows
         return jax.lax.psum(
@@ -149,12 +166,14 @@ def update_bank(
     *,
     ready: Bool[Array, ""] | bool,
     rate: float = 0.9,
+    after: Float[Array, ""] | None = None,
     mesh: Mesh | None = None,
 ) -> BankUpdate:
     """Write the batch into its rows (11): B = rate * feature + (1 - rate) * B.
 
     A row is written as it comes while the bank is not `ready` (the first epoch) and
-    when it holds nothing yet. Donate the bank: the rows are then changed in place.
+    when it holds nothing yet. Donate the bank and name the loss that has read it in
+    `after`: the rows are then changed in place, otherwise all are copied.
 
     A pair with a feature that is not finite never enters, nor does an index outside
     the training pairs; of an index that comes twice the first one counts. Each such
@@ -167,9 +186,13 @@ def update_bank(
         index: row of each pair.
         ready: False in the first epoch.
         rate: weight of the NEW feature.
+        after: a scalar that stands for every use of the old bank in the same compiled
+            step, such as the total loss; it orders, its value changes nothing.
         mesh: see `init_bank`.
     """
     image, text = jax.lax.stop_gradient((image, text))
+    if after is not None:
+        index = index + _zero_after(after)
     writes = _enters(image, text, index, bank)
 
     def write(bank: Bank, image: Array, text: Array, index: Array, writes: Array):
@@ -190,11 +213,20 @@ def update_bank(
     return BankUpdate(bank=written, skipped=jnp.sum(~writes, dtype=jnp.int32))
 
 
+def _zero_after(value: Array) -> Array:
+    """An int32 zero that the compiler cannot know before it has `value`.
+
+    An optimization barrier does not serve: it is gone before the copies are decided.
+    """
+    finite = jnp.where(jnp.isfinite(value), value, 0.0)
+    return jnp.int32(0.0 * jax.lax.stop_gradient(finite))
+
+
 def _enters(image: Array, text: Array, index: Array, bank: Bank) -> Array:
     """Which pairs of the batch may be written."""
     storage = bank["image"].dtype
-    finite = jnp.isfinite(image.astype(storage)).all(axis=1)
-    finite &= jnp.isfinite(text.astype(storage)).all(axis=1)
+    finite = jnp.isfinite(as_float(as_stored(image, storage))).all(axis=1)
+    finite &= jnp.isfinite(as_float(as_stored(text, storage))).all(axis=1)
     first = jnp.argmax(index[:, None] == index[None, :], axis=1) == jnp.arange(
         len(index)
     )
@@ -207,12 +239,12 @@ def _write_rows(
     """Blend the features with the rows at `near` and set the rows at `target`."""
     new = dict(bank)
     for name, feature in zip(("image", "text"), features, strict=True):
-        old = bank[name][near].astype(jnp.float32)
+        old = as_float(bank[name][near])
         row = share * feature.astype(jnp.float32) + (1.0 - share) * old
-        stored = row.astype(bank[name].dtype)
+        stored = as_stored(row, bank[name].dtype)
         new[name] = bank[name].at[target].set(stored, mode="drop")
         if name == "image":
             norms = bank["inverse_norm"].at[target]
-            new["inverse_norm"] = norms.set(inverse_norm(stored), mode="drop")
+            new["inverse_norm"] = norms.set(inverse_norm(as_float(stored)), mode="drop")
     new["written"] = bank["written"].at[target].set(True, mode="drop")
     return new

@@ -13,10 +13,18 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from fmfa_jax.losses.association.memory import AXIS, Bank, first_row, over_shards
+from fmfa_jax.losses.association.memory import (
+    AXIS,
+    Bank,
+    as_float,
+    first_row,
+    over_shards,
+)
 from fmfa_jax.losses.association.relations import inverse_norm
 
-BLOCK = 8192  # rows compared at once: the block and its cosines stay near the cache
+# Rows compared at once: on a CPU a block and its cosines stay near the cache; an
+# accelerator wants few, large products.
+_BLOCK_CPU, _BLOCK_ACCELERATOR = 2048, 65536
 _CHUNK = 64  # rows of a block that are first represented by their maximum
 
 
@@ -44,7 +52,7 @@ def mine(
     links: int = 3,
     threshold: float = 0.7,
     exclude: str = "rank0",
-    block: int = BLOCK,
+    block: int | None = None,
     mesh: Mesh | None = None,
 ) -> Mined:
     """Mine up to `links` rows for each anchor in the image memory (11), (12).
@@ -57,7 +65,8 @@ def mine(
         threshold: a row is valid only when its cosine is above this.
         exclude: "rank0" drops the nearest row, which the official code takes to be the
             anchor itself; "self" drops the anchor's own row, whatever its rank.
-        block: rows compared at once; changes the speed, never the result.
+        block: rows compared at once, None: by the backend; changes the speed, never
+            the result.
         mesh: where the bank is sharded over the axis "data"; None: one device.
     """
     image = jax.lax.stop_gradient(image)
@@ -91,7 +100,7 @@ def nearest_rows(
     image: Float[Array, "b d"],
     *,
     count: int,
-    block: int = BLOCK,
+    block: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "b count"], Int[Array, "b count"]]:
     """Cosine and row of the `count` written rows whose images are nearest.
@@ -100,6 +109,9 @@ def nearest_rows(
     and the row is any. On several devices each searches its own rows, and only the
     candidates travel.
     """
+    if block is None:
+        on_cpu = jax.default_backend() == "cpu"
+        block = _BLOCK_CPU if on_cpu else _BLOCK_ACCELERATOR
 
     def search(
         rows: Array, inverse_norm: Array, written: Array, anchors: Array
@@ -145,10 +157,10 @@ def _scan_blocks(
         slot = start + jnp.arange(block, dtype=jnp.int32)
         lives = jax.lax.dynamic_slice_in_dim(written, start, block) & (slot >= wanted)
         cosines = jnp.matmul(
-            anchors, part.T.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST
+            anchors, as_float(part).T, precision=jax.lax.Precision.HIGHEST
         )
         cosines = jnp.where(lives, cosines * norms, -jnp.inf)
-        similarity, place = _top_k_in_chunks(cosines, count)
+        similarity, place = _top_k_in_chunks(cosines, min(count, block))
         merged = jnp.concatenate([best[0], similarity], axis=1)
         slots = jnp.concatenate([best[1], start + place], axis=1)
         return _best(merged, slots, count), None
@@ -175,7 +187,7 @@ def _top_k_in_chunks(values: Array, count: int) -> tuple[Array, Array]:
     """
     height, width = values.shape
     if width % _CHUNK or width // _CHUNK <= count:
-        return jax.lax.top_k(values, count)
+        return tuple(jax.lax.top_k(values, count))
     chunks = values.reshape(height, width // _CHUNK, _CHUNK)
     chosen = jax.lax.top_k(chunks.max(axis=2), count)[1]
     chosen = jnp.sort(chosen, axis=1)  # the order of rows decides ties

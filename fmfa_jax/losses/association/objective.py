@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.association.groups import global_loss
 from fmfa_jax.losses.association.memory import Bank, take_rows
-from fmfa_jax.losses.association.mining import BLOCK, Mined, mine
+from fmfa_jax.losses.association.mining import Mined, mine
 from fmfa_jax.losses.association.relations import (
     linked_share,
     local_loss,
@@ -48,7 +48,8 @@ class WeakOptions:
         targets: mined rows as targets, "owner" | "union", see `group_targets`.
         same_image: captions of one image, "unknown" | "linked" (needs image_id).
         itc_reduction: the two directions of itc, "mean" | "sum".
-        block: rows of the memory compared at once; never changes a result.
+        block: rows of the memory compared at once, None: by the backend; never
+            changes a result.
     """
 
     scale: float = 50.0
@@ -60,7 +61,7 @@ class WeakOptions:
     targets: str = "owner"
     same_image: str = "unknown"
     itc_reduction: str = "mean"
-    block: int = BLOCK
+    block: int | None = None
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
