@@ -43,15 +43,6 @@ class Evaluation:
     t2i: RetrievalMetrics
     i2t: RetrievalMetrics
 
-    def scalars(self, split: str) -> dict[str, float]:
-        """The figures by the name that the log knows them by, as "val/t2i/mAP"."""
-        return {
-            f"{split}/{direction}/{name}": float(value)
-            for direction, metrics in (("t2i", self.t2i), ("i2t", self.i2t))
-            for name, value in metrics.as_dict().items()
-            if name not in ("queries", "gallery")
-        }
-
 
 def retrieval_metrics(
     query: Float[np.ndarray | Array, "q d"],

@@ -8,9 +8,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fmfa_jax import losses
 from fmfa_jax.figures import plots
+from fmfa_jax.losses.association import objective as association_objective
 
-SPEED = ("steps_per_second", "pairs_per_second")
+_LOSSES = ("total", *losses.TERMS, *association_objective.TERMS)
 _SHOWN = ("r1", "mAP")
 
 Record = Mapping[str, float]
@@ -43,8 +45,8 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
 def write_curves(metrics: str | Path, path: str | Path) -> Path:
     """Plot a run's metrics.jsonl: three panels over the epochs.
 
-    The panels hold the losses (every number of a training line that has no panel of its
-    own), the learning rate, and R1 and mAP of each evaluated split.
+    The panels hold the losses, the learning rate, and R1 and mAP of each split that was
+    evaluated ("val/r1").
 
     Args:
         metrics: the run's metrics.jsonl.
@@ -57,10 +59,10 @@ def write_curves(metrics: str | Path, path: str | Path) -> Path:
     if not records:
         raise ValueError(f"{metrics} holds no record yet: nothing to plot")
     figure = Figure(figsize=(9, 9.5), layout="constrained")
-    losses, rate, retrieval = figure.subplots(
+    loss, rate, retrieval = figure.subplots(
         3, 1, height_ratios=(3, 1.5, 3), sharex=True
     )
-    _draw(losses, records, loss_names(records), "loss", scale="log")
+    _draw(loss, records, loss_names(records), "loss", scale="log")
     _draw(rate, records, [n for n in _names(records) if n == "lr"], "learning rate")
     shown = [n for n in _names(records) if n.rsplit("/", 1)[-1] in _SHOWN]
     _draw(retrieval, records, shown, "percent")
@@ -69,13 +71,8 @@ def write_curves(metrics: str | Path, path: str | Path) -> Path:
 
 
 def loss_names(records: Sequence[Record]) -> list[str]:
-    """Return the numbers that are losses: those of training lines ending in none else.
-
-    Evaluation names hold a slash with their split and direction ("val/t2i/r1").
-    """
-    other = {"step", "epoch", "lr", "grad_norm", *SPEED}
-    training = [n for n in _names(records) if "/" not in n and n not in other]
-    return [n for n in training if not n.endswith(("_accuracy", "_dropped", "_flops"))]
+    """Return the losses among the numbers: the total and the terms of both methods."""
+    return [name for name in _names(records) if name in _LOSSES]
 
 
 def _names(records: Sequence[Record]) -> list[str]:

@@ -183,10 +183,3 @@ def test_published_numbers_stand_only_beside_the_real_test_split(name: str) -> N
         assert f"{row.r1:.2f}" in real
     assert "published" not in table(some_evaluation(40, 20), dataset=name)
     assert not published("folder", queries=queries, gallery=gallery)
-
-
-def test_scalars_name_split_and_direction() -> None:
-    scalars = some_evaluation(40, 20).scalars("val")
-    assert scalars["val/t2i/mAP"] == 12.25
-    assert scalars["val/i2t/r1"] == 100
-    assert len(scalars) == 10

@@ -153,8 +153,8 @@ def metrics(tmp_path: Path) -> Path:
         {"step": s, "epoch": s / 10, "total": 9 / s, "sdm": None, "lr": 1e-5, "id": 1.0}
         for s in (10, 20, 30)
     ]
-    rows[1] |= {"sdm": 2.0, "grad_norm": 3.0, "pairs_per_second": 100.0}
-    rows.append({"step": 30, "epoch": 3.0, "val/t2i/r1": 50.0, "val/t2i/mAP": 40.0})
+    rows[1] |= {"sdm": 2.0, "grad_norm": 3.0, "mlm_dropped": 1.0}
+    rows.append({"step": 30, "epoch": 3.0, "val/r1": 50.0, "val/mAP": 40.0})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 
@@ -177,7 +177,7 @@ def test_curves_show_every_name(
 
     monkeypatch.setattr(curves.plots, "line", keep)
     write_curves(metrics, tmp_path / "curves.png")
-    assert shown == ["total", "id", "sdm", "lr", "val/t2i/r1", "val/t2i/mAP"]
+    assert shown == ["total", "id", "sdm", "lr", "val/r1", "val/mAP"]
 
 
 def test_a_torn_last_line_is_left_out_and_another_is_an_error(metrics: Path) -> None:
