@@ -216,7 +216,8 @@ _CLIP_EXTRAS = (
 OFFICIAL = Table(
     name="official",
     rules=(*_official("base_model."), *_HEADS),
-    ignored=_CLIP_EXTRAS,
+    # The second are DGCMIA's memory banks, features of its own training pairs.
+    ignored=(*_CLIP_EXTRAS, r"(img|txt)_memory"),
 )
 
 OPENAI = Table(name="openai", rules=(*_official(""), *_HEADS), ignored=_CLIP_EXTRAS)

@@ -286,6 +286,17 @@ def test_towers_alone_leave_the_heads_new(tmp_path, official_state, loaded):
     assert weights.load_params(path, **SIZE).config.classes == 0
 
 
+def test_what_the_field_saves_besides_is_named(tmp_path, official_state):
+    extra = {
+        "base_model.logit_scale": torch.ones([]),
+        "img_memory": torch.rand(9, 64).half(),
+        "txt_memory": torch.rand(9, 64).half(),
+    }
+    path = save(tmp_path / "dgcmia.pth", {**official_state, **extra})
+    ignored = weights.load_params(path, **SIZE).report.ignored
+    assert [entry.split(":")[0] for entry in ignored] == list(extra)
+
+
 def test_part_of_a_head_is_no_head(tmp_path, official_state):
     state = {k: v for k, v in official_state.items() if k != "mlm_head.fc.bias"}
     assert "missing: mlm_head.fc.bias" in refusal(save(tmp_path / "m.pth", state))
