@@ -147,14 +147,14 @@ def param_shapes(config: ModelConfig) -> dict[str, Any]:
 
 
 def bind(config: ModelConfig, params: dict[str, Any]) -> FMFA:
-    """Give parameters their model, inside or outside of jit.
+    """Give parameters (of JAX or NumPy) their model, inside or outside of jit.
 
     Raises:
         ValueError: naming every parameter that is missing, surplus or misshapen.
     """
     graph, shapes = _abstract(config)
     _check_params(shapes, params)
-    return nnx.merge(graph, params)
+    return nnx.merge(graph, jax.tree.map(jnp.asarray, params))
 
 
 def _check_params(shapes: dict[str, Any], params: dict[str, Any]) -> None:

@@ -1,0 +1,157 @@
+# SPDX-License-Identifier: Apache-2.0
+"""EFA against oracles that hold everything at once."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmfa_jax.losses import alignment, efa
+from fmfa_jax.losses.alignment import best_cosines
+
+BATCH, WORDS, PATCHES, WIDTH = 5, 4, 7, 6
+PERSON = jnp.asarray([3, 1, 3, 0, 2])
+# Captions of one to four words.
+MASK = jnp.arange(WORDS)[None] < jnp.asarray([4, 2, 3, 1, 4])[:, None]
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    rng = np.random.default_rng(0)
+    text = rng.normal(size=(BATCH, WORDS, WIDTH))
+    image = rng.normal(size=(BATCH, 1 + PATCHES, WIDTH))
+    return jnp.asarray(text, jnp.float32), jnp.asarray(image, jnp.float32)
+
+
+def normalised(x):
+    return x / jnp.sqrt((x * x).sum(-1, keepdims=True))
+
+
+def naive_groups(text, patches, threshold):
+    similar = jnp.einsum("bld,bpd->blp", text, patches)
+    low, high = similar.min(-1, keepdims=True), similar.max(-1, keepdims=True)
+    share = (similar - low) / (high - low)
+    share = jnp.where(share <= threshold, 0, share)
+    share = share / share.sum(-1, keepdims=True)
+    return jnp.einsum("blp,bpd->bld", share, patches)
+
+
+def naive_best(rows, groups):
+    """[x, i, j] through the array of all pairs, which the product never makes."""
+    pairs = jnp.einsum("ixd,jld->ijxl", normalised(rows), normalised(groups))
+    return pairs.max(-1).transpose(2, 0, 1)
+
+
+def naive_official(text, image):
+    patches = image[:, 1:]
+    groups = naive_groups(text, patches, 1 / patches.shape[1])
+    total = 0.0
+    for rows, margin in ((text, 0.1), (patches, 0.9)):
+        f = normalised(jnp.log(jnp.exp(naive_best(rows, groups)).sum(0)))
+        for j in range(BATCH):
+            columns = ([], [])
+            for i in range(BATCH):
+                columns[0].append(f[i, j] - f[i, i] + margin if i != j else 0.0)
+                columns[1].append(f[i, j] - f[j, j] + margin if i != j else 0.0)
+            total += sum(jnp.log(jnp.exp(jnp.stack(c)).sum()) for c in columns) / BATCH
+    return total
+
+
+def naive_plus(text, image):
+    patches = image[:, 1:]
+    groups = naive_groups(text, patches, 0.5)
+    total = 0.0
+    for rows, lengths in ((text, MASK.sum(1)), (patches, jnp.full(BATCH, PATCHES))):
+        f = {}
+        for i in range(BATCH):
+            for j in range(BATCH):
+                words = groups[j, : int(MASK[j].sum())]
+                part = rows[i, : int(lengths[i])]
+                cosine = normalised(part) @ normalised(words).T
+                f[i, j] = 14 * cosine.max(1).mean()
+        scores = jnp.stack(
+            [jnp.stack([f[i, j] for j in range(BATCH)]) for i in range(BATCH)]
+        )
+        for matrix in (scores, scores.T):
+            log_p = matrix - jnp.log(jnp.exp(matrix).sum(1, keepdims=True))
+            for i in range(BATCH):
+                same = np.asarray(PERSON) == int(PERSON[i])
+                total -= log_p[i][same].mean() / BATCH / 4
+    return total
+
+
+@pytest.mark.parametrize("rule", ["official", "plus"])
+def test_efa_equals_the_oracle_in_value_and_gradient(tokens, rule):
+    def ours(text, image):
+        return efa(text, image, rule=rule, person=PERSON, text_mask=MASK)
+
+    slow = naive_official if rule == "official" else naive_plus
+    gradient = [
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*tokens) for f in (ours, slow)
+    ]
+    (value, gradients), (expected, wanted) = gradient
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for got, want in zip(gradients, wanted, strict=True):
+        assert np.abs(want).max() > 1e-3
+        np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("block_rows", [1, 2 * BATCH, 3 * BATCH, 1000])
+def test_blocks_of_any_size_give_one_result(tokens, monkeypatch, block_rows):
+    """Sizes that divide the positions, that leave a rest, and that hold them all."""
+    monkeypatch.setattr(alignment, "BLOCK_ROWS", block_rows)
+    text, image = tokens
+    everywhere = jnp.ones((BATCH, WORDS), bool)
+    got = best_cosines(image, text, mask=everywhere)
+    np.testing.assert_allclose(got, naive_best(image, text), atol=1e-6)
+
+
+def sizes_in(jaxpr):
+    """Elements of every array inside a program, loops and branches included."""
+    for equation in jaxpr.eqns:
+        yield from (variable.aval.size for variable in equation.outvars)
+        for value in jax.tree.leaves(equation.params):
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from sizes_in(inner)
+
+
+@pytest.mark.parametrize("rule", ["official", "plus"])
+def test_all_pairs_never_exist_at_once(rule):
+    """Neither forwards nor backwards; shapes only, nothing is computed."""
+    batch, words, patches, width = 64, 77, 192, 32
+    shapes = (
+        jax.ShapeDtypeStruct((batch, words, width), jnp.float32),
+        jax.ShapeDtypeStruct((batch, 1 + patches, width), jnp.float32),
+    )
+    person, mask = jnp.arange(batch), jnp.ones((batch, words), bool)
+
+    def loss(text, image):
+        return efa(text, image, rule=rule, person=person, text_mask=mask)
+
+    program = jax.make_jaxpr(jax.value_and_grad(loss, argnums=(0, 1)))(*shapes)
+    sizes = list(sizes_in(program.jaxpr))
+    assert len(sizes) > 100
+    assert max(sizes) * 20 < batch * batch * words * patches
+
+
+def test_padding_takes_no_part_in_plus(tokens):
+    text, image = tokens
+    noise = jnp.where(MASK[..., None], text, 1e3)
+    values = [
+        efa(x, image, rule="plus", person=PERSON, text_mask=MASK) for x in (text, noise)
+    ]
+    np.testing.assert_allclose(*values, rtol=1e-6)
+    assert efa(text, image) != efa(noise, image)
+
+
+def test_the_class_token_takes_no_part(tokens):
+    text, image = tokens
+    np.testing.assert_array_equal(efa(text, image), efa(text, image.at[:, 0].set(9.0)))
+
+
+def test_what_plus_wants_is_named(tokens):
+    with pytest.raises(ValueError, match="person and text_mask"):
+        efa(*tokens, rule="plus", person=PERSON)
+    with pytest.raises(ValueError, match=r"official.*'paper'"):
+        efa(*tokens, rule="paper")

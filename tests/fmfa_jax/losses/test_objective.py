@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The named, weighted sum; and every loss on input that breaks the textbook's form."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmfa_jax.losses import TERMS, Inputs, Options, itc, objective, sdm
+
+BATCH, TOKENS, WORDS, WIDTH, PEOPLE, VOCABULARY, ROWS = 6, 5, 4, 8, 6, 11, 2
+OPTIONS = {
+    "official": Options(),
+    "paper": Options(a_sdm_weight="paper", a_sdm_alpha=10.0),
+    "plus": Options(a_sdm_weight="plus", efa_rule="plus", itc_positives="person"),
+}
+
+
+def ordinary(dtype=jnp.float32):
+    """A batch as it should be: random features, two pairs of one person."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.normal(size=shape), dtype)
+
+    return Inputs(
+        image_tokens=draw(BATCH, TOKENS, WIDTH),
+        text_tokens=draw(BATCH, WORDS, WIDTH),
+        image=draw(BATCH, WIDTH),
+        text=draw(BATCH, WIDTH),
+        person=jnp.asarray([0, 1, 2, 0, 3, 5]),
+        text_mask=jnp.ones((BATCH, WORDS), bool),
+        image_logits=draw(BATCH, PEOPLE),
+        text_logits=draw(BATCH, PEOPLE),
+        masked_logits=draw(BATCH, ROWS, VOCABULARY),
+        masked_labels=jnp.ones((BATCH, ROWS), jnp.int32),
+    )
+
+
+def change_floats(inputs, change):
+    fields = {
+        name: change(value) if jnp.issubdtype(value.dtype, jnp.floating) else value
+        for name, value in vars(inputs).items()
+    }
+    return Inputs(**fields)
+
+
+def degenerate(case):
+    inputs = ordinary()
+    if case == "identical rows":
+        return change_floats(inputs, lambda x: jnp.broadcast_to(x[:1], x.shape))
+    if case == "zero vectors":
+        return change_floats(inputs, jnp.zeros_like)
+    if case == "one identity":
+        return dataclasses.replace(inputs, person=jnp.zeros(BATCH, jnp.int32))
+    if case == "all different":
+        return dataclasses.replace(inputs, person=jnp.arange(BATCH))
+    if case == "empty captions":
+        return dataclasses.replace(
+            inputs,
+            text_tokens=jnp.broadcast_to(
+                inputs.text_tokens[:1], inputs.text_tokens.shape
+            ),
+            text_mask=jnp.zeros((BATCH, WORDS), bool),
+            masked_labels=jnp.zeros((BATCH, ROWS), jnp.int32),
+        )
+    if case == "constant images":
+        patch = inputs.image_tokens[:1, :1]
+        return dataclasses.replace(
+            inputs,
+            image_tokens=jnp.broadcast_to(patch, inputs.image_tokens.shape),
+            image=jnp.broadcast_to(patch[:, 0], inputs.image.shape),
+        )
+    if case == "large":
+        return change_floats(inputs, lambda x: 1e4 * x)
+    if case == "small":
+        return change_floats(inputs, lambda x: 1e-9 * x)
+    return inputs
+
+
+CASES = (
+    "ordinary",
+    "identical rows",
+    "zero vectors",
+    "one identity",
+    "all different",
+    "empty captions",
+    "constant images",
+    "large",
+    "small",
+)
+
+
+def compiled(options):
+    """(terms, gradient of their sum), compiled once for all cases."""
+
+    def run(floats, rest):
+        values = objective(Inputs(**floats, **rest), dict.fromkeys(TERMS, 1.0), options)
+        return values["total"], values
+
+    step = jax.jit(jax.value_and_grad(run, has_aux=True))
+
+    def split(inputs):
+        is_float = {
+            name: jnp.issubdtype(value.dtype, jnp.floating)
+            for name, value in vars(inputs).items()
+        }
+        floats = {k: v for k, v in vars(inputs).items() if is_float[k]}
+        rest = {k: v for k, v in vars(inputs).items() if not is_float[k]}
+        (_, values), gradient = step(floats, rest)
+        return jax.device_get((values, gradient))
+
+    return split
+
+
+@pytest.fixture(scope="module", params=OPTIONS)
+def step(request):
+    return compiled(OPTIONS[request.param])
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_every_loss_is_finite_with_a_finite_gradient(step, case):
+    values, gradient = step(degenerate(case))
+    assert set(values) == {*TERMS, "total"}
+    for name, value in values.items():
+        assert np.isfinite(value), name
+        assert value.dtype == np.float32
+    for name, leaf in gradient.items():
+        assert np.isfinite(leaf).all(), name
+    if case == "ordinary":
+        assert all(np.abs(leaf).max() > 0 for leaf in gradient.values())
+
+
+def test_bfloat16_features_are_computed_in_float32():
+    """Equal to float32 losses of the rounded features; gradients come back in bf16."""
+    half = change_floats(ordinary(), lambda x: (300 * x).astype(jnp.bfloat16))
+    rounded = change_floats(half, lambda x: x.astype(jnp.float32))
+    run = compiled(OPTIONS["plus"])
+    (values, gradient), (expected, _) = run(half), run(rounded)
+    for name, value in values.items():
+        assert value.dtype == np.float32
+        np.testing.assert_allclose(value, expected[name], rtol=1e-5, err_msg=name)
+    for leaf in gradient.values():
+        assert leaf.dtype == jnp.bfloat16
+        assert np.isfinite(leaf.astype(np.float32)).all()
+
+
+def test_total_is_the_weighted_sum_of_what_has_a_weight():
+    x = ordinary()
+    values = objective(x, {"sdm": 2.0, "itc": 0.5, "efa": 0.0})
+    assert set(values) == {"sdm", "itc", "total"}
+    np.testing.assert_allclose(values["sdm"], sdm(x.image, x.text, x.person))
+    np.testing.assert_allclose(values["itc"], itc(x.image, x.text))
+    np.testing.assert_allclose(
+        values["total"], 2 * values["sdm"] + values["itc"] / 2, rtol=1e-6
+    )
+
+
+def test_options_reach_the_terms():
+    x = ordinary()
+    names = {"sdm": 1.0, "a_sdm": 1.0, "efa": 1.0, "itc": 1.0}
+    base = objective(x, names)
+    changed = objective(
+        x,
+        names,
+        Options(
+            scale=7.0, a_sdm_weight="plus", efa_rule="plus", itc_positives="person"
+        ),
+    )
+    same_scale = objective(x, names, Options(a_sdm_alpha=3.0))
+    assert all(base[name] != changed[name] for name in names)
+    assert same_scale["a_sdm"] != base["a_sdm"]
+    assert same_scale["sdm"] == base["sdm"]
+
+
+def test_inputs_that_a_loss_does_not_read_may_be_missing():
+    x = ordinary()
+    values = objective(
+        Inputs(image=x.image, text=x.text, person=None), {"itc": 1.0, "id": 0.0}
+    )
+    np.testing.assert_allclose(values["total"], itc(x.image, x.text))
+
+
+@pytest.mark.parametrize(
+    ("term", "missing"),
+    [("mlm", "masked_logits"), ("id", "image_logits"), ("efa", "text_mask")],
+)
+def test_a_missing_input_is_named_with_the_loss_that_needs_it(term, missing):
+    inputs = dataclasses.replace(ordinary(), **{missing: None})
+    with pytest.raises(ValueError, match=f"'{term}' needs {missing}"):
+        objective(inputs, {term: 1.0}, OPTIONS["plus"])
+
+
+def test_unknown_losses_are_refused_with_the_near_names():
+    with pytest.raises(ValueError, match=r"'asdm'.*Did you mean a_sdm"):
+        objective(ordinary(), {"asdm": 0.0, "itc": 1.0})
+    with pytest.raises(ValueError, match="empty"):
+        objective(ordinary(), {"itc": 0.0})
+    with pytest.raises(ValueError, match="itc_positives"):
+        Options(itc_positives="image")
