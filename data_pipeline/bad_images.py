@@ -4,7 +4,6 @@
 import logging
 import threading
 from dataclasses import dataclass
-from pathlib import Path
 
 SHARE = 0.01
 """The largest share of unreadable pictures among those seen; above it is an error."""
@@ -77,8 +76,3 @@ class BadImages:
                 f"more than {SHARE:.0%} of {of}; mend or remove them. The last: "
                 f"{path}: {reason}"
             )
-
-    def write(self, path: str | Path) -> None:
-        """Write the list as tab-separated values: path, reason."""
-        lines = ["path\treason", *(f"{b.path}\t{b.reason}" for b in self.entries)]
-        Path(path).write_text("\n".join(lines) + "\n", encoding="utf-8")
