@@ -41,7 +41,6 @@ from fmfa_jax.losses.association.relations import (
     local_loss,
     local_relations,
     local_targets,
-    pair_contrast,
     reverse_kl,
 )
 
@@ -69,7 +68,6 @@ __all__ = [
     "mine",
     "mined_precision",
     "nearest_rows",
-    "pair_contrast",
     "reverse_kl",
     "start_warning",
     "take_rows",

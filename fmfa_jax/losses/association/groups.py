@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fmfa_jax.losses.arithmetic import wide
 from fmfa_jax.losses.association.mining import Mined, confidence
 from fmfa_jax.losses.association.relations import cosine_matrix, reverse_kl
 
@@ -118,4 +119,4 @@ def _with_mined(
 ) -> Float[Array, "c d"]:
     """The batch, then the rows mined for it, owner by owner."""
     constant = jax.lax.stop_gradient(mined).reshape(-1, mined.shape[-1])
-    return jnp.concatenate([features.astype(jnp.float32), constant])
+    return jnp.concatenate([wide(features), constant])

@@ -15,7 +15,7 @@ a bfloat16 array to float32 and back for it.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,8 +40,7 @@ _SPECS = {
 }
 
 
-@dataclass(frozen=True)
-class BankUpdate:
+class BankUpdate(NamedTuple):
     """The bank after a step.
 
     Attributes:
@@ -51,11 +50,6 @@ class BankUpdate:
 
     bank: Bank
     skipped: Int[Array, ""]
-
-
-jax.tree_util.register_dataclass(
-    BankUpdate, data_fields=["bank", "skipped"], meta_fields=[]
-)
 
 
 def bank_shardings(mesh: Mesh) -> dict[str, NamedSharding]:

@@ -5,7 +5,7 @@ The search runs over blocks of rows with a running top-k. It gives the same rows
 top-k over the whole similarity matrix, which it never holds.
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from fmfa_jax.losses.arithmetic import EXACT
 from fmfa_jax.losses.association.memory import (
     AXIS,
     Bank,
@@ -28,9 +29,7 @@ _BLOCK_CPU, _BLOCK_ACCELERATOR = 2048, 65536
 _CHUNK = 64  # rows of a block that are first represented by their maximum
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Mined:
+class Mined(NamedTuple):
     """Rows of the memory linked to each anchor, nearest first.
 
     Attributes:
@@ -156,9 +155,7 @@ def _scan_blocks(
         norms = jax.lax.dynamic_slice_in_dim(inverse_norm, start, block)
         slot = start + jnp.arange(block, dtype=jnp.int32)
         lives = jax.lax.dynamic_slice_in_dim(written, start, block) & (slot >= wanted)
-        cosines = jnp.matmul(
-            anchors, as_float(part).T, precision=jax.lax.Precision.HIGHEST
-        )
+        cosines = jnp.matmul(anchors, as_float(part).T, precision=EXACT)
         cosines = jnp.where(lives, cosines * norms, -jnp.inf)
         similarity, place = _top_k_in_chunks(cosines, min(count, block))
         merged = jnp.concatenate([best[0], similarity], axis=1)

@@ -7,8 +7,8 @@ No function of this package takes a person id: the method learns from pairs alon
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -20,8 +20,8 @@ from fmfa_jax.losses.association.relations import (
     linked_share,
     local_loss,
     local_relations,
-    pair_contrast,
 )
+from fmfa_jax.losses.matching import itc
 
 TERMS = ("itc", "local", "global", "consistency")
 
@@ -69,9 +69,7 @@ class WeakOptions:
                 raise ValueError(f"{name}: wanted one of {choices}, got {value!r}")
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class WeakInputs:
+class WeakInputs(NamedTuple):
     """Features of one global batch. There is no person id, on purpose.
 
     Attributes:
@@ -91,9 +89,7 @@ class WeakInputs:
     image_id: Int[Array, " b"] | None = None
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class WeakResult:
+class WeakResult(NamedTuple):
     """What one step of the weak method yields.
 
     Attributes:
@@ -143,7 +139,7 @@ def weak_objective(
     )
     measurements = {"linked_share": linked_share(relations)}
     if "itc" in wanted:
-        losses["itc"] = pair_contrast(
+        losses["itc"] = itc(
             inputs.image,
             inputs.text,
             scale=options.scale,

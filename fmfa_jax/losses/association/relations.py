@@ -9,16 +9,18 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from fmfa_jax.losses.arithmetic import EXACT, wide
+
 EPSILON = 1e-6  # added to the target before its logarithm, as in the official code
 _SMALLEST = 1e-30  # squared norms below this belong to no direction
 
 
 def inverse_norm(features: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    """One over the length of each row in float32; 0 for a zero row.
+    """One over the length of each row, float32 at least; 0 for a zero row.
 
     Its gradient is finite everywhere, and zero for a zero row.
     """
-    features = features.astype(jnp.float32)
+    features = wide(features)
     square = jnp.sum(features * features, axis=-1)
     lives = square > _SMALLEST
     return jnp.where(lives, 1.0 / jnp.sqrt(jnp.where(lives, square, 1.0)), 0.0)
@@ -27,40 +29,15 @@ def inverse_norm(features: Float[Array, "*n d"]) -> Float[Array, "*n"]:
 def cosine_matrix(
     left: Float[Array, "rows d"], right: Float[Array, "columns d"]
 ) -> Float[Array, "rows columns"]:
-    """All cosines in float32 at full precision.
+    """All cosines, in float32 at least and at full precision.
 
     Reduced-precision products err by up to 4e-3, too coarse for a threshold. The norms
     divide the products, not the features: half the rounding, which a scale of 50 and an
     exponential would magnify.
     """
-    left, right = left.astype(jnp.float32), right.astype(jnp.float32)
-    products = jnp.matmul(left, right.T, precision=jax.lax.Precision.HIGHEST)
+    left, right = wide(left), wide(right)
+    products = jnp.matmul(left, right.T, precision=EXACT)
     return products * (inverse_norm(left)[:, None] * inverse_norm(right)[None, :])
-
-
-def pair_contrast(
-    image: Float[Array, "b d"],
-    text: Float[Array, "b d"],
-    *,
-    scale: float = 50.0,
-    reduction: str = "mean",
-) -> Float[Array, ""]:
-    """Symmetric InfoNCE (1), (2): each text among all images and the other way round.
-
-    Args:
-        image: image features, any scale.
-        text: text features; row i matches image i and no other.
-        scale: 1 / tau of the logits.
-        reduction: "mean" of the two directions (the official code) or their "sum"
-            (the paper).
-    """
-    if reduction not in ("mean", "sum"):
-        raise ValueError(f"reduction: wanted 'mean' or 'sum', got {reduction!r}")
-    logits = scale * cosine_matrix(image, text)
-    to_text = jnp.diagonal(jax.nn.log_softmax(logits, axis=1))
-    to_image = jnp.diagonal(jax.nn.log_softmax(logits, axis=0))
-    loss = -jnp.mean(to_text + to_image)
-    return loss / 2 if reduction == "mean" else loss
 
 
 def local_relations(

@@ -33,11 +33,14 @@ TERMS = ("itc", "local", "global", "consistency")
 FEATURES = ("fv", "ft", "fv_aug", "ft_aug")
 
 
+update = jax.jit(update_bank)
+
+
 def filled(image, text):
     bank = init_bank(len(image), image.shape[1])
     index = jnp.arange(len(image))
     image, text = jnp.asarray(image), jnp.asarray(text)
-    return update_bank(bank, image, text, index, ready=False).bank
+    return update(bank, image, text, index, ready=False).bank
 
 
 @jax.jit
@@ -108,21 +111,17 @@ def at_angles(degrees, norms=1.0):
     return jnp.asarray(rows * np.reshape(norms, (-1, 1)), jnp.float32)
 
 
-@partial(jax.jit, static_argnames=("exclude", "rows", "reduction"))
-def by_hand(bank, *, exclude="rank0", rows="all", reduction="mean"):
+@partial(jax.jit, static_argnames=("options", "terms"))
+def by_hand(bank, options=None, terms=("global",)):
     image, text = at_angles(*LIVE_IMAGE), at_angles(*LIVE_TEXT)
-    return weak_objective(
-        WeakInputs(image, text, jnp.arange(4)),
-        bank,
-        {"itc": 1.0, "local": 1.0, "global": 1.0},
-        ready=True,
-        options=WeakOptions(rows=rows, exclude=exclude, itc_reduction=reduction),
-    )
+    weights = dict.fromkeys(terms, 1.0)
+    inputs = WeakInputs(image, text, jnp.arange(4))
+    return weak_objective(inputs, bank, weights, ready=True, options=options)
 
 
 def test_first_problem_by_hand():
     bank = filled(at_angles(MEMORY_A), at_angles(MEMORY_TEXT))
-    result = by_hand(bank)
+    result = by_hand(bank, terms=("itc", "local", "global"))
     assert float(result.losses["itc"]) == pytest.approx(0.6449724041, rel=1e-5)
     assert float(result.losses["local"]) == pytest.approx(3.6663207706, rel=1e-5)
     assert float(result.losses["global"]) == pytest.approx(9.1090491032, rel=1e-5)
@@ -161,13 +160,13 @@ def test_first_row_of_the_local_target():
 )
 def test_global_by_hand(memory, exclude, rows, wanted):
     bank = filled(at_angles(memory), at_angles(MEMORY_TEXT))
-    result = by_hand(bank, exclude=exclude, rows=rows)
+    result = by_hand(bank, WeakOptions(rows=rows, exclude=exclude))
     assert float(result.losses["global"]) == pytest.approx(wanted, rel=1e-5)
 
 
 def test_itc_is_the_sum_of_both_directions_in_the_paper():
-    bank = filled(at_angles(MEMORY_A), at_angles(MEMORY_TEXT))
-    loss = by_hand(bank, reduction="sum").losses["itc"]
+    options = WeakOptions(itc_reduction="sum")
+    loss = by_hand(None, options, terms=("itc",)).losses["itc"]
     assert float(loss) == pytest.approx(1.2899448083, rel=1e-5)
 
 
@@ -414,16 +413,8 @@ def test_without_a_link_the_target_is_the_own_pair(mined_batch):
 
 
 def test_a_threshold_above_one_links_nothing():
-    features, index, bank = problem("2")
-    result = weak_objective(
-        WeakInputs(
-            jnp.asarray(features["fv"]), jnp.asarray(features["ft"]), jnp.asarray(index)
-        ),
-        bank,
-        {"global": 1.0},
-        ready=True,
-        options=WeakOptions(threshold=1.01),
-    )
+    bank = filled(at_angles(MEMORY_A), at_angles(MEMORY_TEXT))
+    result = by_hand(bank, WeakOptions(threshold=1.01))
     assert not result.mined.valid.any()
     assert float(result.measurements["links_per_anchor"]) == 0
     assert float(result.measurements["linked_share"]) == 0

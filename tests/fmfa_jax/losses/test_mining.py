@@ -15,13 +15,17 @@ from fmfa_jax.losses.association import (
 )
 from fmfa_jax.losses.association.mining import _top_k_in_chunks
 
+update = jax.jit(update_bank)
+mine_rows = jax.jit(mine, static_argnames=("links", "exclude", "threshold"))
+search = jax.jit(nearest_rows, static_argnames=("count", "block"))
+
 
 def bank_of(rows, *, pairs=None, dtype="float32"):
     """A bank for `pairs` pairs whose first rows are `rows`."""
     rows = jnp.asarray(rows, jnp.float32)
     bank = init_bank(pairs or len(rows), rows.shape[1], dtype=dtype)
     index = jnp.arange(len(rows))
-    return update_bank(bank, rows, rows, index, ready=False).bank
+    return update(bank, rows, rows, index, ready=False).bank
 
 
 def dense(rows, anchors, count):
@@ -42,12 +46,13 @@ def crowd():
 
 # 768 rows with padding: blocks that divide, that do not, and one larger than all;
 # 512 and 600 take the way over chunks, 600 not as it is no multiple of a chunk.
-@pytest.mark.parametrize("block", [7, 100, 256, 512, 600, 5000])
-@pytest.mark.parametrize("count", [1, 4])
+@pytest.mark.parametrize(
+    ("block", "count"), [(3, 4), (100, 1), (256, 4), (512, 4), (600, 3), (5000, 4)]
+)
 def test_blocks_equal_the_dense_search(crowd, block, count):
     rows, anchors = crowd
     bank = bank_of(rows)
-    similarity, slot = nearest_rows(
+    similarity, slot = search(
         bank, jnp.asarray(anchors, jnp.float32), count=count, block=block
     )
     wanted = dense(rows, anchors, count)
@@ -57,10 +62,10 @@ def test_blocks_equal_the_dense_search(crowd, block, count):
 
 def test_top_k_over_chunks_keeps_the_order_of_ties():
     rng = np.random.default_rng(1)
-    for values in range(1, 6):  # few different values: almost everything is a tie
+    for values in (1, 2, 5):  # few different values: almost everything is a tie
         array = jnp.asarray(rng.integers(0, values, size=(8, 640)), jnp.float32)
         array = jnp.where(jnp.asarray(rng.random((8, 640))) < 0.9, -jnp.inf, array)
-        for count in (1, 3, 5):
+        for count in (1, 4):
             got = _top_k_in_chunks(array, count)
             wanted = jax.lax.top_k(array, count)
             jax.tree.map(np.testing.assert_array_equal, got, tuple(wanted))
@@ -69,8 +74,8 @@ def test_top_k_over_chunks_keeps_the_order_of_ties():
 def test_equal_rows_come_in_their_order_over_blocks():
     rows = np.tile([[1.0, 0.0]], (40, 1))
     anchors = jnp.asarray([[2.0, 0.0]])
-    for block in (3, 16, 64):
-        slot = nearest_rows(bank_of(rows), anchors, count=4, block=block)[1]
+    for block in (3, 64):
+        slot = search(bank_of(rows), anchors, count=4, block=block)[1]
         np.testing.assert_array_equal(slot, [[0, 1, 2, 3]])
 
 
@@ -78,7 +83,7 @@ def test_cosines_of_a_bfloat16_bank_are_float32(crowd):
     rows, anchors = crowd
     bank = bank_of(rows, dtype="bfloat16")
     rounded = np.asarray(jnp.asarray(rows, jnp.bfloat16).astype(jnp.float32))
-    similarity, slot = nearest_rows(
+    similarity, slot = search(
         bank, jnp.asarray(anchors, jnp.float32), count=4, block=256
     )
     wanted = dense(rounded, anchors, 4)
@@ -89,7 +94,7 @@ def test_cosines_of_a_bfloat16_bank_are_float32(crowd):
 def test_rows_that_were_never_written_are_never_mined():
     rows = np.eye(3, 4)
     bank = bank_of(rows, pairs=50)
-    mined = mine(
+    mined = mine_rows(
         bank, jnp.asarray(rows, jnp.float32), jnp.arange(3), links=5, threshold=-2.0
     )
     # Three rows are written, one of them is dropped as the nearest.
@@ -103,19 +108,21 @@ def test_self_drops_the_own_row_wherever_it_stands():
     bank = bank_of(rows)
     anchors = jnp.asarray(rows[:1].repeat(3, axis=0), jnp.float32)
     index = jnp.asarray([0, 2, 4])  # nearest, in the middle, not among the candidates
-    by_index = mine(bank, anchors, index, exclude="self")
+    by_index = mine_rows(bank, anchors, index, exclude="self")
     np.testing.assert_array_equal(by_index.slot, [[1, 2, 3], [0, 1, 3], [0, 1, 2]])
-    by_rank = mine(bank, anchors, index, exclude="rank0")
+    by_rank = mine_rows(bank, anchors, index, exclude="rank0")
     np.testing.assert_array_equal(by_rank.slot, [[1, 2, 3]] * 3)
     with pytest.raises(ValueError, match="wanted 'rank0' or 'self', got 'own'"):
-        mine(bank, anchors, index, exclude="own")
+        mine_rows(bank, anchors, index, exclude="own")
 
 
 def test_the_threshold_is_strict():
     bank = bank_of([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     anchor = jnp.asarray([[3.0, 0.0]])
-    assert not mine(bank, anchor, jnp.arange(1), threshold=1.0, links=2).valid.any()
-    valid = mine(bank, anchor, jnp.arange(1), threshold=0.999, links=2).valid
+    assert not mine_rows(
+        bank, anchor, jnp.arange(1), threshold=1.0, links=2
+    ).valid.any()
+    valid = mine_rows(bank, anchor, jnp.arange(1), threshold=0.999, links=2).valid
     np.testing.assert_array_equal(valid, [[True, False]])
 
 
@@ -126,7 +133,7 @@ def test_separated_identities_are_mined_without_an_error():
     rows = centres[persons] + rng.normal(size=(48, 64)) * 0.3
     index = rng.permutation(48)[:16].astype(np.int32)
     live = rows[index] + rng.normal(size=(16, 64)) * 0.3
-    mined = mine(
+    mined = mine_rows(
         bank_of(rows),
         jnp.asarray(live, jnp.float32),
         jnp.asarray(index),

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+r"""Mining links in the memory: blocks with a running top-k, beside dense top-k.
+
+    python -m benchmarks.mining                     # 68k rows (CUHK-PEDES) and 1M rows
+    python -m benchmarks.mining --rows 68000 --dtype bfloat16
+
+Batch 64, width 512, 3 links. "Ours, mining" is the search alone; "ours, whole step"
+adds the loss with its gradient and the update of both banks, in place. The dense
+candidates multiply the batch with all rows and take one top-k, as the official code
+does. Each candidate runs in a process of its own, so that its peak of memory is its
+own, and the processes take turns.
+"""
+
+import argparse
+import functools
+import statistics
+from collections.abc import Callable
+from typing import Any
+
+from benchmarks import common
+
+Bank = dict[str, Any]
+Call = Callable[[], Any]
+
+BATCH, WIDTH, LINKS = 64, 512, 3
+ROWS = (68_000, 1_000_000)
+_FILLED_AT_ONCE = 4000
+_CALLS = 5
+_TITLES = {
+    "mining": "ours, mining",
+    "step": "ours, whole step",
+    "dense": "JAX, dense top-k",
+    "torch": "torch, dense top-k",
+}
+
+
+def main() -> None:
+    """Print one table for each number of rows."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--block", type=int, help="rows compared at once")
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=_TITLES, help="one candidate, as JSON")
+    options = parser.parse_args()
+    for rows in options.rows:
+        if options.only:
+            common.answer(measure(options.only, rows, options.dtype, options.block))
+            continue
+        answers: dict[str, list[dict]] = {name: [] for name in _TITLES}
+        arguments = ["--rows", str(rows), "--dtype", options.dtype]
+        if options.block:
+            arguments += ["--block", str(options.block)]
+        for _ in range(options.repeats):
+            for name in answers:
+                child = common.child("benchmarks.mining", *arguments, "--only", name)
+                answers[name].append(child)
+        _compare(
+            rows, options.dtype, {k: common.medians(v) for k, v in answers.items()}
+        )
+
+
+def measure(name: str, rows: int, dtype: str, block: int | None) -> dict[str, float]:
+    """Seconds of one call, the bank's size, and the peak before the bank was made."""
+    if name == "torch":
+        call, numbers = _torch(rows)
+    else:
+        call, numbers = _jax(name, rows, dtype, block)
+    call()
+    times = [common.seconds(call) for _ in range(_CALLS)]
+    return numbers | {"seconds": statistics.median(times)}
+
+
+def _torch(rows: int) -> tuple[Call, dict[str, float]]:
+    """The official code's search; rows of length one, which it makes anew each step."""
+    import torch
+
+    base = common.peak_gb()
+    bank = torch.randn(2, rows, WIDTH)
+    images = bank[0]
+    images /= torch.linalg.vector_norm(images, dim=1, keepdim=True)
+    anchors = images[:BATCH].clone()
+    numbers = {"base_gb": base, "bank_gb": bank.numel() * 4 / 1e9}
+    return lambda: torch.topk(anchors @ images.T, LINKS + 1).values.numpy(), numbers
+
+
+def _jax(
+    name: str, rows: int, dtype: str, block: int | None
+) -> tuple[Call, dict[str, float]]:
+    import jax
+    import jax.numpy as jnp
+
+    from fmfa_jax.losses.association import mine, take_rows
+
+    jax.block_until_ready(jax.random.normal(jax.random.key(0), (8, WIDTH)))
+    base = common.peak_gb()
+    bank = _filled(rows, dtype)
+    size = sum(part.nbytes for part in bank.values()) / 1e9
+    index = jnp.arange(BATCH, dtype=jnp.int32)
+    image = take_rows(bank, index[:, None])[0][:, 0] + 0.1
+    if name == "step":
+        call = _whole_step(bank, image, index, block)
+    elif name == "dense":
+        call = functools.partial(jax.jit(_dense), bank, image)
+    else:
+        search = functools.partial(mine, links=LINKS, exclude="self", block=block)
+        call = functools.partial(jax.jit(search), bank, image, index)
+    return call, {"base_gb": base, "bank_gb": size}
+
+
+def _dense(bank: Bank, image: Any) -> Any:
+    """The whole similarity matrix and one top-k."""
+    import jax
+    import jax.numpy as jnp
+
+    from fmfa_jax.losses.association.memory import as_float
+
+    products = jnp.matmul(image, as_float(bank["image"]).T, precision="highest")
+    return tuple(jax.lax.top_k(products * bank["inverse_norm"], LINKS + 1))
+
+
+def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
+    """All four losses, their gradient, and the update of the donated bank."""
+    import jax
+
+    from fmfa_jax.losses.association import (
+        WeakInputs,
+        WeakOptions,
+        update_bank,
+        weak_objective,
+    )
+
+    weights = dict.fromkeys(("itc", "local", "global", "consistency"), 1.0)
+    options = WeakOptions(block=block)
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(bank: Bank, image: Any) -> tuple[Bank, Any]:
+        def loss(image: Any) -> Any:
+            inputs = WeakInputs(image, image, index, image, image)
+            result = weak_objective(inputs, bank, weights, ready=True, options=options)
+            return result.losses["total"]
+
+        total, gradient = jax.value_and_grad(loss)(image)
+        new = update_bank(bank, image, image, index, ready=True, after=total)
+        return new.bank, gradient
+
+    state = {"bank": bank}
+
+    def call() -> Any:
+        state["bank"], gradient = step(state["bank"], image)
+        return gradient, state["bank"]["pairs"]
+
+    return call
+
+
+def _filled(rows: int, dtype: str) -> Bank:
+    """A bank of random rows, written in place."""
+    import jax
+    import jax.numpy as jnp
+
+    from fmfa_jax.losses.association import init_bank, update_bank
+
+    def write(number: Any, bank: Bank) -> Bank:
+        key = jax.random.fold_in(jax.random.key(0), number)
+        features = jax.random.normal(key, (_FILLED_AT_ONCE, WIDTH))
+        index = number * _FILLED_AT_ONCE + jnp.arange(_FILLED_AT_ONCE)
+        return update_bank(bank, features, features, index, ready=False).bank
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def fill(bank: Bank) -> Bank:
+        return jax.lax.fori_loop(0, -(-rows // _FILLED_AT_ONCE), write, bank)
+
+    return fill(init_bank(rows, WIDTH, dtype=dtype))
+
+
+def _compare(rows: int, dtype: str, found: dict[str, dict[str, float]]) -> None:
+    mine = found["mining"]["seconds"]
+    lines = [
+        (
+            _TITLES[name],
+            f"{values['seconds']:.3f}",
+            f"{values['seconds'] / mine:.1f}",
+            f"{values['peak_gb']:.2f}",
+            f"{values['base_gb']:.2f}",
+            f"{(values['peak_gb'] - values['base_gb']) / values['bank_gb']:.2f}",
+        )
+        for name, values in found.items()
+    ]
+    common.show(
+        f"Mining, batch {BATCH} x {rows} rows x {WIDTH}, {dtype}",
+        ("", "seconds", "x ours", "peak GB", "before", "peak / bank"),
+        lines,
+        notes=[
+            f"Both banks: {found['step']['bank_gb']:.2f} GB (10^9 bytes)."
+            " Peak: of the whole process; before: the same before the banks were made;"
+            " peak / bank: what was added, by the size of both banks. torch is float32"
+            " and holds rows of length one already."
+        ],
+    )
+
+
+if __name__ == "__main__":
+    main()
