@@ -2,7 +2,6 @@
 """Features as blocks of unit rows on the devices, and how large the blocks are."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32
@@ -11,7 +10,7 @@ GALLERY_BLOCK = 1024
 """Gallery items per matrix product; fixed, so that products do not depend on how
 many devices share the gallery."""
 LARGEST_QUERY_BLOCK = 256
-STRIP_BYTES = 256 * 2**20
+STRIP_BYTES = 512 * 2**20
 """Room on a device for the similarities of a block of queries with its gallery."""
 UNROLL = 16
 """Gallery items per step of the counting loop; a gallery block is a multiple of it."""
@@ -30,7 +29,7 @@ def unit_rows(
         ValueError: a row holds NaN or infinity.
     """
     values = np.asarray(features)
-    out = np.zeros((rows or len(values), values.shape[1]), np.float32)
+    out = _zeros(rows or len(values), values.shape[1])
     finite = np.ones(len(values), bool)
     for start in range(0, len(values), _ROWS_AT_ONCE):
         part = values[start : start + _ROWS_AT_ONCE].astype(np.float32)
@@ -55,9 +54,16 @@ def gallery_blocks(
     host = host.reshape(blocks, size, -1)
     pads = blocks * size - len(gallery)
     if mesh is None:
-        return jnp.asarray(host), pads
+        return jax.device_put(host), pads
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     return jax.make_array_from_callback(host.shape, sharding, host.__getitem__), pads
+
+
+def _zeros(rows: int, width: int) -> Float32[np.ndarray, "rows width"]:
+    """Return zeros at an address that JAX takes on a CPU without copying them."""
+    buffer = np.zeros(rows * width + 16, np.float32)
+    skip = -buffer.ctypes.data % 64 // buffer.itemsize
+    return buffer[skip : skip + rows * width].reshape(rows, width)
 
 
 def replicate(value: np.ndarray, mesh: Mesh | None) -> Array | np.ndarray:
