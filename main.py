@@ -8,6 +8,7 @@
 The same command resumes an interrupted run.
 """
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -32,6 +33,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"wanted only --flags, got {argv[1:]}")
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     # Imported here, so that a mistyped flag is answered at once.
     from fmfa_jax.training import loop
 

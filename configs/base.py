@@ -29,6 +29,7 @@ def base() -> ConfigDict:
     c.data.sampler = "shuffle"  # shuffle | identity (P identities x per_identity pairs)
     c.data.per_identity = 4  # K of the identity sampler
     c.data.cache = "none"  # decoded pictures: none | memory | disk
+    c.data.cache_dir = ""  # of the disk cache; empty: the system's temporary folder
 
     c.model = ConfigDict()
     c.model.preset = "vit-b-16"  # vit-b-16 | vit-b-32 | vit-l-14 | demo

@@ -10,12 +10,13 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.loader import BadImages, train_batches
+from fmfa_jax.figures import write_curves
 from fmfa_jax.training import build, methods
 from fmfa_jax.training.checkpoints import Checkpoints
 from fmfa_jax.training.environment import environment
 from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.lifecycle import StopSignal, Watchdog
-from fmfa_jax.training.logs import RunLog, write_table
+from fmfa_jax.training.logs import METRICS, RunLog, write_table
 from fmfa_jax.training.session import (
     Session,
     first_params,
@@ -139,6 +140,8 @@ def train(config: ConfigDict, workdir: str) -> None:
                 return
         checkpoints.wait()
         save_model(session, LAST, state["params"], {"step": str(plan.stop)})
+        if session.processes.index == 0:
+            write_curves(session.workdir / METRICS, session.workdir / "curves.png")
         judge.report()
 
 
@@ -190,6 +193,7 @@ def batches(
         sampler=config.data.sampler,
         per_identity=config.data.per_identity,
         cache=config.data.cache,
+        cache_dir=config.data.cache_dir or None,
         bad_images=bad_images,
     )
 
