@@ -48,7 +48,35 @@ class Tokenizer(Protocol):
         ...
 
 
-def open_tokenizer(name: str) -> Tokenizer:
+@dataclass(frozen=True)
+class Word:
+    """One word or mark of an encoded caption: the ids start, ..., stop - 1 of its row.
+
+    Attributes:
+        text: in lower case, as the tokenizer sees it.
+        start: position of its first id.
+        stop: position after its last id.
+    """
+
+    text: str
+    start: int
+    stop: int
+
+
+@runtime_checkable
+class WordTokenizer(Tokenizer, Protocol):
+    """A tokenizer that also tells which of a row's ids make up which word."""
+
+    def words(self, ids: Int32[np.ndarray, "l"]) -> tuple[Word, ...]:
+        """Return the words of one row of `encode`, from left to right.
+
+        Start, end, padding and masks belong to no word. A word that was cut off at the
+        end of the row is there with the ids that it has left.
+        """
+        ...
+
+
+def open_tokenizer(name: str) -> WordTokenizer:
     """Open a tokenizer: "clip", or a folder with a Hugging Face CLIP tokenizer.
 
     The folder holds vocab.json and merges.txt; the vocabulary may be of any size, its
@@ -60,7 +88,7 @@ def open_tokenizer(name: str) -> Tokenizer:
         ValueError: the vocabulary does not have that shape.
     """
     if name == "clip":
-        return _BytePairTokenizer(_CLIP_VOCABULARY, _clip_encoder())
+        return _BytePairTokenizer(_CLIP_VOCABULARY, _clip_encoder(), _clip_decoder())
     missing = [f for f in ("vocab.json", "merges.txt") if not Path(name, f).is_file()]
     if missing:
         raise FileNotFoundError(
@@ -68,7 +96,11 @@ def open_tokenizer(name: str) -> Tokenizer:
             f"merges.txt; {' and '.join(missing)} not found there"
         )
     vocabulary, merges = _read_folder(Path(name))
-    return _BytePairTokenizer(len(vocabulary), _folder_encoder(vocabulary, merges))
+    return _BytePairTokenizer(
+        len(vocabulary),
+        _folder_encoder(vocabulary, merges),
+        _folder_decoder(vocabulary),
+    )
 
 
 def clean(caption: str) -> str:
@@ -86,11 +118,15 @@ def clean(caption: str) -> str:
 Encoder = Callable[[list[str]], list[list[int]]]
 """Clean texts without literal special tokens to ids, without start and end."""
 
+Decoder = Callable[[list[int]], str]
+"""Ids without special ones to text, with a space where a word ends."""
+
 
 @dataclass(frozen=True)
 class _BytePairTokenizer:
     vocab_size: int
     encoder: Encoder
+    decoder: Decoder
 
     @property
     def mask_id(self) -> int:
@@ -121,6 +157,24 @@ class _BytePairTokenizer:
             row[: len(ids)] = ids
             row[len(ids) - 1] = self.end_id
         return rows
+
+    def words(self, ids: Int32[np.ndarray, "l"]) -> tuple[Word, ...]:
+        """See `WordTokenizer.words`."""
+        row = ids.tolist()
+        length = row.index(self.end_id) if self.end_id in row else len(row)
+        found, start = [], 0
+        for place in range(length):
+            if row[place] >= self.mask_id:
+                start = place + 1
+            elif place + 1 == length or self._ends_word(row[place : place + 2]):
+                text = self.decoder(row[start : place + 1]).rstrip(" ")
+                found.append(Word(text, start, place + 1))
+                start = place + 1
+        return tuple(found)
+
+    def _ends_word(self, ids: list[int]) -> bool:
+        """Whether the first of two ids is the last one of its word."""
+        return ids[1] >= self.mask_id or self.decoder(ids[:1]).endswith(" ")
 
     def _encode_literal(self, text: str) -> list[int]:
         """Encode a text that spells special tokens out, as the official code does."""
@@ -164,6 +218,13 @@ def _clip_encoder() -> Encoder:
     return encode_texts
 
 
+def _clip_decoder() -> Decoder:
+    """Return the decoder that belongs to `_clip_encoder`."""
+    from instant_clip_tokenizer import Tokenizer as InstantTokenizer
+
+    return InstantTokenizer().decode
+
+
 def _without_mask(ids: list[int], mask: int) -> list[int]:
     """Undo the merge whose id the mask has taken."""
     if mask not in ids:
@@ -189,6 +250,20 @@ def _folder_encoder(
         return [item.ids for item in encoded]
 
     return encode_texts
+
+
+def _folder_decoder(vocabulary: dict[str, int]) -> Decoder:
+    """Return the decoder of a Hugging Face vocabulary."""
+    entries = {place: entry for entry, place in vocabulary.items()}
+    values = _byte_values()
+
+    def decode(ids: list[int]) -> str:
+        text = "".join(entries[i].replace("</w>", " ") for i in ids)
+        # A space is no symbol: it stands as U+0120 where a text holds one.
+        encoded = bytes(32 if s == " " else values[s] for s in text)
+        return encoded.decode("utf-8", errors="replace")
+
+    return decode
 
 
 def _read_folder(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -250,5 +325,13 @@ def _check_vocabulary(vocabulary: dict[str, int], folder: Path) -> None:
 
 def _byte_symbols() -> list[str]:
     """Return the 256 characters that stand for bytes in GPT-2 style vocabularies."""
+    return list(_byte_values())
+
+
+def _byte_values() -> dict[str, int]:
+    """Return which byte each of those characters stands for."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    return [chr(i) for i in printable] + [chr(256 + i) for i in range(68)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {
+        chr(256 + place): byte for place, byte in enumerate(others)
+    }

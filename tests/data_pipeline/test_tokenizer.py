@@ -107,6 +107,34 @@ def test_a_mark_before_a_special_token_makes_it_ordinary_text(clip: Tokenizer) -
     assert plain == parts and plain.count(clip.end_id) == 1
 
 
+def test_words_cover_every_id_of_a_caption(clip: Tokenizer, standard: Path) -> None:
+    folder = open_tokenizer(str(standard))
+    texts = CAPTIONS + ODD
+    for text, row in zip(texts, clip.encode(texts, 77), strict=True):
+        words = clip.words(row)
+        assert words == folder.words(row), text
+        inner = row[1 : row.tolist().index(clip.end_id)]
+        covered = [i for w in words for i in row[w.start : w.stop]]
+        assert covered == [i for i in inner if i < clip.mask_id], text
+        cut = row[76] == clip.end_id
+        if text in CAPTIONS and not cut and "<|" not in text:
+            spelled = "".join(word.text for word in words)
+            assert spelled == tokenizer.clean(text).replace(" ", ""), text
+
+
+def test_pieces_of_a_word_stay_together(clip: Tokenizer) -> None:
+    row = clip.encode(["A man's unbuckleable café-bag, 漢"], 77)[0]
+    words = clip.words(row)
+    texts = ["a", "man", "'s", "unbuckleable", "café", "-", "bag", ",", "漢"]
+    assert [word.text for word in words] == texts
+    assert words[3].stop - words[3].start > 1
+    row[words[3].stop - 1] = clip.mask_id
+    rest = clip.words(row)
+    assert len(rest) == len(words) and "unbuckleable".startswith(rest[3].text)
+    assert (rest[3].start, rest[4]) == (words[3].start, words[4])
+    assert clip.words(clip.encode([""], 4)[0]) == ()
+
+
 def test_long_captions_end_with_the_end(clip: Tokenizer) -> None:
     whole = clip.encode(["red " * 20], 77)[0]
     cut = clip.encode(["red " * 20], 7)[0]
