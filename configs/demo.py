@@ -37,7 +37,7 @@ def demo_base():
     c.data.cache = "memory"
     c.model.preset = "demo"
     c.model.image_size = (64, 32)
-    c.model.context_length = 64
+    c.model.context_length = 56  # no drawn caption is longer
     c.model.irr_layers = 1
     c.augment.pad = 2
     c.optimizer.lr = 3e-4

@@ -23,9 +23,12 @@ def get_config():
         c.losses[name] = 0.0
     c.losses.itc = 1.0
     c.loss.itc_positives = "person"
-    c.optimizer.lr = 5e-4
-    c.train.batch_size = 32
+    c.augment.erase = 0.0
+    c.optimizer.lr = 7e-4
+    c.schedule.warmup_epochs = 0.2
+    c.train.batch_size = 32  # more, smaller steps learn faster here
     c.train.epochs = 6
     c.eval.every_epochs = 1
-    c.log.every_steps = 100
+    c.eval.pictures = 0
+    c.log.every_steps = 150
     return c.lock()

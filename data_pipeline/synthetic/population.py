@@ -20,7 +20,7 @@ from data_pipeline.synthetic.scene import STYLES, Shot, take_shot
 from data_pipeline.synthetic.vocabulary import write_tokenizer
 
 # Raised whenever the same options would give other pictures or captions.
-EDITION = 1
+EDITION = 2
 CAPTIONS_PER_IMAGE = 2
 VAL_IDENTITIES = 0
 TEST_IDENTITIES = 100

@@ -125,9 +125,12 @@ def train(config: ConfigDict, workdir: str) -> None:
             watchdog.beat(f"step {step}")
             stops = stop.requested(step)
             saves = plan.due(step, plan.save) or step == plan.stop or stops
-            if plan.due(step, plan.log) or saves:
+            if plan.due(step, plan.log) or saves or step == 1:
                 # Also before a checkpoint: what is not finite must not be saved.
-                write_scalars(log, step, plan, method.scalars(measured))
+                values = method.scalars(measured)
+                write_scalars(log, step, plan, values)
+                if step == 1 and (warning := method.warning(values)):
+                    log.say(warning)
             if plan.due(step, plan.evaluate) or step == plan.stop:
                 with log.untimed():
                     figures = judge.keep_best(state["params"], step=step)

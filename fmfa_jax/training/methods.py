@@ -27,12 +27,14 @@ class Method:
         keys: what of a batch the step may see.
         memory: makes the banks of a fresh run; None comes back where there are none.
         judge: (measured) -> what the host adds to the log.
+        warning: (scalars of the first step) -> what the user should know, or None.
     """
 
     loss: Callable[..., Any]
     keys: tuple[str, ...]
     memory: Callable[[], Any]
     judge: Callable[[Measured], dict[str, float]]
+    warning: Callable[[Mapping[str, float]], str | None]
 
     def pick(self, batch: Batch) -> dict[str, np.ndarray]:
         """The part of a batch that the step may see."""
@@ -65,6 +67,7 @@ def _supervised(session: Session, steps_per_epoch: int) -> Method:
         keys=("image", "tokens", "person"),
         memory=lambda: None,
         judge=lambda measured: {},
+        warning=lambda scalars: None,
     )
 
 
@@ -85,6 +88,9 @@ def _weak(session: Session, steps_per_epoch: int) -> Method:
             session.model, recipe, session.mesh, pairs=pairs
         ),
         judge=lambda measured: mined_quality(measured, split),
+        warning=lambda scalars: association.start_warning(
+            scalars["linked_share"], threshold=recipe.options.threshold
+        ),
     )
 
 

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Whole runs of the weak method: exact resume with its memory, and no use of ids."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from data_pipeline.records import Split
+from fmfa_jax.training import build, loop
+from tests.tiny_run import tiny_config
+
+LAST = "model_last.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("weak")
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """Twelve steps in one go; the second epoch mines."""
+    loop.train(tiny_config(folder, "weak"), str(folder / "whole"))
+    return folder / "whole"
+
+
+def rows(run):
+    return [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same_weights(one, other):
+    a, b = load_file(one / LAST), load_file(other / LAST)
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def test_the_log_names_every_term_and_the_quality_of_the_links(whole):
+    steps = [row for row in rows(whole) if "total" in row]
+    assert [row["step"] for row in steps] == list(range(1, 13))
+    for row in steps:
+        assert {"itc", "local", "global", "consistency", "linked_share"} <= row.keys()
+        # The first epoch (8 steps) only writes the memory.
+        assert (row["global"] == 0) == (row["step"] <= 8)
+        assert (row["links_per_anchor"] == 0) == (row["step"] <= 8)
+    assert any(0 <= row.get("mined_precision", -1) <= 1 for row in steps[8:])
+
+
+def test_stopping_in_the_second_epoch_is_bit_identical(folder, whole):
+    part = folder / "part"
+    loop.train(tiny_config(folder, "weak", train__stop_step=10), str(part))
+    loop.train(tiny_config(folder, "weak"), str(part))
+    assert_same_weights(whole, part)
+    want = {r["step"]: r["total"] for r in rows(whole) if "total" in r}
+    assert {r["step"]: r["total"] for r in rows(part) if "total" in r} == want
+
+
+def test_the_memory_is_not_in_the_weights(whole):
+    assert not [name for name in load_file(whole / LAST) if "memory" in name]
+
+
+def unknown(split: Split) -> Split:
+    images = tuple(replace(picture, person=-1) for picture in split.images)
+    return replace(split, images=images)
+
+
+def shuffled(split: Split) -> Split:
+    order = np.random.default_rng(0).permutation(len(split.images))
+    images = tuple(
+        replace(picture, person=split.images[k].person)
+        for picture, k in zip(split.images, order, strict=True)
+    )
+    return replace(split, images=images)
+
+
+@pytest.mark.parametrize("change", [unknown, shuffled])
+def test_absent_or_shuffled_ids_leave_the_parameters_bit_identical(
+    folder, whole, change, monkeypatch
+):
+    opened = build.dataset
+
+    def without_ids(config):
+        data = opened(config)
+        return replace(data, train=change(data.train))
+
+    monkeypatch.setattr(build, "dataset", without_ids)
+    run = folder / change.__name__
+    loop.train(tiny_config(folder, "weak"), str(run))
+    assert_same_weights(whole, run)
+
+
+def test_random_towers_are_warned_of(folder, whole, capsys):
+    loop.train(
+        tiny_config(folder, "weak", train__stop_step=1), str(folder / "collinear")
+    )
+    assert "above" in capsys.readouterr().out
+
+
+def test_fmfa_refuses_people_without_ids(folder, monkeypatch):
+    opened = build.dataset
+
+    def without_ids(config):
+        data = opened(config)
+        return replace(data, train=unknown(data.train))
+
+    monkeypatch.setattr(build, "dataset", without_ids)
+    with pytest.raises(ValueError, match=r"have none; give them ids.*:weak"):
+        loop.train(tiny_config(folder), str(folder / "no_ids"))
+
+
+def test_the_identity_sampler_is_refused(folder):
+    config = tiny_config(folder, "weak", data__sampler="identity")
+    with pytest.raises(ValueError, match=r"wanted data\.sampler=shuffle"):
+        loop.train(config, str(folder / "sampler"))
