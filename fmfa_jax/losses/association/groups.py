@@ -108,8 +108,8 @@ def _union_targets(
     """The targets by training pair: columns that hold the same pair get the same."""
     slots = jnp.concatenate([index, mined.slot.reshape(-1)])
     own = jnp.any(same[:, :, None] & (index[None, :, None] == slots), axis=1)
-    # [b, c, k]: is column c the anchor's k-th mined row?
-    is_mined = (slots[None, :, None] == mined.slot[:, None, :]) & mined.valid[:, None]
+    # [b, c, k]: is column c the anchor's k-th mined row? Invalid ones weigh -inf.
+    is_mined = slots[None, :, None] == mined.slot[:, None, :]
     mined_weight = jnp.max(jnp.where(is_mined, weight[:, None], -jnp.inf), axis=2)
     return jnp.where(own, 1.0, mined_weight)
 

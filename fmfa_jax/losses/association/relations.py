@@ -56,7 +56,6 @@ def local_relations(
     image, text = jax.lax.stop_gradient((image, text))
     linked = cosine_matrix(image, image) > threshold
     linked &= cosine_matrix(text, text) > threshold
-    linked |= linked.T  # a rounding at the threshold must not make it one-sided
     if image_id is not None:
         linked |= image_id[:, None] == image_id[None, :]
     return linked | jnp.eye(len(image), dtype=bool)
