@@ -16,7 +16,7 @@ LAST = "model_last.safetensors"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory):
+def folder(tmp_path_factory, two_devices):
     return tmp_path_factory.mktemp("weak")
 
 

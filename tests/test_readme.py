@@ -1,0 +1,151 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every command of the README runs.
+
+Commands are taken from the README's own code blocks and run on a tiny population and
+tiny weights in place of the user's: /data, runs/cuhk and ViT-B-16.pt are put there. What
+would take hours is stopped after a step; what sets up a machine is only read.
+"""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_pipeline.synthetic import write_population
+from fmfa_jax import models, weights
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCKS = re.findall(r"```(bash|python)\n(.*?)```", README, re.DOTALL)
+COMMANDS = [
+    line
+    for language, block in BLOCKS
+    if language == "bash"
+    for line in block.strip().splitlines()
+]
+PYTHON = [block for language, block in BLOCKS if language == "python"]
+
+# Set-up and whole suites: their parts run elsewhere in the tests.
+ONLY_READ = ("make ", "pip install ")
+
+TINY = [
+    "--config.model.preset=demo",
+    "--config.model.image_size=(64, 32)",
+    "--config.model.context_length=77",
+    "--config.train.batch_size=4",
+    "--config.train.epochs=6",
+    "--config.train.stop_step=1",
+    "--config.eval.batch_size=16",
+    "--config.eval.pictures=0",
+    "--config.log.tensorboard=False",
+]
+
+
+def name(command: str) -> str:
+    return command[:70]
+
+
+def run(arguments: list[str], folder: Path) -> str:
+    """Run a command in `folder`, on one device; its output."""
+    done = subprocess.run(
+        arguments,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "",
+            "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        },
+    )
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """A folder in which the README's names exist, tiny."""
+    folder = tmp_path_factory.mktemp("readme")
+    for top in ("main.py", "configs", "docs", "fmfa_jax", "data_pipeline"):
+        (folder / top).symlink_to(ROOT / top)
+    write_population(
+        folder / "data",
+        identities=8,
+        images_per_identity=1,
+        val_identities=2,
+        test_identities=4,
+    )
+    pictures = folder / "pictures"
+    pictures.symlink_to(folder / "data" / "CUHK-PEDES" / "imgs")
+    config = models.ModelConfig(
+        **{**vars(models.PRESETS["demo"]), "context_length": 77, "vocab_size": 49408}
+    )
+    params = models.init_params(config)
+    weights.save_native(folder / "clip.safetensors", params, config)
+    weights.export_official(folder / "ViT-B-16.pt", params)
+    return folder
+
+
+def adapted(command: str, folder: Path) -> list[str]:
+    """The command with the user's paths replaced by tiny ones of `folder`."""
+    words = shlex.split(command)
+    words = [sys.executable if word == "python" else word for word in words]
+    words = [
+        word.replace("/my/pictures", str(folder / "mine"))
+        .replace("/data", str(folder / "data"))
+        .replace("/records", str(folder / "records"))
+        .replace("/tmp/people", str(folder / "people"))
+        .replace("384x128 --stride 16", "64x32 --stride 8")
+        for word in words
+    ]
+    for flag, value in (("--image-size", "64x32"), ("--stride", "8")):
+        if flag in words:
+            words[words.index(flag) + 1] = value
+    if "main.py" in words and "--config=configs/demo.py" not in words:
+        words += TINY
+    if "--config=configs/demo.py" in words:
+        words += [
+            f"--config.data.root={folder / 'demo'}",
+            f"--config.data.tokenizer={folder / 'demo' / 'tokenizer'}",
+            "--config.data.options.identities=16",
+            "--config.data.options.val_identities=4",
+            "--config.data.options.test_identities=4",
+            "--config.train.batch_size=8",
+            "--config.train.stop_step=1",
+            "--config.eval.pictures=0",
+            f"--workdir={folder / 'runs' / 'demo'}",
+        ]
+    return words
+
+
+def test_the_readme_starts_with_the_two_commands():
+    assert COMMANDS[:2] == ["make demo", "make test"]
+    assert "python main.py --config=configs/demo.py" in COMMANDS
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if c.startswith("make ")], ids=name
+)
+def test_make_targets_exist(command):
+    done = subprocess.run(
+        ["make", "--dry-run", *command.split()[1:]], cwd=ROOT, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in COMMANDS if not c.startswith(ONLY_READ)], ids=name
+)
+def test_each_command_runs(command, place):
+    run(adapted(command, place), place)
+
+
+def test_the_python_example_runs(place):
+    for block in PYTHON:
+        code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
+        run([sys.executable, "-c", code], place)
