@@ -5,6 +5,7 @@ Reading needs neither PyTorch nor transformers, and runs nothing that is in a fi
 """
 
 from fmfa_jax.weights.archive import Archive, read_archive, sha256
+from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
 from fmfa_jax.weights.load import Loaded, LoadedModel, fill, load_model, load_params
 from fmfa_jax.weights.native import save_native
@@ -22,6 +23,8 @@ __all__ = [
     "WeightsError",
     "export_hugging_face",
     "export_official",
+    "export_onnx",
+    "export_stablehlo",
     "fill",
     "load_model",
     "load_params",

@@ -5,6 +5,8 @@ python -m fmfa_jax.weights inspect ViT-B-16.pt
 python -m fmfa_jax.weights import ViT-B-16.pt clip.safetensors --image-size 384x128
 python -m fmfa_jax.weights export runs/cuhk --to official fmfa.safetensors
 python -m fmfa_jax.weights export runs/cuhk --to hf fmfa-clip/
+python -m fmfa_jax.weights export runs/cuhk --to stablehlo fmfa-towers/
+python -m fmfa_jax.weights export runs/cuhk --to onnx fmfa-towers/
 """
 
 import argparse
@@ -13,11 +15,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from fmfa_jax.weights.archive import read_archive
+from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
 from fmfa_jax.weights.load import Loaded, load_params
 from fmfa_jax.weights.native import save_native
 from fmfa_jax.weights.source import infer_config, open_source
 from fmfa_jax.weights.tensors import WeightsError
+
+_PROGRAMS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
 
 def _pair(text: str) -> tuple[int, int]:
@@ -35,7 +40,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("inspect", help="what a file holds; nothing is written")
     take = commands.add_parser("import", help="any format -> our safetensors file")
-    give = commands.add_parser("export", help="any format -> PyTorch's world")
+    give = commands.add_parser("export", help="any format -> other programs")
     for command in (look, take, give):
         command.add_argument("source", help="weight file, CLIP folder or run folder")
         command.add_argument("--image-size", type=_pair, metavar="HxW")
@@ -46,8 +51,14 @@ def _parser() -> argparse.ArgumentParser:
             "--source-grid", type=_pair, metavar="RxC", help="of the file's positions"
         )
         command.add_argument("--drop-classifier", action="store_true")
-        command.add_argument("out", help="file (hf: folder) to write")
-    give.add_argument("--to", choices=("official", "hf"), required=True)
+        command.add_argument("out", help="file (official, import) or folder to write")
+    give.add_argument(
+        "--to",
+        choices=("official", "hf", "stablehlo", "onnx"),
+        required=True,
+        help="official: names of the PyTorch code; hf: transformers' CLIP; stablehlo, "
+        "onnx: the two towers as programs",
+    )
     return parser
 
 
@@ -98,6 +109,10 @@ def _export(args: argparse.Namespace) -> None:
     loaded = _load(args)
     if args.to == "official":
         print(f"wrote    {export_official(args.out, loaded.params)}")
+        return
+    if args.to in _PROGRAMS:
+        for path in _PROGRAMS[args.to](args.out, loaded.params, loaded.config):
+            print(f"wrote    {path}")
         return
     left_out = export_hugging_face(args.out, loaded.params, loaded.config)
     for path in left_out:

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: Apache-2.0
+"""An example: rank pictures for a sentence with exported towers, without Flax.
+
+    python -m fmfa_jax.weights export runs/demo --to onnx towers/
+    python -m docs.find_with_export towers/ "a man in a red jacket" a.jpg b.jpg
+
+Of this project it uses what reads pictures and sentences (NumPy and Pillow). The model
+comes from the folder alone: through ONNX Runtime if it holds image_tower.onnx, through
+JAX if it holds image_tower.stablehlo.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data_pipeline import images
+from data_pipeline.tokenizer import open_tokenizer
+
+Tower = Callable[[np.ndarray], np.ndarray]
+
+
+def open_tower(folder: Path, name: str) -> Tower:
+    """Load one tower: uint8 pictures or int32 tokens -> float32 features."""
+    if (folder / f"{name}.onnx").is_file():
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(folder / f"{name}.onnx")
+        what = session.get_inputs()[0].name
+        return lambda batch: session.run(None, {what: batch})[0]
+    import jax
+
+    data = (folder / f"{name}.stablehlo").read_bytes()
+    call = jax.jit(jax.export.deserialize(bytearray(data)).call)
+    return lambda batch: np.asarray(call(batch))
+
+
+def cosines(
+    folder: Path, sentence: str, pictures: list[str], *, tokenizer: str
+) -> np.ndarray:
+    """Return how similar the sentence is to each picture."""
+    sizes = json.loads((folder / "towers.json").read_text())
+    words = open_tokenizer(tokenizer)
+    if words.vocab_size != sizes["vocab_size"]:
+        raise SystemExit(
+            f"The tokenizer {tokenizer!r} has {words.vocab_size} entries, the towers "
+            f"were trained with {sizes['vocab_size']}: name theirs with --tokenizer"
+        )
+    height, width = sizes["image_size"]
+    batch = np.stack([images.load(path, (height, width)) for path in pictures])
+    gallery = open_tower(folder, "image_tower")(batch)
+    tokens = words.encode([sentence], sizes["context_length"])
+    query = open_tower(folder, "text_tower")(tokens)
+    gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    return gallery @ (query[0] / np.linalg.norm(query[0]))
+
+
+def main() -> None:
+    """Print the pictures, the most similar one first."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="what the export wrote")
+    parser.add_argument("sentence")
+    parser.add_argument("pictures", nargs="+")
+    parser.add_argument("--tokenizer", default="clip", help="clip | its folder")
+    args = parser.parse_args()
+    found = cosines(args.folder, args.sentence, args.pictures, tokenizer=args.tokenizer)
+    for place in np.argsort(-found, kind="stable"):
+        print(f"{found[place]:.4f}  {args.pictures[place]}")
+
+
+if __name__ == "__main__":
+    main()
