@@ -223,15 +223,19 @@ class _Replacement:
     offset: int  # of this process's rows in the global batch
     bad_images: BadImages
 
-    def candidates(self, row: int, pair: int) -> Iterator[int]:
-        """Yield the pair itself, then the ones to try in its place."""
-        yield pair
+    def candidates(self, row: int, taken: Int64[np.ndarray, "b"]) -> Iterator[int]:
+        """Yield the row's own pair, then the ones to try in its place.
+
+        A pair that the batch holds already is passed over, so that it stays one of a
+        kind (the weak method's memory has one row for each).
+        """
+        yield int(taken[row])
         where = (self.step, self.offset + row)
         size = len(self.split.pairs)
-        yield from map(
-            int,
-            order.replacement_ids(*where, seed=self.seed, size=size, count=_ATTEMPTS),
+        others = order.replacement_ids(
+            *where, seed=self.seed, size=size, count=_ATTEMPTS
         )
+        yield from (int(pair) for pair in others if pair not in taken)
 
 
 def _training_images(
@@ -240,16 +244,19 @@ def _training_images(
     """Read the pairs' pictures; return them with the pairs that were really taken."""
     images = np.empty((len(pairs), *pictures.image_size, 3), np.uint8)
     taken = pairs.copy()
-    for row, pair in enumerate(pairs.tolist()):
-        taken[row], images[row] = _first_readable(pictures, row, pair, replace)
+    for row in range(len(pairs)):
+        taken[row], images[row] = _first_readable(pictures, row, taken, replace)
     return images, taken
 
 
 def _first_readable(
-    pictures: _Pictures, row: int, pair: int, replace: _Replacement
+    pictures: _Pictures,
+    row: int,
+    taken: Int64[np.ndarray, "b"],
+    replace: _Replacement,
 ) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
     split, bad_images = pictures.split, replace.bad_images
-    for candidate in replace.candidates(row, pair):
+    for candidate in replace.candidates(row, taken):
         index = int(split.pair_images[candidate])
         path = split.images[index].path
         bad_images.see(path)
@@ -258,8 +265,8 @@ def _first_readable(
         except (ImageError, OSError) as error:
             bad_images.add(path, str(error), images=len(split.images))
     raise ImageError(
-        f"step {replace.step}, row {replace.offset + row}: neither pair {pair} nor any "
-        f"of {_ATTEMPTS} others has a readable picture; the last: {path}"
+        f"step {replace.step}, row {replace.offset + row}: neither pair {taken[row]} nor "
+        f"any of {_ATTEMPTS} others has a readable picture; the last: {path}"
     )
 
 

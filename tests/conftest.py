@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Settings that must stand before JAX is imported, and fixtures that all rooms share."""
+"""Settings that must stand before JAX is imported."""
 
 import os
 

@@ -91,7 +91,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     )
     checkpoints = Checkpoints(
         session.workdir / "checkpoints",
-        identity=build.identity(config) | {"data": session.data.fingerprint},
+        identity=build.identity(config) | session.data_identity(),
         keep=config.checkpoint.keep,
     )
     restored = checkpoints.restore_latest(state)

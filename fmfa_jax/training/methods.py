@@ -27,6 +27,7 @@ class Method:
         keys: what of a batch the step may see.
         memory: makes the banks of a fresh run; None comes back where there are none.
         judge: (measured) -> what the host adds to the log.
+        check: (batch) -> nothing, or an error for a batch that the step cannot take.
         warning: (scalars of the first step) -> what the user should know, or None.
     """
 
@@ -34,10 +35,12 @@ class Method:
     keys: tuple[str, ...]
     memory: Callable[[], Any]
     judge: Callable[[Measured], dict[str, float]]
+    check: Callable[[Batch], None]
     warning: Callable[[Mapping[str, float]], str | None]
 
     def pick(self, batch: Batch) -> dict[str, np.ndarray]:
         """The part of a batch that the step may see."""
+        self.check(batch)
         return {name: batch[name] for name in self.keys}
 
     def scalars(self, measured: Measured) -> dict[str, float]:
@@ -67,6 +70,7 @@ def _supervised(session: Session, steps_per_epoch: int) -> Method:
         keys=("image", "tokens", "person"),
         memory=lambda: None,
         judge=lambda measured: {},
+        check=lambda batch: None,
         warning=lambda scalars: None,
     )
 
@@ -88,6 +92,7 @@ def _weak(session: Session, steps_per_epoch: int) -> Method:
             session.model, recipe, session.mesh, pairs=pairs
         ),
         judge=lambda measured: mined_quality(measured, split),
+        check=lambda batch: association.check_indices(batch["pair"], pairs=pairs),
         warning=lambda scalars: association.start_warning(
             scalars["linked_share"], threshold=recipe.options.threshold
         ),

@@ -42,6 +42,13 @@ class Session:
     tokenizer: Tokenizer
     model: models.ModelConfig
 
+    def data_identity(self) -> dict[str, Any]:
+        """What of the data decides a run; the weak memory has one row a pair."""
+        return {
+            "data.pairs": len(self.data.train.pairs),
+            "data.fingerprint": self.data.fingerprint,
+        }
+
 
 def open_session(config: ConfigDict, workdir: str) -> Session:
     """Join the other processes, open the data, settle all sizes.

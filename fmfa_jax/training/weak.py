@@ -114,6 +114,8 @@ def make_loss(
                 batch["pair"],
                 ready=ready,
                 rate=recipe.rate,
+                # Read before written, or XLA copies both banks at every step.
+                after=total,
                 mesh=mesh,
             )
             memory = update.bank

@@ -8,7 +8,6 @@ of one image row and one text row for every training pair.
 
 from fmfa_jax.losses.association.checks import (
     MinedQuality,
-    check_bank,
     check_batch_size,
     check_indices,
     mined_precision,
@@ -54,7 +53,6 @@ __all__ = [
     "WeakResult",
     "bank_rows",
     "bank_shardings",
-    "check_bank",
     "check_batch_size",
     "check_indices",
     "confidence",

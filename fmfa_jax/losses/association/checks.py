@@ -4,7 +4,6 @@
 Only here may a person id appear, and only to say how good the mined links were.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -102,32 +101,6 @@ def check_batch_size(batch_size: int, *, pairs: int) -> None:
             f"the weak method needs at least one whole batch of different pairs: the "
             f"data set has {pairs}, train.batch_size is {batch_size}; lower it to at "
             f"most {pairs}"
-        )
-
-
-def check_bank(bank: Mapping[str, object], *, pairs: int, width: int) -> None:
-    """Raise unless a restored bank belongs to this data set and this model.
-
-    Args:
-        bank: a restored bank of arrays.
-        pairs: training pairs of the data set.
-        width: joint width of the model.
-
-    Raises:
-        ValueError: another number of pairs, or another width.
-    """
-    held = int(np.asarray(bank["pairs"]))
-    if held != pairs:
-        raise ValueError(
-            f"the memory in the checkpoint holds {held} training pairs, the data set "
-            f"has {pairs}: resume with the data the run began with, or start a new run "
-            "from its weights"
-        )
-    got = np.shape(bank["image"])[1]
-    if got != width:
-        raise ValueError(
-            f"the memory in the checkpoint is {got} wide, the model's features are "
-            f"{width}: resume with the model the run began with"
         )
 
 

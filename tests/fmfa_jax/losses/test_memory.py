@@ -15,7 +15,6 @@ from fmfa_jax.losses.association import (
     WeakInputs,
     bank_rows,
     bank_shardings,
-    check_bank,
     check_batch_size,
     check_indices,
     init_bank,
@@ -246,15 +245,6 @@ def test_bank_arguments_are_checked():
         init_bank(0, 4)
     with pytest.raises(ValueError, match=r"wanted one of .* got 'float16'"):
         init_bank(4, 4, dtype="float16")
-
-
-def test_a_bank_of_other_data_is_refused():
-    bank = init_bank(10, 4)
-    check_bank(bank, pairs=10, width=4)
-    with pytest.raises(ValueError, match=r"holds 10 training pairs, .* has 11"):
-        check_bank(bank, pairs=11, width=4)
-    with pytest.raises(ValueError, match=r"is 4 wide, the model's features are 8"):
-        check_bank(bank, pairs=10, width=8)
 
 
 def test_a_batch_that_repeats_a_pair_is_refused():

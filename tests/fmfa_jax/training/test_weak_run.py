@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 
 from data_pipeline.records import Split
 from fmfa_jax.training import build, loop
+from fmfa_jax.training.checkpoints import CheckpointMismatchError
 from tests.tiny_run import tiny_config
 
 LAST = "model_last.safetensors"
@@ -108,6 +109,20 @@ def test_fmfa_refuses_people_without_ids(folder, monkeypatch):
     monkeypatch.setattr(build, "dataset", without_ids)
     with pytest.raises(ValueError, match=r"have none; give them ids.*:weak"):
         loop.train(tiny_config(folder), str(folder / "no_ids"))
+
+
+def test_another_number_of_pairs_than_the_memory_holds_is_refused(
+    folder, whole, monkeypatch
+):
+    opened = build.dataset
+
+    def one_less(config):
+        data = opened(config)
+        return replace(data, train=replace(data.train, pairs=data.train.pairs[:-1]))
+
+    monkeypatch.setattr(build, "dataset", one_less)
+    with pytest.raises(CheckpointMismatchError, match=r"data\.pairs.* 64, this run 63"):
+        loop.train(tiny_config(folder, "weak"), str(whole))
 
 
 def test_the_identity_sampler_is_refused(folder):

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The same training on 1, 2, 4 and 8 devices, replicated or sharded; one compile."""
+
+import functools
+
+import chex
+import jax
+import numpy as np
+import pytest
+
+from fmfa_jax import losses, models
+from fmfa_jax.losses import association
+from fmfa_jax.training import sharding, supervised, weak
+from fmfa_jax.training.optimizer import make_optimizer
+from fmfa_jax.training.sharding import make_mesh, to_devices
+from fmfa_jax.training.step import make_state, make_step
+
+ROWS, STEPS, PAIRS, VOCAB = 16, 5, 48, 80
+TOWERS = models.ModelConfig(
+    image_size=(32, 16),
+    patch=8,
+    stride=8,
+    image_width=64,
+    image_layers=1,
+    context_length=12,
+    vocab_size=VOCAB,
+    text_width=64,
+    text_layers=1,
+    embed_dim=64,
+)
+HEADS = models.ModelConfig(**{**vars(TOWERS), "classes": 6, "irr_layers": 1})
+FMFA = supervised.Recipe(
+    weights={"a_sdm": 1.0, "id": 1.0, "mlm": 1.0, "efa": 1.0},
+    options=losses.Options(a_sdm_weight="plus", efa_rule="plus"),
+    augmentation=supervised.Augmentation(pad=2),
+)
+WEAK = weak.WeakRecipe(
+    weights=dict.fromkeys(association.objective.TERMS, 1.0),
+    first_epoch=3,
+    # Random towers are nearly collinear: only a high threshold links some of them.
+    options=association.WeakOptions(threshold=0.97),
+    augmentation=supervised.Augmentation(pad=2),
+)
+
+
+def batches():
+    """Five batches of 16 pairs; each pair at most once in three of them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (PAIRS, 32, 16, 3), dtype=np.uint8)
+    tokens = np.zeros((PAIRS, 12), np.int32)
+    for row in tokens:
+        words = rng.integers(3, 10)
+        row[: words + 2] = [VOCAB - 2, *rng.integers(1, VOCAB - 3, words), VOCAB - 1]
+    person = rng.integers(0, 6, PAIRS).astype(np.int32)
+    for step in range(STEPS):
+        pair = (np.arange(ROWS) + ROWS * step) % PAIRS
+        yield {
+            "image": images[pair],
+            "tokens": tokens[pair],
+            "person": person[pair],
+            "image_id": (pair // 2).astype(np.int32),
+            "pair": pair.astype(np.int32),
+        }
+
+
+@functools.cache
+def trained(method: str, devices: int, fsdp: int = 1):
+    """Scalars of five steps and the last parameters, as NumPy."""
+    mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
+    config = HEADS if method == "fmfa" else TOWERS
+    memory = None
+    if method == "fmfa":
+        loss, keys = supervised.make_loss(config, FMFA), ("image", "tokens", "person")
+    else:
+        loss, keys = weak.make_loss(config, WEAK, mesh), weak.BATCH_KEYS
+        memory = weak.make_memory(config, WEAK, mesh, pairs=PAIRS)
+
+    def rate(step):
+        return 1e-3
+
+    optimizer = make_optimizer(rate, groups="irra")
+    state = make_state(models.init_params(config, 0), optimizer, mesh, memory)
+    step = make_step(loss, optimizer, mesh=mesh, seed=0, schedule=rate)
+    history = []
+    for batch in batches():
+        batch = to_devices({name: batch[name] for name in keys}, mesh)
+        state, measured = step(state, batch)
+        history.append(jax.device_get(measured.scalars))
+    assert step._cache_size() == 1, "one compile for the whole run"
+    return history, jax.device_get(state["params"]), state
+
+
+@pytest.mark.parametrize("method", ["fmfa", "weak"])
+@pytest.mark.parametrize("devices", [2, 4, 8])
+def test_devices_agree(method, devices):
+    want_scalars, want, _ = trained(method, 1)
+    got_scalars, got, _ = trained(method, devices)
+    for ours, theirs in zip(got_scalars, want_scalars, strict=True):
+        for name in theirs:
+            np.testing.assert_allclose(
+                ours[name], theirs[name], rtol=1e-5, atol=1e-5, err_msg=name
+            )
+    chex.assert_trees_all_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_the_weak_run_mines():
+    history, _, _ = trained("weak", 1)
+    assert [float(row["links_per_anchor"]) > 0 for row in history] == [
+        False,
+        False,
+        False,
+        True,
+        True,
+    ]
+
+
+def test_sharded_parameters_agree_and_are_sharded(monkeypatch):
+    _, want, _ = trained("fmfa", 1)
+    monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
+    _, got, state = trained("fmfa", 8, fsdp=2)
+    chex.assert_trees_all_close(got, want, rtol=0, atol=1e-5)
+    kernel = state["params"]["image_tower"]["blocks"]["mlp"]["up"]["kernel"]
+    assert kernel.addressable_shards[0].data.size * 2 == kernel.size
+    moments = jax.tree.leaves(state["opt_state"])
+    assert any(x.addressable_shards[0].data.size < x.size for x in moments if x.ndim)
+
+
+def test_a_mesh_that_does_not_divide_is_refused():
+    with pytest.raises(ValueError, match=r"fsdp=3 does not divide the 8 devices.*1, 2"):
+        make_mesh(fsdp=3)
