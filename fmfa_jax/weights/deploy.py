@@ -10,6 +10,7 @@ import dataclasses
 import json
 import logging
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -127,7 +128,10 @@ def export_onnx(
             input_names=["images" if tower.dtype == jnp.uint8 else "tokens"],
             output_names=["features"],
         )
-        files += sorted(folder.glob(f"{tower.name}.onnx*"))
+        written = sorted(folder.glob(f"{tower.name}.onnx*"))
+        for file in written:
+            shutil.copymode(path, file)  # parameters come readable by nobody else
+        files += written
     facts = {"opset": OPSET, "jax": jax.__version__}
     return *files, _write_manifest(folder, config, facts)
 

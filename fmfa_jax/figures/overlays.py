@@ -1,0 +1,211 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Draw word maps: the sentence shaded by strength, the picture once for each word."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Bool, Float, UInt8
+from PIL import Image, ImageDraw
+
+from fmfa_jax.figures import canvas
+from fmfa_jax.figures.rankings import save
+from fmfa_jax.figures.words import WordMaps, is_word, strongest
+from fmfa_jax.models import ModelConfig
+
+TALL = 224  # height of a tile
+SHOWN = 8  # words with a tile of their own, unless said otherwise
+MARGIN = 16
+
+_FADE = 0.75  # how far a patch that a word does not look at goes towards white
+_STRONG = 0.5  # share of the map's largest value from which patches are outlined
+_SPACE = 10
+_LINE = 26
+_LABEL = 34
+
+
+def words_sheet(
+    pixels: UInt8[np.ndarray, "H W 3"],
+    views: Sequence[WordMaps],
+    config: ModelConfig,
+    *,
+    note: str,
+    chosen: Sequence[int] | None = None,
+) -> Image.Image:
+    """Draw each view: a title, the shaded sentence, the picture, a tile for each word.
+
+    A tile leaves the patches that its word goes with as they are and fades the others;
+    those of at least half the largest value are outlined. Grey shows all of it.
+
+    Args:
+        pixels: the picture; shown in the shape in which the model sees it.
+        views: from `word_maps`.
+        config: whose patches they are.
+        note: a line at the top.
+        chosen: indices of the words with a tile; by default the strongest eight of
+            each view.
+
+    Raises:
+        ValueError: the caption has no word.
+    """
+    if not any(is_word(word) for word in views[0].words):
+        raise ValueError(f"no word to draw in the caption {list(views[0].words)}")
+    rows = [strongest(v, SHOWN) if chosen is None else chosen for v in views]
+    picture = _as_seen(pixels, config)
+    tiles = 1 + max(map(len, rows))
+    width = max(tiles * (picture.width + _SPACE), 560) + 2 * MARGIN
+    lines = [_flow(view.words, width - 2 * MARGIN) for view in views]
+    heights = [22 + _LINE * (1 + max(y for _, y in at)) for at in lines]
+    height = 2 * MARGIN + 22 + sum(heights) + (TALL + _LABEL + 16) * len(views)
+    page = Image.new("RGB", (width, height), canvas.PAPER)
+    draw = ImageDraw.Draw(page)
+    text = canvas.shorten(note, canvas.font(12), width - 2 * MARGIN)
+    draw.text((MARGIN, MARGIN), text, canvas.FAINT, canvas.font(12))
+    top = MARGIN + 22
+    for view, row, places, tall in zip(views, rows, lines, heights, strict=True):
+        draw.text((MARGIN, top), view.title, canvas.INK, canvas.font(12, "bold"))
+        _draw_sentence(draw, top + 22, view, places, row)
+        _draw_tiles(page, top + tall + 4, picture, view, config, row)
+        top += tall + TALL + _LABEL + 16
+    return page
+
+
+def write_words(
+    path: str | Path,
+    pixels: UInt8[np.ndarray, "H W 3"],
+    views: Sequence[WordMaps],
+    config: ModelConfig,
+    *,
+    note: str,
+    chosen: Sequence[int] | None = None,
+) -> Path:
+    """Write `words_sheet` as a PNG."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(words_sheet(pixels, views, config, note=note, chosen=chosen), path)
+    return path
+
+
+def overlay(
+    picture: Image.Image, patches: Float[np.ndarray, "p"], config: ModelConfig
+) -> Image.Image:
+    """Fade what a word does not look at, and outline what it looks at most."""
+    largest = patches.max()
+    share = patches / largest if largest > 0 else patches
+    share = _spread(share.reshape(config.grid), config, picture.size)
+    shown = np.asarray(picture, np.float32)
+    weight = 1 - _FADE * (1 - share)
+    faded = (255 - weight[..., None] * (255 - shown)).round().astype(np.uint8)
+    strong = share >= _STRONG
+    faded[_edge(~strong, 1)] = 255
+    faded[_edge(strong, 2)] = 0
+    return Image.fromarray(faded)
+
+
+def _as_seen(pixels: UInt8[np.ndarray, "H W 3"], config: ModelConfig) -> Image.Image:
+    height, width = config.image_size
+    size = max(1, round(TALL * width / height)), TALL
+    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+
+
+def _spread(
+    cells: Float[np.ndarray, "r c"], config: ModelConfig, size: tuple[int, int]
+) -> Float[np.ndarray, "h w"]:
+    """Lay the cells over a picture of (width, height); what no patch covers is 0.
+
+    Where patches overlap, a cell is the middle of its patch, one stride wide.
+    """
+    margin = (config.patch - config.stride) / 2
+    picked, inside = [], []
+    for axis, length in enumerate((size[1], size[0])):
+        model = config.image_size[axis]
+        place = (np.arange(length) + 0.5) * model / length
+        cell = np.floor((place - margin) / config.stride).astype(int)
+        inside.append((cell >= 0) & (cell < cells.shape[axis]))
+        picked.append(np.clip(cell, 0, cells.shape[axis] - 1))
+    return cells[np.ix_(*picked)] * np.outer(*inside)
+
+
+def _edge(region: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
+    """The pixels of a region within `width` of one that does not belong to it."""
+    inner = np.pad(region, 1, mode="edge")
+    for _ in range(width):
+        shrunk = inner.copy()
+        shrunk[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1]
+        shrunk[1:-1, 1:-1] &= inner[1:-1, :-2] & inner[1:-1, 2:]
+        inner = np.pad(shrunk[1:-1, 1:-1], 1, mode="edge")
+    return region & ~inner[1:-1, 1:-1]
+
+
+def _flow(words: Sequence[str], width: int) -> list[tuple[int, int]]:
+    """Set words in lines: x in pixels and the number of the line, for each.
+
+    A mark stands close behind its word.
+    """
+    face, places, x, line = canvas.font(15), [], 0, 0
+    for word in words:
+        wide = round(face.getlength(word)) + 6
+        if places and not is_word(word[0]):
+            x -= 4
+        if x and x + wide > width:
+            x, line = 0, line + 1
+        places.append((x, line))
+        x += wide + 4
+    return places
+
+
+def _draw_sentence(
+    draw: ImageDraw.ImageDraw,
+    top: int,
+    view: WordMaps,
+    places: Sequence[tuple[int, int]],
+    chosen: Sequence[int],
+) -> None:
+    """Write the words on grey, the darker the stronger; chosen ones underlined."""
+    face = canvas.font(15)
+    for number, (word, (x, line)) in enumerate(zip(view.words, places, strict=True)):
+        corner = MARGIN + x, top + _LINE * line
+        right = corner[0] + round(face.getlength(word)) + 6
+        grey = 255
+        if is_word(word):
+            grey = round(255 * (1 - 0.85 * _relative(view, number)))
+            box = (*corner, right, corner[1] + 20)
+            draw.rectangle(box, fill=(grey,) * 3)
+        ink = canvas.INK if grey > 127 else canvas.PAPER
+        draw.text((corner[0] + 3, corner[1] + 1), word, ink, face)
+        if number in chosen:
+            under = (corner[0], corner[1] + 22, right, corner[1] + 23)
+            draw.rectangle(under, fill=canvas.INK)
+
+
+def _relative(view: WordMaps, number: int) -> float:
+    """A word's strength between those of the weakest and the strongest: 0..1."""
+    values = [
+        float(s)
+        for text, s in zip(view.words, view.strength, strict=True)
+        if is_word(text)
+    ]
+    span = max(values) - min(values)
+    return (float(view.strength[number]) - min(values)) / span if span > 0 else 0.0
+
+
+def _draw_tiles(
+    page: Image.Image,
+    top: int,
+    picture: Image.Image,
+    view: WordMaps,
+    config: ModelConfig,
+    chosen: Sequence[int],
+) -> None:
+    draw = ImageDraw.Draw(page)
+    page.paste(picture, (MARGIN, top))
+    draw.text((MARGIN, top + TALL + 3), "picture", canvas.FAINT, canvas.font(12))
+    for column, number in enumerate(chosen, 1):
+        x = MARGIN + column * (picture.width + _SPACE)
+        page.paste(overlay(picture, view.patches[number], config), (x, top))
+        word = canvas.shorten(
+            view.words[number], canvas.font(13, "bold"), picture.width
+        )
+        draw.text((x, top + TALL + 3), word, canvas.INK, canvas.font(13, "bold"))
+        strength = f"{view.strength[number]:.2f}"
+        draw.text((x, top + TALL + 19), strength, canvas.FAINT, canvas.font(11))
