@@ -1,0 +1,297 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Find people by sentence in a gallery.
+
+python -m fmfa_jax.search index GALLERY --model runs/demo --out people.index
+python -m fmfa_jax.search query people.index "a man in a red jacket" --sheet found.png
+python -m fmfa_jax.search add people.index
+python -m fmfa_jax.search remove people.index camera_7/
+python -m fmfa_jax.search serve people.index
+"""
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from data_pipeline.images import ImageError
+from fmfa_jax.search import build, store
+from fmfa_jax.search.encoder import Encoder, open_encoder, reopen_encoder
+from fmfa_jax.search.query import Searcher, contact_sheet, open_searcher
+from fmfa_jax.search.store import SearchError
+from fmfa_jax.weights import WeightsError
+
+PASSWORD = "FMFA_SEARCH_PASSWORD"
+_SHOWN_BAD = 10
+
+
+class ProgressLine:
+    """One line on standard error that is overwritten; in a log, one each 30 seconds."""
+
+    def __init__(self) -> None:
+        self._start: tuple[float, int] | None = None
+        self._last = 0.0
+
+    def __call__(self, done: int, wanted: int, bad: int) -> None:
+        """Show how far it is; see `pending.Progress`."""
+        now = time.monotonic()
+        if self._start is None:
+            self._start = now, done
+        live = sys.stderr.isatty()
+        if done < wanted and now - self._last < (0.2 if live else 30):
+            return
+        self._last = now
+        rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
+        left = f", {_clock((wanted - done) / rate)} left" if rate and done < wanted else ""
+        line = f"{done}/{wanted} pictures, {rate:.1f}/s, {bad} bad{left}"
+        print(f"\r{line}\033[K" if live else line, end="", file=sys.stderr, flush=True)
+        if done >= wanted or not live:
+            print(file=sys.stderr)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Returns:
+        0; 2 where something cannot be used, with the reason on standard error; 130
+        after an interruption.
+    """
+    args = _parser().parse_args(arguments)
+    try:
+        args.run(args)
+    except (SearchError, WeightsError, ImageError, OSError, ValueError) as error:
+        print(f"error: {_plain(str(error))}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _index(args: argparse.Namespace) -> None:
+    encoder = open_encoder(
+        args.model,
+        tokenizer=args.tokenizer,
+        image_size=args.image_size,
+        stride=args.stride,
+        source_grid=args.source_grid,
+    )
+    change = build.index_gallery(
+        args.gallery,
+        args.out,
+        encoder,
+        storage=args.storage,
+        engine=args.engine,
+        batch_size=args.batch_size,
+        save_every=args.save_every,
+        progress=ProgressLine(),
+    )
+    _report(args.out, change)
+
+
+def _add(args: argparse.Namespace) -> None:
+    change = build.add(
+        args.index,
+        _encoder(args),
+        _given(args.paths),
+        batch_size=args.batch_size,
+        save_every=args.save_every,
+        progress=ProgressLine(),
+    )
+    _report(args.index, change)
+
+
+def _remove(args: argparse.Namespace) -> None:
+    if bool(args.paths) == args.missing:
+        raise SearchError("wanted either files and folders to remove, or --missing")
+    faiss = store.read_manifest(args.index).engine == "faiss"
+    encoder = _encoder(args) if faiss else None
+    _report(args.index, build.remove(args.index, encoder, _given(args.paths)))
+
+
+def _query(args: argparse.Namespace) -> None:
+    searcher = open_searcher(args.index, model=args.model)
+    picture = Path(args.image).read_bytes() if args.image else b""
+    found = searcher.search(searcher.vector(args.sentence, picture), args.top)
+    pairs = zip(found.rows.tolist(), found.similarity.tolist(), strict=True)
+    results = [
+        {"rank": rank, "similarity": cosine, "file": searcher.gallery.file(row)}
+        for rank, (row, cosine) in enumerate(pairs, 1)
+    ]
+    if args.json:
+        asked = {"sentence": args.sentence, "image": args.image}
+        print(json.dumps({**asked, "results": results}, indent=1))
+    else:
+        print("rank  similarity  file")
+        for hit in results:
+            print("{rank:4d}  {similarity:10.4f}  ".format(**hit) + _plain(hit["file"]))
+    if args.sheet:
+        caption = args.sentence or f"like {Path(args.image).name}"
+        contact_sheet(searcher, found, caption).save(args.sheet)
+        print(f"wrote {args.sheet}", file=sys.stderr)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    from fmfa_jax.search.server import SearchServer
+    from fmfa_jax.search.service import Service
+
+    searcher = open_searcher(args.index, model=args.model)
+    _warm(searcher)
+    password = args.password or os.environ.get(PASSWORD, "")
+    server = SearchServer(
+        Service(searcher), host=args.host, port=args.port, password=password
+    )
+    if not server.loopback:
+        print(
+            "note: other machines can reach this page"
+            + ("" if password else ", WITHOUT a password (--password)")
+            + "; what they send is not encrypted",
+            file=sys.stderr,
+        )
+    print(f"{len(searcher.gallery)} pictures at {server.url} (Ctrl-C ends)", flush=True)
+    with server:
+        server.serve_forever()
+
+
+def _warm(searcher: Searcher) -> None:
+    """Compile what the first search would wait for."""
+    searcher.search(searcher.vector("a person"), 1)
+    searcher.explain("a person", 0)
+
+
+def _encoder(args: argparse.Namespace) -> Encoder:
+    folder = Path(args.index).resolve()
+    return reopen_encoder(folder, store.read_manifest(folder), args.model)
+
+
+def _given(paths: Sequence[str]) -> list[str]:
+    """Take a path as the shell completed it, where it exists; else by the gallery."""
+    return [
+        str(Path(path).absolute()) if Path(path).exists() else path for path in paths
+    ]
+
+
+def _report(index: str, change: build.Change) -> None:
+    """Print what a command did; nothing is left out in silence."""
+    print(
+        f"{index}: {change.rows} pictures ({change.added} added, "
+        f"{change.removed} removed)"
+    )
+    if change.others:
+        print(f"{change.others} other files of the gallery were left alone")
+    if change.excluded:
+        print(
+            f"{change.excluded} pictures stay out that were removed; add them by name"
+        )
+    if change.gone:
+        print(f"{change.gone} pictures are no longer on the disk: `remove --missing`")
+    if change.bad:
+        listed = Path(index) / store.BAD_LIST
+        print(f"{len(change.bad)} files are no usable pictures, listed in {listed}:")
+        for bad in change.bad[:_SHOWN_BAD]:
+            print(f"  {_plain(bad.file)}: {_plain(bad.reason)}")
+        if len(change.bad) > _SHOWN_BAD:
+            print(f"  and {len(change.bad) - _SHOWN_BAD} more")
+    if change.faiss:
+        print(
+            f"FAISS: recall@10 against exact search {change.faiss.recall:.4f} "
+            f"(the worse of sentences and pictures), looking into "
+            f"{change.faiss.probes} cells"
+        )
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+def _plain(text: str) -> str:
+    """Spell out what is not UTF-8 or would steer a terminal."""
+    text = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
+
+
+def _pair(text: str) -> tuple[int, int]:
+    """Read "384x128" as (384, 128)."""
+    height, cross, width = text.partition("x")
+    if not (cross and height.isdigit() and width.isdigit()):
+        raise argparse.ArgumentTypeError(f"wanted two numbers like 384x128, got {text}")
+    return int(height), int(width)
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {text}")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m fmfa_jax.search",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text)
+        made.set_defaults(run=run)
+        return made
+
+    make = command("index", _index, "embed a folder; run again to continue or update")
+    grow = command("add", _add, "embed the gallery's new and changed pictures")
+    shrink = command("remove", _remove, "take pictures out; their files stay")
+    ask = command("query", _query, "print the nearest pictures")
+    serve = command("serve", _serve, "open the web page")
+    _index_options(make)
+    for each in (grow, shrink, ask, serve):
+        each.add_argument("index", help="folder of the index")
+        each.add_argument("--model", help="where the index's model lies now")
+    for each in (make, grow):
+        each.add_argument("--batch-size", type=_positive, default=64)
+        each.add_argument(
+            "--save-every",
+            type=_positive,
+            default=1024,
+            metavar="N",
+            help="pictures that a killed process loses at most",
+        )
+    grow.add_argument("paths", nargs="*", help="files and folders; none: all")
+    shrink.add_argument("paths", nargs="*", help="files and folders of the gallery")
+    shrink.add_argument(
+        "--missing", action="store_true", help="what is no longer on the disk"
+    )
+    ask.add_argument("sentence", nargs="?", default="")
+    ask.add_argument("--image", help="an example picture, alone or with the sentence")
+    ask.add_argument("--top", type=_positive, default=10)
+    ask.add_argument("--json", action="store_true")
+    ask.add_argument("--sheet", help="picture file to draw the results to")
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=7860)
+    serve.add_argument(
+        "--password", default="", help=f"asked for by the page; safer in ${PASSWORD}"
+    )
+    return parser
+
+
+def _index_options(make: argparse.ArgumentParser) -> None:
+    make.add_argument("gallery", help="folder of pictures, subfolders included")
+    make.add_argument("--model", required=True, help="run folder or weight file")
+    make.add_argument("--out", required=True, help="folder of the index")
+    make.add_argument("--tokenizer", help='"clip" or a folder; default: the run\'s')
+    make.add_argument("--storage", choices=store.STORAGES, default="float32")
+    make.add_argument("--engine", choices=store.ENGINES, default="exact")
+    make.add_argument(
+        "--image-size",
+        type=_pair,
+        metavar="HxW",
+        help="where the weights do not state it",
+    )
+    make.add_argument("--stride", type=_positive)
+    make.add_argument("--source-grid", type=_pair, metavar="RxC")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The pictures of a folder: found by name, read by several threads, kept in order."""
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import UInt8
+
+from data_pipeline.images import ImageError, decode_resized
+from data_pipeline.schedule import cores
+from fmfa_jax.search.shards import Stamp
+from fmfa_jax.search.store import BadFile, SearchError
+
+SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+)
+"""Names that are taken for pictures; whatever else lies in the folder is left."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What lies in a gallery.
+
+    Attributes:
+        pictures: by name.
+        others: how many further files were left alone, by their names no pictures.
+    """
+
+    pictures: tuple[Stamp, ...]
+    others: int
+
+
+def list_gallery(
+    gallery: Path, below: Sequence[str] = ("",), *, leave: Path | None = None
+) -> Listing:
+    """List the pictures of a folder and its subfolders, sorted by name.
+
+    Args:
+        gallery: the folder; hidden files and folders in it are left.
+        below: files and folders in it, relative to it, that are wanted.
+        leave: a folder that is no part of the gallery: the index.
+
+    Raises:
+        SearchError: one of `below` is not there.
+    """
+    found: dict[str, Stamp] = {}
+    others = 0
+    for name in below:
+        path = gallery / name
+        if not path.exists():
+            raise SearchError(f"no file or folder {name!r} in the gallery {gallery}")
+        for file in _files(path, leave):
+            if file.suffix.lower() in SUFFIXES:
+                stamp = stamp_of(gallery, file.relative_to(gallery).as_posix())
+                found[stamp.file] = stamp
+            else:
+                others += 1
+    return Listing(tuple(found[file] for file in sorted(found)), others)
+
+
+def _files(path: Path, leave: Path | None) -> Iterator[Path]:
+    if path.is_file():
+        yield path
+        return
+    for folder, folders, files in os.walk(path):
+        folders[:] = [
+            f for f in folders if f[0] != "." and Path(folder, f).resolve() != leave
+        ]
+        yield from (Path(folder, file) for file in files if file[0] != ".")
+
+
+def stamp_of(gallery: Path, file: str) -> Stamp:
+    """Return a file's size and time; zeros for a link that leads nowhere."""
+    try:
+        status = (gallery / file).stat()
+    except OSError:
+        return Stamp(file, 0, 0)
+    return Stamp(file, status.st_size, status.st_mtime_ns)
+
+
+def inside(gallery: Path, file: str) -> Path:
+    """Return the path of a gallery's file.
+
+    Raises:
+        SearchError: the name or a link in it leads out of the gallery.
+    """
+    path = (gallery / file).resolve()
+    if not path.is_relative_to(gallery.resolve()):
+        raise SearchError(f"{file} leads out of the gallery; index where it lies")
+    return path
+
+
+Read = tuple[Stamp, UInt8[np.ndarray, "h w 3"] | BadFile]
+
+
+def read_pictures(
+    gallery: Path, stamps: Iterable[Stamp], image_size: tuple[int, int], *, ahead: int
+) -> Iterator[Read]:
+    """Yield each file with its pixels, or with why there are none, in order.
+
+    Args:
+        gallery: the folder.
+        stamps: the files.
+        image_size: height and width.
+        ahead: how many are read ahead.
+    """
+    waiting: deque[Future[Read]] = deque()
+    rest = iter(stamps)
+    with ThreadPoolExecutor(cores()) as pool:
+        for stamp in islice(rest, ahead):
+            waiting.append(pool.submit(_read, gallery, stamp, image_size))
+        while waiting:
+            yield waiting.popleft().result()
+            for stamp in islice(rest, 1):
+                waiting.append(pool.submit(_read, gallery, stamp, image_size))
+
+
+def _read(gallery: Path, stamp: Stamp, image_size: tuple[int, int]) -> Read:
+    try:
+        encoded = inside(gallery, stamp.file).read_bytes()
+        return stamp, decode_resized(encoded, image_size)
+    except (ImageError, OSError, SearchError) as error:
+        reason = " ".join(str(error).split())
+        return stamp, BadFile(stamp.file, stamp.size, stamp.mtime_ns, reason)

@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Ask an index: by sentence, by example picture, or by both."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from data_pipeline.images import ImageError, decode, decode_resized
+from fmfa_jax.figures import Hit, Ranking, sheet
+from fmfa_jax.search import store
+from fmfa_jax.search.approximate import ApproximateSearch
+from fmfa_jax.search.build import open_shards
+from fmfa_jax.search.encoder import Encoder, reopen_encoder
+from fmfa_jax.search.exact import ExactSearch, Found
+from fmfa_jax.search.gallery import inside
+from fmfa_jax.search.shards import Shard
+from fmfa_jax.search.store import Manifest, SearchError
+from fmfa_jax.search.words import WordMap, split_words, word_maps
+
+MAX_LETTERS = 1000
+"""A longer sentence is refused; a model reads 77 tokens at most."""
+MAX_EXAMPLE_PIXELS = 32_000_000
+
+
+class Gallery:
+    """The pictures of an index, by number.
+
+    Attributes:
+        folder: of the index.
+        manifest: what it is.
+        shards: in order.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder).resolve()
+        self.manifest: Manifest = store.read_manifest(self.folder)
+        self.shards: list[Shard] = open_shards(self.folder, self.manifest)
+        starts = np.cumsum([0, *(len(shard.rows) for shard in self.shards)])
+        self._starts: list[int] = starts.tolist()
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def file(self, row: int) -> str:
+        """Return the name of a picture, relative to the gallery.
+
+        Raises:
+            SearchError: there is no such picture.
+        """
+        if not 0 <= row < len(self):
+            raise SearchError(f"picture {row} of {len(self)}: there is none")
+        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
+        return self.shards[shard].stamp(row - self._starts[shard]).file
+
+    def read(self, row: int) -> bytes:
+        """Return the encoded picture.
+
+        Raises:
+            SearchError: no such picture, or its file is gone or leads elsewhere.
+        """
+        file = self.file(row)
+        try:
+            return inside(Path(self.manifest.gallery), file).read_bytes()
+        except OSError as error:
+            raise SearchError(
+                f"the picture {file} is no longer in the gallery: take it out of the "
+                "index with `remove`"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Searcher:
+    """An index with its model."""
+
+    gallery: Gallery
+    encoder: Encoder
+    find: ExactSearch | ApproximateSearch
+
+    def vector(
+        self, sentence: str = "", picture: bytes = b""
+    ) -> Float32[np.ndarray, "d"]:
+        """Embed a query; sentence and picture together count the same.
+
+        Args:
+            sentence: up to MAX_LETTERS long; empty: the picture alone.
+            picture: an encoded example; empty: the sentence alone.
+
+        Raises:
+            SearchError: nothing came, too much came, or the picture cannot be read.
+        """
+        parts = []
+        if sentence.strip():
+            parts.append(self.encoder.sentences([checked(sentence)])[0])
+        if picture:
+            parts.append(self.encoder.pictures(self._example(picture)[None])[0])
+        if not parts:
+            raise SearchError("the query is empty: wanted a sentence or a picture")
+        return _unit(np.sum(parts, axis=0))
+
+    def search(
+        self, vector: Float32[np.ndarray, "d"], top: int, *, minimum: float = -2.0
+    ) -> Found:
+        """Find the pictures that are nearest to a query; see `ExactSearch`."""
+        if top < 1:
+            raise SearchError(f"the first {top} pictures: wanted at least 1")
+        return self.find(vector, top, minimum=minimum)
+
+    def explain(self, sentence: str, row: int) -> tuple[WordMap, ...]:
+        """Compare each word of a sentence with each region of a picture.
+
+        Raises:
+            SearchError: the sentence is empty or too long, or there is no such picture.
+        """
+        if not checked(sentence).strip():
+            raise SearchError("no words came: wanted a sentence")
+        config = self.encoder.model.config
+        tokens, words = split_words(
+            sentence, self.encoder.tokenizer, config.context_length
+        )
+        picture = self._example(self.gallery.read(row))
+        image, text = self.encoder.model.forward_tokens(picture[None], tokens[None])
+        return word_maps(words, np.asarray(text)[0], np.asarray(image)[0], config.grid)
+
+    def _example(self, encoded: bytes) -> np.ndarray:
+        try:
+            return decode_resized(
+                encoded, self.encoder.image_size, max_pixels=MAX_EXAMPLE_PIXELS
+            )
+        except ImageError as error:
+            raise SearchError(f"the picture cannot be read: {error}") from error
+
+
+def open_searcher(folder: str | Path, *, model: str | None = None) -> Searcher:
+    """Open an index and its model.
+
+    Args:
+        folder: of the index.
+        model: where the model lies now; None: where it lay when the index was made.
+
+    Raises:
+        SearchError: the index cannot be used, or the model is another one.
+    """
+    gallery = Gallery(folder)
+    manifest = gallery.manifest
+    if not manifest.rows:
+        raise SearchError(f"the index {folder} holds no pictures; `add` some")
+    encoder = reopen_encoder(gallery.folder, manifest, model)
+    find = (
+        ExactSearch(gallery.shards)
+        if manifest.faiss is None
+        else ApproximateSearch(gallery.folder, manifest.faiss)
+    )
+    return Searcher(gallery, encoder, find)
+
+
+def contact_sheet(searcher: Searcher, found: Found, caption: str) -> Image.Image:
+    """Draw the pictures that were found, with rank, similarity and file.
+
+    Raises:
+        SearchError: a picture is no longer in the gallery.
+    """
+    hits = []
+    for rank, (row, cosine) in enumerate(
+        zip(found.rows.tolist(), found.similarity.tolist(), strict=True), 1
+    ):
+        labels = (f"{rank}.  {cosine:.3f}", searcher.gallery.file(row))
+        pixels = decode(searcher.gallery.read(row))
+        hits.append(Hit(pixels=pixels, verdict="found", labels=labels))
+    note = f"{len(hits)} of {len(searcher.gallery)} pictures"
+    return sheet([Ranking(caption=caption, note=note, hits=tuple(hits))])
+
+
+def checked(sentence: str) -> str:
+    """Return the sentence.
+
+    Raises:
+        SearchError: it is longer than MAX_LETTERS.
+    """
+    if len(sentence) > MAX_LETTERS:
+        raise SearchError(
+            f"the sentence has {len(sentence)} letters, at most {MAX_LETTERS} are taken"
+        )
+    return sentence
+
+
+def _unit(row: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
+    return row / max(float(np.linalg.norm(row)), 1e-12)

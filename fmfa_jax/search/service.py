@@ -1,0 +1,228 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What the web page asks for: plain values in, plain values out, limits kept."""
+
+import contextlib
+import io
+import math
+import secrets
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image
+
+from data_pipeline.images import ImageError, decode
+from fmfa_jax.search.query import MAX_LETTERS, Searcher
+from fmfa_jax.search.store import SearchError
+
+MAX_UPLOAD = 8 * 2**20
+"""Bytes of an example picture."""
+DEPTH = 1000
+"""Pages end after this many pictures."""
+PAGE = 20
+LARGEST_PAGE = 100
+SIDES = {"small": (240, 320), "large": (900, 1200)}
+"""Largest width and height of the pictures that are sent."""
+WAITING = 8
+"""Requests for the model that may wait; a further one is told to come again."""
+EXAMPLES = 64
+"""Example pictures (their embeddings only) that are remembered."""
+
+
+class BusyError(RuntimeError):
+    """Too many requests wait for the model."""
+
+
+@dataclass
+class Service:
+    """Answers for one index; safe to share by threads."""
+
+    searcher: Searcher
+    _turn: threading.Lock = field(default_factory=threading.Lock)
+    _places: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(WAITING + 1)
+    )
+    _drawing: threading.BoundedSemaphore = field(
+        default_factory=lambda: threading.BoundedSemaphore(2)
+    )
+    _examples: OrderedDict[str, Float32[np.ndarray, "d"]] = field(
+        default_factory=OrderedDict
+    )
+
+    def __post_init__(self) -> None:
+        self._sentence = lru_cache(256)(self._embedded)
+        self._picture = lru_cache(512)(self._drawn)
+
+    def about(self) -> dict[str, Any]:
+        """Tell what is searched, and the limits."""
+        gallery = self.searcher.gallery
+        return {
+            "name": Path(gallery.manifest.gallery).name,
+            "pictures": len(gallery),
+            "engine": gallery.manifest.engine,
+            "page": PAGE,
+            "letters": MAX_LETTERS,
+            "upload": MAX_UPLOAD,
+        }
+
+    def search(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Find pictures.
+
+        Args:
+            asked: sentence (text), example (a key from `keep_example`), minimum
+                (cosine or None), offset and limit (a page); all may be absent.
+
+        Raises:
+            SearchError: a value that cannot be used.
+            BusyError: too many requests wait.
+        """
+        sentence = _text(asked, "sentence")
+        example = _text(asked, "example")
+        offset = _whole(asked, "offset", 0, 0, DEPTH - 1)
+        limit = _whole(asked, "limit", PAGE, 1, LARGEST_PAGE)
+        top = min(offset + limit, DEPTH)
+        with self._alone():
+            vector = self._query(sentence, example)
+            found = self.searcher.search(vector, top, minimum=_minimum(asked))
+        rows, similarity = found.rows[offset:], found.similarity[offset:]
+        return {
+            "results": [
+                {
+                    "row": row,
+                    "rank": offset + place,
+                    "similarity": round(cosine, 4),
+                    "file": self.searcher.gallery.file(row),
+                }
+                for place, (row, cosine) in enumerate(
+                    zip(rows.tolist(), similarity.tolist(), strict=True), 1
+                )
+            ],
+            "matches": found.matches,
+            "reachable": min(found.matches, DEPTH),
+            "lowest": round(found.lowest, 4),
+            "highest": round(found.highest, 4),
+        }
+
+    def keep_example(self, encoded: bytes) -> dict[str, str]:
+        """Embed an example picture; the picture itself is not kept.
+
+        Raises:
+            SearchError: it is no picture.
+            BusyError: too many requests wait.
+        """
+        with self._alone():
+            vector = self.searcher.vector(picture=encoded)
+            key = secrets.token_urlsafe(16)
+            self._examples[key] = vector
+            while len(self._examples) > EXAMPLES:
+                self._examples.popitem(last=False)
+        return {"example": key}
+
+    def explain(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Tell which regions of a picture each word matched.
+
+        Raises:
+            SearchError: no such picture, or no words.
+            BusyError: too many requests wait.
+        """
+        row = _whole(asked, "row", -1, 0, len(self.searcher.gallery) - 1)
+        with self._alone():
+            maps = self.searcher.explain(_text(asked, "sentence"), row)
+        config = self.searcher.encoder.model.config
+        covered = [
+            ((count - 1) * config.stride + config.patch) / side
+            for count, side in zip(config.grid, config.image_size, strict=True)
+        ]
+        words = [
+            {
+                "word": each.word,
+                "strength": round(float(each.similarity.max()), 4),
+                "cells": each.similarity.astype(float).round(4).tolist(),
+            }
+            for each in maps
+        ]
+        return {"words": words, "covered": covered}
+
+    def picture(self, row: int, size: str) -> bytes:
+        """Return a picture of the gallery as a JPEG of this server's own making.
+
+        Args:
+            row: its number.
+            size: one of SIDES.
+
+        Raises:
+            SearchError: no such picture, or it cannot be read any more.
+        """
+        if size not in SIDES:
+            raise SearchError(f"size {size!r}: wanted one of {', '.join(SIDES)}")
+        return self._picture(row, size)
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Wait for the model, unless too many wait already."""
+        if not self._places.acquire(blocking=False):
+            raise BusyError("too many searches at once; try again in a moment")
+        try:
+            with self._turn:
+                yield
+        finally:
+            self._places.release()
+
+    def _query(self, sentence: str, example: str) -> Float32[np.ndarray, "d"]:
+        if not example:
+            return self._sentence(sentence)
+        if example not in self._examples:
+            raise SearchError("the example picture is forgotten: choose it again")
+        self._examples.move_to_end(example)
+        vector = self._examples[example]
+        if sentence.strip():
+            both = vector + self._sentence(sentence)
+            vector = both / max(float(np.linalg.norm(both)), 1e-12)
+        return vector
+
+    def _embedded(self, sentence: str) -> Float32[np.ndarray, "d"]:
+        return self.searcher.vector(sentence)
+
+    def _drawn(self, row: int, size: str) -> bytes:
+        encoded = self.searcher.gallery.read(row)
+        with self._drawing:
+            try:
+                image = Image.fromarray(decode(encoded))
+            except ImageError as error:
+                file = self.searcher.gallery.file(row)
+                raise SearchError(f"{file} cannot be read any more") from error
+            image.thumbnail(SIDES[size], Image.Resampling.LANCZOS)
+            out = io.BytesIO()
+            image.save(out, format="JPEG", quality=88)
+        return out.getvalue()
+
+
+def _text(asked: Mapping[str, Any], name: str) -> str:
+    value = asked.get(name) or ""
+    if not isinstance(value, str):
+        raise SearchError(f"{name}: wanted text")
+    return value
+
+
+def _whole(
+    asked: Mapping[str, Any], name: str, default: int, low: int, high: int
+) -> int:
+    value = asked.get(name, default)
+    if type(value) is not int or not low <= value <= high:
+        raise SearchError(f"{name}: wanted a whole number from {low} to {high}")
+    return value
+
+
+def _minimum(asked: Mapping[str, Any]) -> float:
+    value = asked.get("minimum")
+    if value is None:
+        return -2.0
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise SearchError("minimum: wanted a number")
+    return float(value)
