@@ -21,6 +21,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
@@ -197,7 +198,7 @@ def _look(
         rule=run.config["loss.efa_rule"],
         interaction=irr,
     )
-    pair = models.global_image(image)[0], models.global_text(text, ids)[0]
+    pair = models.global_image(image)[0], models.global_text(text, jnp.asarray(ids))[0]
     a, b = (np.asarray(x) / np.linalg.norm(x) for x in pair)
     return views, float(a @ b)
 
