@@ -44,7 +44,9 @@ class ProgressLine:
             return
         self._last = now
         rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
-        left = f", {_clock((wanted - done) / rate)} left" if rate and done < wanted else ""
+        left = (
+            f", {_clock((wanted - done) / rate)} left" if rate and done < wanted else ""
+        )
         line = f"{done}/{wanted} pictures, {rate:.1f}/s, {bad} bad{left}"
         print(f"\r{line}\033[K" if live else line, end="", file=sys.stderr, flush=True)
         if done >= wanted or not live:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from data_pipeline.tokenizer import Tokenizer, open_tokenizer
+from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.search import store
 from fmfa_jax.search.store import SearchError
@@ -32,7 +32,7 @@ class Encoder:
     """
 
     model: LoadedModel
-    tokenizer: Tokenizer
+    tokenizer: WordTokenizer
     tokenizer_name: str
     record: store.Model
 
@@ -153,7 +153,7 @@ def check_preprocessing(manifest: store.Manifest) -> None:
         )
 
 
-def _tokenizer(name: str, vocabulary: int) -> Tokenizer:
+def _tokenizer(name: str, vocabulary: int) -> WordTokenizer:
     try:
         tokenizer = open_tokenizer(name)
     except (OSError, ValueError) as error:

@@ -10,6 +10,7 @@ from PIL import Image
 
 from data_pipeline.images import ImageError, decode, decode_resized
 from fmfa_jax.figures import Hit, Ranking, sheet
+from fmfa_jax.figures.words import WordMaps, word_maps
 from fmfa_jax.search import store
 from fmfa_jax.search.approximate import ApproximateSearch
 from fmfa_jax.search.build import open_shards
@@ -18,7 +19,6 @@ from fmfa_jax.search.exact import ExactSearch, Found
 from fmfa_jax.search.gallery import inside
 from fmfa_jax.search.shards import Shard
 from fmfa_jax.search.store import Manifest, SearchError
-from fmfa_jax.search.words import WordMap, split_words, word_maps
 
 MAX_LETTERS = 1000
 """A longer sentence is refused; a model reads 77 tokens at most."""
@@ -108,21 +108,21 @@ class Searcher:
             raise SearchError(f"the first {top} pictures: wanted at least 1")
         return self.find(vector, top, minimum=minimum)
 
-    def explain(self, sentence: str, row: int) -> tuple[WordMap, ...]:
-        """Compare each word of a sentence with each region of a picture.
+    def explain(self, sentence: str, row: int) -> WordMaps:
+        """Tell which regions of a picture each word of a sentence goes with.
+
+        By EFA's similarity, which any model has; see `figures.words`.
 
         Raises:
             SearchError: the sentence is empty or too long, or there is no such picture.
         """
         if not checked(sentence).strip():
             raise SearchError("no words came: wanted a sentence")
-        config = self.encoder.model.config
-        tokens, words = split_words(
-            sentence, self.encoder.tokenizer, config.context_length
-        )
+        tokenizer, model = self.encoder.tokenizer, self.encoder.model
+        tokens = tokenizer.encode([sentence], model.config.context_length)
         picture = self._example(self.gallery.read(row))
-        image, text = self.encoder.model.forward_tokens(picture[None], tokens[None])
-        return word_maps(words, np.asarray(text)[0], np.asarray(image)[0], config.grid)
+        image, text = model.forward_tokens(picture[None], tokens)
+        return word_maps(text[0], image[0], tokenizer.words(tokens[0]))[0]
 
     def _example(self, encoded: bytes) -> np.ndarray:
         try:

@@ -18,6 +18,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from data_pipeline.images import ImageError, decode
+from fmfa_jax.figures.words import is_word
 from fmfa_jax.search.query import MAX_LETTERS, Searcher
 from fmfa_jax.search.store import SearchError
 
@@ -141,11 +142,15 @@ class Service:
         ]
         words = [
             {
-                "word": each.word,
-                "strength": round(float(each.similarity.max()), 4),
-                "cells": each.similarity.astype(float).round(4).tolist(),
+                "word": word,
+                # Marks stand in the sentence, but have no regions worth showing.
+                "shown": is_word(word),
+                "strength": round(strength, 4),
+                "cells": cells.astype(float).round(5).reshape(config.grid).tolist(),
             }
-            for each in maps
+            for word, strength, cells in zip(
+                maps.words, maps.strength.tolist(), maps.patches, strict=True
+            )
         ]
         return {"words": words, "covered": covered}
 
