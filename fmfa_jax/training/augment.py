@@ -5,8 +5,6 @@ Every row draws from its own key, fold_in(step key, global row number), so a vie
 not depend on how many devices or hosts share the batch.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
@@ -21,69 +19,71 @@ ERASE_TRIES = 10
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
-def row_keys(key: Key[Array, ""], rows: int) -> Key[Array, " b"]:
-    """One key per global row."""
-    return jax.vmap(functools.partial(jax.random.fold_in, key))(jnp.arange(rows))
+def row_numbers(key: Key[Array, ""], rows: int, count: int) -> Float[Array, "b count"]:
+    """Uniform numbers in [0, 1), each global row from its own key.
+
+    One draw for all that a row needs: every further call of the generator costs
+    seconds of compilation.
+    """
+
+    def one(row: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(key, row), (count,))
+
+    return jax.vmap(one)(jnp.arange(rows))
+
+
+def below(number: Float[Array, "..."], limit: int | Array) -> Int[Array, "..."]:
+    """Uniform in [0, 1) -> uniform integer in 0..limit-1."""
+    return jnp.minimum((number * limit).astype(jnp.int32), limit - 1)
 
 
 def random_crop(
-    key: Key[Array, ""], image: UInt8[Array, "h w 3"], pad: int
+    numbers: Float[Array, "2"], image: UInt8[Array, "h w 3"], pad: int
 ) -> UInt8[Array, "h w 3"]:
     """Pad with black on all sides, then cut the original size at a random place."""
     h, w, _ = image.shape
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
-    top, left = jax.random.randint(key, (2,), 0, 2 * pad + 1)
+    top, left = below(numbers, 2 * pad + 1)
     return jax.lax.dynamic_slice(padded, (top, left, 0), (h, w, 3))
 
 
 def erase_box(
-    key: Key[Array, ""], height: int, width: int
+    numbers: Float[Array, " r"], height: int, width: int
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
     """Top, left, height, width of the area to erase (0 x 0 if no try fits).
 
     Area uniform in ERASE_AREA of the picture, aspect log-uniform in ERASE_RATIO; the
     first of ERASE_TRIES that fits is taken (the rule of Zhong et al., "Random Erasing
-    Data Augmentation", as torchvision states it).
+    Data Augmentation", as torchvision states it). Wants 2 ERASE_TRIES + 2 numbers.
     """
-    k_area, k_ratio, k_top, k_left = jax.random.split(key, 4)
-    area = (
-        height
-        * width
-        * jax.random.uniform(
-            k_area, (ERASE_TRIES,), minval=ERASE_AREA[0], maxval=ERASE_AREA[1]
-        )
-    )
-    log_ratio = jax.random.uniform(
-        k_ratio,
-        (ERASE_TRIES,),
-        minval=jnp.log(ERASE_RATIO[0]),
-        maxval=jnp.log(ERASE_RATIO[1]),
-    )
-    hs = jnp.round(jnp.sqrt(area * jnp.exp(log_ratio))).astype(jnp.int32)
-    ws = jnp.round(jnp.sqrt(area / jnp.exp(log_ratio))).astype(jnp.int32)
+    least, most = ERASE_AREA
+    area = height * width * (least + numbers[:ERASE_TRIES] * (most - least))
+    flat, steep = jnp.log(jnp.asarray(ERASE_RATIO))
+    ratio = jnp.exp(flat + numbers[ERASE_TRIES:-2] * (steep - flat))
+    hs = jnp.round(jnp.sqrt(area * ratio)).astype(jnp.int32)
+    ws = jnp.round(jnp.sqrt(area / ratio)).astype(jnp.int32)
     fits = (hs < height) & (ws < width)
     first = jnp.argmax(fits)
     h = jnp.where(fits.any(), hs[first], 0)
     w = jnp.where(fits.any(), ws[first], 0)
-    top = jax.random.randint(k_top, (), 0, height - h + 1)
-    left = jax.random.randint(k_left, (), 0, width - w + 1)
+    top, left = below(numbers[-2], height - h + 1), below(numbers[-1], width - w + 1)
     return top, left, h, w
 
 
 def erase(
-    key: Key[Array, ""], pixels: Float[Array, "h w 3"], probability: float
+    numbers: Float[Array, " r"], pixels: Float[Array, "h w 3"], probability: float
 ) -> Float[Array, "h w 3"]:
     """Fill a random box of a NORMALISED image with CLIP's mean colour vector.
 
     The mean is not normalised itself, which makes the fill a grey-green instead of the
-    neutral zero: a quirk of the official code that its numbers include.
+    neutral zero: a quirk of the official code that its numbers include. Wants one
+    number more than `erase_box`.
     """
-    k_apply, k_box = jax.random.split(key)
     height, width, _ = pixels.shape
-    top, left, h, w = erase_box(k_box, height, width)
+    top, left, h, w = erase_box(numbers[1:], height, width)
     y, x = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
     inside = (y >= top) & (y < top + h) & (x >= left) & (x < left + w)
-    inside &= jax.random.uniform(k_apply) < probability
+    inside &= numbers[0] < probability
     return jnp.where(inside[..., None], jnp.asarray(IMAGE_MEAN, pixels.dtype), pixels)
 
 
@@ -95,7 +95,7 @@ def augment_images(
     pad: int,
     erase_probability: float,
 ) -> Float[Array, "b h w 3"]:
-    """Flip, pad and crop, normalise, erase; each image with its own key.
+    """Flip, pad and crop, normalise, erase; each image with its own numbers.
 
     Args:
         key: the step's key.
@@ -105,18 +105,16 @@ def augment_images(
         erase_probability: probability that a box is erased.
     """
 
-    def one(key: Array, image: Array) -> Array:
-        k_flip, k_crop, _ = jax.random.split(key, 3)
-        flipped = jax.random.uniform(k_flip) < flip
-        image = jnp.where(flipped, image[:, ::-1], image)
-        return random_crop(k_crop, image, pad)
+    def move(numbers: Array, image: Array) -> Array:
+        image = jnp.where(numbers[0] < flip, image[:, ::-1], image)
+        return random_crop(numbers[1:3], image, pad)
 
-    def erase_one(key: Array, pixels: Array) -> Array:
-        return erase(jax.random.split(key, 3)[2], pixels, erase_probability)
+    def cover(numbers: Array, pixels: Array) -> Array:
+        return erase(numbers[3:], pixels, erase_probability)
 
-    keys = row_keys(key, images.shape[0])
-    pixels = normalize_images(jax.vmap(one)(keys, images))
-    return jax.vmap(erase_one)(keys, pixels)
+    numbers = row_numbers(key, images.shape[0], 3 + 1 + 2 * ERASE_TRIES + 2)
+    pixels = normalize_images(jax.vmap(move)(numbers, images))
+    return jax.vmap(cover)(numbers, pixels)
 
 
 def mask_tokens(
@@ -144,29 +142,24 @@ def mask_tokens(
         without ordinary tokens stays as it is: masking position 1 there would hide the
         end token, whose place carries the sentence's feature.
     """
-    length = tokens.shape[1]
-
-    def one(key: Array, row: Array) -> tuple[Array, Array]:
-        k_choose, k_how, k_word = jax.random.split(key, 3)
-        ordinary = (row > 0) & (row < mask_id)
-        chosen = ordinary & (jax.random.uniform(k_choose, (length,)) < rate)
-        first = (jnp.arange(length) == 1) & ordinary
-        if rule == "bert":
-            first &= ~chosen.any()
-            how = jax.random.uniform(k_how, (length,))
-            words = jax.random.randint(k_word, (length,), 1, mask_id)
-            hidden = jnp.where(how < MASK_SHARE + RANDOM_SHARE, words, row)
-            hidden = jnp.where(how < MASK_SHARE, mask_id, hidden)
-        elif rule in ("mask", "mask_free"):
-            first &= rule == "mask"
-            hidden = jnp.full_like(row, mask_id)
-        else:
-            raise ValueError(f"wanted a rule among bert, mask, mask_free; got {rule!r}")
-        masked = jnp.where(chosen, hidden, row)
-        masked = jnp.where(first, mask_id, masked)
-        return masked, jnp.where(chosen | first, row, 0)
-
-    return jax.vmap(one)(row_keys(key, tokens.shape[0]), tokens)
+    if rule not in ("bert", "mask", "mask_free"):
+        raise ValueError(f"wanted a rule among bert, mask, mask_free; got {rule!r}")
+    rows, length = tokens.shape
+    choose, how, word = jnp.split(row_numbers(key, rows, 3 * length), 3, axis=1)
+    ordinary = (tokens > 0) & (tokens < mask_id)
+    chosen = ordinary & (choose < rate)
+    first = ordinary & (jnp.arange(length) == 1)
+    hidden = jnp.full_like(tokens, mask_id)
+    if rule == "bert":
+        first &= ~chosen.any(axis=1, keepdims=True)
+        words = 1 + below(word, mask_id - 1)
+        kept = jnp.where(how < MASK_SHARE + RANDOM_SHARE, words, tokens)
+        hidden = jnp.where(how < MASK_SHARE, mask_id, kept)
+    if rule == "mask_free":
+        first = jnp.zeros_like(first)
+    masked = jnp.where(chosen, hidden, tokens)
+    masked = jnp.where(first, mask_id, masked)
+    return masked, jnp.where(chosen | first, tokens, 0)
 
 
 def mask_capacity(context_length: int, rate: float) -> int:

@@ -46,7 +46,8 @@ def test_crop_is_a_window_of_the_padded_image(images):
     windows = {
         padded[y : y + 24, x : x + 12].tobytes() for y in range(5) for x in range(5)
     }
-    crops = jax.vmap(lambda k: random_crop(k, images[0], 2))(jax.random.split(KEY, 400))
+    numbers = jax.random.uniform(KEY, (400, 2))
+    crops = jax.vmap(lambda n: random_crop(n, images[0], 2))(numbers)
     seen = {np.asarray(crop).tobytes() for crop in crops}
     assert seen == windows
 
@@ -54,8 +55,8 @@ def test_crop_is_a_window_of_the_padded_image(images):
 def test_erased_boxes_keep_area_and_ratio():
     top, left, h, w = map(
         np.asarray,
-        jax.vmap(lambda k: jnp.stack(erase_box(k, 384, 128)))(
-            jax.random.split(KEY, 4000)
+        jax.vmap(lambda n: jnp.stack(erase_box(n, 384, 128)))(
+            jax.random.uniform(KEY, (4000, 22))
         ).T,
     )
     real = h > 0
