@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
+from matplotlib import colormaps
 from PIL import Image, ImageDraw
 
 from fmfa_jax.figures import canvas
@@ -17,8 +18,10 @@ TALL = 224  # height of a tile
 SHOWN = 8  # words with a tile of their own, unless said otherwise
 MARGIN = 16
 
-_FADE = 0.75  # how far a patch that a word does not look at goes towards white
-_STRONG = 0.5  # share of the map's largest value from which patches are outlined
+_HEAT = colormaps["inferno"]  # its brightness grows evenly from black to near white
+# So much of the heat over the grey picture that its largest value on black is brighter
+# than half of it on white.
+_OPAQUE = 0.7
 _SPACE = 10
 _LINE = 26
 _LABEL = 34
@@ -34,8 +37,8 @@ def words_sheet(
 ) -> Image.Image:
     """Draw each view: a title, the shaded sentence, the picture, a tile for each word.
 
-    A tile leaves the patches that its word goes with as they are and fades the others;
-    those of at least half the largest value are outlined. Grey shows all of it.
+    In a tile, bright patches are those that its word goes with, black ones those that
+    it leaves out; printed in grey it says the same.
 
     Args:
         pixels: the picture; shown in the shape in which the model sees it.
@@ -89,17 +92,14 @@ def write_words(
 def overlay(
     picture: Image.Image, patches: Float[np.ndarray, "p"], config: ModelConfig
 ) -> Image.Image:
-    """Fade what a word does not look at, and outline what it looks at most."""
+    """Lay a map over the grey picture, from black for 0 to bright for its largest."""
     largest = patches.max()
     share = patches / largest if largest > 0 else patches
     share = _spread(share.reshape(config.grid), config, picture.size)
-    shown = np.asarray(picture, np.float32)
-    weight = 1 - _FADE * (1 - share)
-    faded = (255 - weight[..., None] * (255 - shown)).round().astype(np.uint8)
-    strong = share >= _STRONG
-    faded[_edge(~strong, 1)] = 255
-    faded[_edge(strong, 2)] = 0
-    return Image.fromarray(faded)
+    heat = 255 * _HEAT(share)[..., :3]
+    grey = np.asarray(picture.convert("L"), np.float32)[..., None]
+    mixed = _OPAQUE * heat + (1 - _OPAQUE) * grey
+    return Image.fromarray(mixed.round().astype(np.uint8))
 
 
 def _as_seen(pixels: UInt8[np.ndarray, "H W 3"], config: ModelConfig) -> Image.Image:
@@ -124,17 +124,6 @@ def _spread(
         inside.append((cell >= 0) & (cell < cells.shape[axis]))
         picked.append(np.clip(cell, 0, cells.shape[axis] - 1))
     return cells[np.ix_(*picked)] * np.outer(*inside)
-
-
-def _edge(region: Bool[np.ndarray, "h w"], width: int) -> Bool[np.ndarray, "h w"]:
-    """The pixels of a region within `width` of one that does not belong to it."""
-    inner = np.pad(region, 1, mode="edge")
-    for _ in range(width):
-        shrunk = inner.copy()
-        shrunk[1:-1, 1:-1] &= inner[:-2, 1:-1] & inner[2:, 1:-1]
-        shrunk[1:-1, 1:-1] &= inner[1:-1, :-2] & inner[1:-1, 2:]
-        inner = np.pad(shrunk[1:-1, 1:-1], 1, mode="edge")
-    return region & ~inner[1:-1, 1:-1]
 
 
 def _flow(words: Sequence[str], width: int) -> list[tuple[int, int]]:

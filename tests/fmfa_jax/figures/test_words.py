@@ -156,24 +156,25 @@ def test_the_strongest_words_come_in_the_order_of_the_sentence():
 GREY = Image.new("RGB", (112, 224), (90, 90, 90))
 
 
-def test_an_overlay_keeps_what_the_word_looks_at_and_fades_the_rest():
+def test_an_overlay_is_brighter_where_the_word_looks():
+    """Also in grey, and with a black picture there and a white one elsewhere."""
     patches = np.zeros(PATCHES)
-    patches[[0, 7]] = 0.8, 0.2
-    drawn = np.asarray(overlays.overlay(GREY, patches, CONFIG).convert("L"))
-    assert drawn.shape == (224, 112)
-    cells = drawn.reshape(4, 56, 2, 56)[:, 10:46, :, 10:46]
-    faded = round(255 - 0.25 * 165)
-    wanted = np.full((4, 2), faded)
-    wanted[0, 0], wanted[3, 1] = 90, round(255 - (1 - 0.75 * 0.75) * 165)
-    assert (cells == wanted[:, None, :, None]).all()
-    # The outline around the one strong patch: black inside, white outside.
-    assert drawn[55, 20] == drawn[20, 55] == 0 and drawn[56, 20] == 255
-    assert 0 not in drawn[60:]
+    patches[[0, 3, 7]] = 0.6, 0.3, 0.1
+    pixels = np.full((224, 112, 3), 255, np.uint8)
+    pixels[:56, :56] = 0
+    drawn = overlays.overlay(Image.fromarray(pixels), patches, CONFIG)
+    grey = np.asarray(drawn.convert("L")).reshape(4, 56, 2, 56)
+    assert (grey == grey[:, :1, :, :1]).all()  # even within a patch
+    cells = grey[:, 0, :, 0].ravel()
+    assert cells[0] > cells[3] > cells[7] > cells[1] == cells[2] == 77
+    # The strongest patch has the same colour whatever the values sum to.
+    again = overlays.overlay(Image.fromarray(pixels), patches / 7, CONFIG)
+    np.testing.assert_array_equal(again, drawn)
 
 
-def test_an_empty_map_fades_everything():
-    drawn = np.asarray(overlays.overlay(GREY, np.zeros(PATCHES), CONFIG))
-    assert np.unique(drawn).tolist() == [214]
+def test_an_empty_map_leaves_the_grey_picture():
+    drawn = overlays.overlay(GREY, np.zeros(PATCHES), CONFIG)
+    assert np.unique(np.asarray(drawn)[..., 0]).tolist() == [27]
 
 
 def test_cells_lie_where_their_patches_are():
