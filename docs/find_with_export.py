@@ -1,8 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """An example: rank pictures for a sentence with exported towers, without Flax.
 
-    python -m fmfa_jax.weights export runs/demo --to onnx towers/
+    python -m fmfa_jax.weights export runs/cuhk --to onnx towers/
     python -m docs.find_with_export towers/ "a man in a red jacket" a.jpg b.jpg
+
+Towers that were trained with another tokenizer than CLIP's, such as the demo's, want
+its folder: `--tokenizer data/demo/tokenizer`.
 
 Of this project it uses what reads pictures and sentences (NumPy and Pillow). The model
 comes from the folder alone: through ONNX Runtime if it holds image_tower.onnx, through
@@ -31,9 +34,10 @@ def open_tower(folder: Path, name: str) -> Tower:
         what = session.get_inputs()[0].name
         return lambda batch: session.run(None, {what: batch})[0]
     import jax
+    from jax import export
 
     data = (folder / f"{name}.stablehlo").read_bytes()
-    call = jax.jit(jax.export.deserialize(bytearray(data)).call)
+    call = jax.jit(export.deserialize(bytearray(data)).call)
     return lambda batch: np.asarray(call(batch))
 
 

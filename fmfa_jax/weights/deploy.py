@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import export
 from jaxtyping import Array, Float, Int, UInt8
 
 from fmfa_jax.models import (
@@ -54,7 +55,7 @@ class Tower:
     @property
     def batch(self) -> jax.ShapeDtypeStruct:
         """The batch with its first axis left open."""
-        return jax.ShapeDtypeStruct(jax.export.symbolic_shape(self.shape), self.dtype)
+        return jax.ShapeDtypeStruct(export.symbolic_shape(self.shape), self.dtype)
 
 
 def export_stablehlo(
@@ -81,7 +82,7 @@ def export_stablehlo(
     folder = Path(folder)
     files = []
     for tower in _towers(params, config):
-        exported = jax.export.export(jax.jit(tower.encode), platforms=platforms)
+        exported = export.export(jax.jit(tower.encode), platforms=platforms)
         data = exported(tower.batch).serialize()
         files.append(_write(folder / f"{tower.name}.stablehlo", bytes(data)))
     facts = {"platforms": list(platforms), "jax": jax.__version__}
