@@ -108,9 +108,7 @@ def _add(args: argparse.Namespace) -> None:
 def _remove(args: argparse.Namespace) -> None:
     if bool(args.paths) == args.missing:
         raise SearchError("wanted either files and folders to remove, or --missing")
-    faiss = store.read_manifest(args.index).engine == "faiss"
-    encoder = _encoder(args) if faiss else None
-    _report(args.index, build.remove(args.index, encoder, _given(args.paths)))
+    _report(args.index, build.remove(args.index, _given(args.paths), model=args.model))
 
 
 def _query(args: argparse.Namespace) -> None:

@@ -49,7 +49,7 @@ def load_faiss() -> ModuleType:
 def build(
     folder: Path,
     name: str,
-    shards: Sequence[Float[np.ndarray, "g d"]],
+    shards: Sequence[Float[np.ndarray, "_ d"]],
     encoder: Encoder,
 ) -> FaissRecord:
     """Write a FAISS index over the shards, and measure its recall.
@@ -133,7 +133,7 @@ def _fewest_probes(
 
 
 def _exact_top(
-    shards: Sequence[Float[np.ndarray, "g d"]], queries: Float32[np.ndarray, "q d"]
+    shards: Sequence[Float[np.ndarray, "_ d"]], queries: Float32[np.ndarray, "q d"]
 ) -> np.ndarray:
     """Return the numbers of each query's nearest rows, by NumPy."""
     best = np.empty((len(queries), 0), np.float32)
@@ -154,7 +154,7 @@ def _exact_top(
 
 
 def _sample(
-    shards: Sequence[Float[np.ndarray, "g d"]], count: int
+    shards: Sequence[Float[np.ndarray, "_ d"]], count: int
 ) -> Float32[np.ndarray, "count d"]:
     """Take rows evenly over all shards."""
     starts = np.cumsum([0, *(len(rows) for rows in shards)])

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fmfa_jax.search import approximate, pending, store
-from fmfa_jax.search.encoder import Encoder
+from fmfa_jax.search.encoder import Encoder, reopen_encoder
 from fmfa_jax.search.gallery import Listing, list_gallery
 from fmfa_jax.search.shards import (
     SHARD_ROWS,
@@ -135,6 +135,11 @@ def add(
         if not root.is_dir():
             raise SearchError(f"the gallery {root} of this index is not there")
         below = [relative_name(root, path) for path in paths] or [""]
+        if encoder.record.sha256 != old.model.sha256:
+            raise SearchError(
+                f"{folder} was made with another model (SHA-256 {old.model.sha256}) "
+                f"than {encoder.record.path} (SHA-256 {encoder.record.sha256})"
+            )
         listing = list_gallery(root, below, leave=folder)
         if paths:
             kept = tuple(e for e in old.excluded if not is_below(e, below))
@@ -144,7 +149,7 @@ def add(
 
 
 def remove(
-    index: str | Path, encoder: Encoder | None, paths: Sequence[str | Path] = ()
+    index: str | Path, paths: Sequence[str | Path] = (), *, model: str | None = None
 ) -> Change:
     """Take pictures out of an index; the files themselves are left alone.
 
@@ -152,9 +157,9 @@ def remove(
 
     Args:
         index: the folder of the index.
-        encoder: of the index, wanted where the engine is "faiss" (its recall is
-            measured with sentences); else None.
         paths: files and folders of the gallery; none: what is no longer on the disk.
+        model: where the model lies now; only a FAISS index needs it, whose recall is
+            measured anew.
 
     Raises:
         SearchError: a path is not in the index, or another process writes.
@@ -174,6 +179,8 @@ def remove(
         bad = tuple(entry for entry in old.bad if entry.file not in drop)
         excluded = tuple(sorted({*old.excluded, *names}))
         changed = replace(old, bad=bad, excluded=excluded)
+        faiss = old.engine == "faiss"
+        encoder = reopen_encoder(folder, old, model) if faiss else None
         new = _commit(folder, changed, shards, drop, [], encoder)
         return Change(0, old.rows - new.rows, new.bad, new.rows, faiss=new.faiss)
 
@@ -296,7 +303,7 @@ def _commit(
         names.append(ShardName(f"{number:08d}", len(part.rows)))
         number += 1
     new = replace(manifest, shards=tuple(names), faiss=None)
-    if manifest.engine == "faiss" and names:
+    if manifest.engine == "faiss" and names and encoder is not None:
         rows = [shard.rows for shard in open_shards(folder, new)]
         record = approximate.build(folder, f"{number:08d}.faiss", rows, encoder)
         new = replace(new, faiss=record)

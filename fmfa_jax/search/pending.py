@@ -127,7 +127,7 @@ def _embed_rest(
     """Embed batch after batch, and save a part whenever it is large enough."""
     place = job.folder / store.PENDING
     done, wanted, bad_count = counts
-    number = len(list(place.glob("[0-9]" * 8 + ".json")))
+    number = 1 + max((int(p.stem) for p in place.glob("[0-9]" * 8 + "*")), default=-1)
     reads = read_pictures(
         Path(manifest.gallery), rest, job.encoder.image_size, ahead=2 * job.batch_size
     )
@@ -160,7 +160,7 @@ def _batches(job: Job, reads: Iterator[Read]) -> Iterator[tuple[Part, list[BadFi
 def _save(
     place: Path, number: int, parts: Sequence[Part], bad: Sequence[BadFile]
 ) -> None:
-    """Write a part; the list of bad files last: it says that the part is whole."""
+    """Write a part and its list of bad files."""
     stamps = tuple(stamp for part in parts for stamp in part.stamps)
     if stamps:
         rows = np.concatenate([part.rows for part in parts])

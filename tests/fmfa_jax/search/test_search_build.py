@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Indexes: what they hold, how they change, and that no crash harms them."""
+
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from data_pipeline import images
+from fmfa_jax import search
+from fmfa_jax.search import build, store
+from fmfa_jax.search.store import SearchError
+
+ROOT = Path(__file__).parents[3]
+SMALL = {"batch_size": 8, "save_every": 8}
+
+
+def content(index: Path) -> dict[str, np.ndarray]:
+    """All embeddings of an index by file."""
+    gallery = search.Gallery(index)
+    rows = [row for shard in gallery.shards for row in np.asarray(shard.rows)]
+    found = {gallery.file(i): row for i, row in enumerate(rows)}
+    assert len(found) == len(gallery) == len(rows)
+    return found
+
+
+def same(first: dict, second: dict) -> bool:
+    return first.keys() == second.keys() and all(
+        np.array_equal(first[file], second[file]) for file in first
+    )
+
+
+@pytest.fixture
+def counting(encoder, monkeypatch):
+    """The sizes of the batches that were embedded."""
+    counts = []
+    original = type(encoder).pictures
+
+    def pictures(self, pixels):
+        counts.append(len(pixels))
+        return original(self, pixels)
+
+    monkeypatch.setattr(type(encoder), "pictures", pictures)
+    return counts
+
+
+def test_an_index_holds_each_picture_as_the_model_sees_it(
+    index, encoder, shared_gallery
+):
+    found = content(index)
+    files = [p for p in shared_gallery.rglob("*.jpg") if not p.is_symlink()]
+    assert sorted(found) == sorted(str(p.relative_to(shared_gallery)) for p in files)
+    assert len(found) == 24
+    for file, row in found.items():
+        pixels = images.load(shared_gallery / file, encoder.image_size)
+        wanted = np.asarray(encoder.model.encode_image(pixels[None]))[0]
+        np.testing.assert_allclose(row, wanted / np.linalg.norm(wanted), atol=1e-5)
+
+
+def test_bad_files_are_counted_and_listed(index, shared_gallery):
+    manifest = search.read_manifest(index)
+    assert {bad.file for bad in manifest.bad} == {"broken.png", "link.jpg"}
+    listed = (index / "bad_images.tsv").read_text()
+    assert "broken.png\t10 bytes that are no picture" in listed
+    assert "leads out of the gallery" in listed
+
+
+def test_an_index_records_model_preprocessing_and_tokenizer(
+    index, model_file, population
+):
+    manifest = search.read_manifest(index)
+    digest = search.open_encoder(model_file, tokenizer=str(population / "tokenizer"))
+    assert manifest.model == digest.record
+    assert manifest.preprocessing == store.PREPROCESSING
+    assert manifest.tokenizer == "tokenizer"
+    for name in ("vocab.json", "merges.txt"):
+        copy, original = index / "tokenizer" / name, population / "tokenizer" / name
+        assert copy.read_bytes() == original.read_bytes()
+
+
+def test_new_and_changed_pictures_are_added_others_left(
+    gallery, encoder, tmp_path, counting
+):
+    out = tmp_path / "index"
+    some = sorted(gallery.rglob("*.jpg"))
+    Image.new("RGB", (30, 60), "red").save(gallery / "first.jpg")
+    search.index_gallery(gallery, out, encoder, **SMALL)
+    before = content(out)
+    Image.new("RGB", (30, 60), "blue").save(gallery / "first.jpg")
+    Image.new("RGB", (30, 60), "green").save(gallery / "second.jpg")
+    some[0].unlink()
+    counting.clear()
+    change = search.add(out, encoder, **SMALL)
+    assert (change.added, change.removed, change.gone, change.rows) == (2, 1, 1, 26)
+    assert counting == [8]
+    after = content(out)
+    assert after.keys() - before.keys() == {"second.jpg"}
+    kept = before.keys() - {"first.jpg"}
+    assert same({f: after[f] for f in kept}, {f: before[f] for f in kept})
+    assert not np.allclose(after["first.jpg"], before["first.jpg"])
+    counting.clear()
+    assert search.add(out, encoder).added == 0 and not counting
+
+
+def test_what_is_removed_stays_out_until_it_is_added_by_name(
+    gallery, encoder, tmp_path
+):
+    out = tmp_path / "index"
+    search.index_gallery(gallery, out, encoder)
+    everything = content(out)
+    folder = next(iter(everything)).split("/")[0]
+    inside = {file for file in everything if file.startswith(f"{folder}/")}
+    assert 0 < len(inside) < 24
+    assert search.remove(out, [folder]).removed == len(inside)
+    rest = {file: row for file, row in everything.items() if file not in inside}
+    assert same(content(out), rest)
+    change = search.add(out, encoder)
+    assert (change.added, change.excluded) == (0, len(inside))
+    assert search.add(out, encoder, [gallery / folder]).added == len(inside)
+    assert content(out).keys() == everything.keys()
+    (gallery / sorted(inside)[0]).unlink()
+    assert search.remove(out).removed == 1
+    with pytest.raises(SearchError, match="no picture 'nobody"):
+        search.remove(out, ["nobody.jpg"])
+    with pytest.raises(SearchError, match="not in the gallery"):
+        search.remove(out, ["../outside.jpg"])
+
+
+def test_a_killed_index_continues_and_ends_like_a_whole_one(
+    gallery, model_file, population, encoder, tmp_path, counting
+):
+    out, tokenizer = tmp_path / "index", str(population / "tokenizer")
+    script = Path(__file__).with_name("killed_writer.py")
+    command = [sys.executable, str(script), gallery, out, model_file, tokenizer]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    with pytest.raises(SearchError, match="not finished"):
+        search.read_manifest(out)
+    search.index_gallery(gallery, out, encoder, **SMALL)
+    assert len(counting) == 2, "24 pictures, of which 8 were saved"
+    whole = tmp_path / "whole"
+    search.index_gallery(gallery, whole, encoder, **SMALL)
+    assert same(content(out), content(whole))
+    assert not (out / "pending").exists()
+
+
+class Crash(BaseException):
+    """Stands for a process that ends here and now."""
+
+
+def test_a_crash_at_any_replacement_leaves_the_last_good_index(
+    gallery, encoder, tmp_path, monkeypatch
+):
+    out = tmp_path / "index"
+    search.index_gallery(gallery, out, encoder, **SMALL)
+    before = content(out)
+    for shade in range(10):
+        Image.new("RGB", (30, 60), (20 * shade, 0, 0)).save(gallery / f"{shade}.png")
+    wanted = before.keys() | {f"{shade}.png" for shade in range(10)}
+    replaced = os.replace
+    for crash_at in range(100):
+        trial = shutil.copytree(out, tmp_path / f"trial_{crash_at}")
+        calls = iter(range(100))
+
+        def crashing(source, target, calls=calls, crash_at=crash_at):
+            if next(calls) == crash_at:
+                raise Crash
+            replaced(source, target)
+
+        monkeypatch.setattr(os, "replace", crashing)
+        try:
+            search.add(trial, encoder, **SMALL)
+            break
+        except Crash:
+            now = content(trial)
+            assert same({f: now[f] for f in before}, before)
+            assert now.keys() in (before.keys(), wanted)
+        finally:
+            monkeypatch.setattr(os, "replace", replaced)
+        search.add(trial, encoder, **SMALL)
+        assert content(trial).keys() == wanted
+        assert not (trial / "pending").exists()
+        assert len(list((trial / "shards").iterdir())) == 1
+    # The job, two parts and their lists, the shard, the manifest, the bad files.
+    assert crash_at == 8
+
+
+def test_a_query_or_addition_with_another_model_is_refused(
+    index, other_model_file, gallery, population, tmp_path
+):
+    with pytest.raises(SearchError, match="not the model that this index"):
+        search.open_searcher(index, model=str(other_model_file))
+    other = search.open_encoder(
+        other_model_file, tokenizer=str(population / "tokenizer")
+    )
+    manifest = search.read_manifest(index)
+    with pytest.raises(SearchError, match="another index already"):
+        search.index_gallery(manifest.gallery, index, other)
+    with pytest.raises(SearchError, match="storage: there float32, asked for int8"):
+        same_model = replace(other, record=manifest.model)
+        search.index_gallery(manifest.gallery, index, same_model, storage="int8")
+    with pytest.raises(SearchError, match="another model"):
+        search.add(index, other)
+
+
+def test_an_index_that_was_begun_with_another_model_is_refused(
+    gallery, encoder, other_model_file, population, tmp_path
+):
+    out = tmp_path / "index"
+
+    def stop(done, wanted, bad):
+        if done:
+            raise Crash
+
+    with pytest.raises(Crash):
+        search.index_gallery(gallery, out, encoder, **SMALL, progress=stop)
+    tokenizer = str(population / "tokenizer")
+    other = search.open_encoder(other_model_file, tokenizer=tokenizer)
+    with pytest.raises(SearchError, match="another sha256"):
+        search.index_gallery(gallery, out, other)
+
+
+def test_a_model_that_has_moved_is_asked_for(index, model_file, tmp_path):
+    manifest = search.read_manifest(index)
+    moved = replace(manifest, model=replace(manifest.model, path=str(tmp_path / "no")))
+    with pytest.raises(SearchError, match="say where it lies"):
+        search.reopen_encoder(index, moved)
+    found = search.reopen_encoder(index, moved, str(model_file))
+    assert found.model.report.sha256 == manifest.model.sha256
+
+
+def test_another_preprocessing_and_another_version_are_refused(index, tmp_path):
+    manifest = replace(search.read_manifest(index), preprocessing="squares")
+    with pytest.raises(SearchError, match="'squares'"):
+        search.reopen_encoder(index, manifest)
+    values = json.loads((index / "index.json").read_text())
+    for text, reason in [
+        (json.dumps({**values, "version": 2}), "version 2"),
+        (json.dumps({"version": 1}), "lacks"),
+        ("{", "damaged"),
+        ("[]", "version None"),
+    ]:
+        (tmp_path / "index.json").write_text(text)
+        with pytest.raises(SearchError, match=reason):
+            search.read_manifest(tmp_path)
+    with pytest.raises(SearchError, match="no index at"):
+        search.read_manifest(tmp_path / "nowhere")
+
+
+def test_two_writers_are_one_too_many(index, encoder):
+    with (index / ".lock").open("w") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        with pytest.raises(SearchError, match="another process"):
+            search.add(index, encoder)
+
+
+def test_a_tokenizer_must_be_the_models(model_file, tmp_path):
+    with pytest.raises(SearchError, match="--tokenizer"):
+        search.open_encoder(model_file)
+    with pytest.raises(SearchError, match="49408 entries"):
+        search.open_encoder(model_file, tokenizer="clip")
+    with pytest.raises(SearchError, match="merges"):
+        search.open_encoder(model_file, tokenizer=str(tmp_path))
+
+
+def test_a_run_folder_names_its_tokenizer(model_file, population, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model_best.safetensors").write_bytes(model_file.read_bytes())
+    tokenizer = str(population / "tokenizer")
+    (run / "config.json").write_text(json.dumps({"data.tokenizer": tokenizer}))
+    assert search.open_encoder(run).tokenizer_name == tokenizer
+
+
+def test_an_empty_gallery_and_a_missing_one_are_told(encoder, tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(SearchError, match="no pictures below"):
+        search.index_gallery(tmp_path / "empty", tmp_path / "out", encoder)
+    with pytest.raises(SearchError, match="no folder"):
+        search.index_gallery(tmp_path / "nowhere", tmp_path / "out", encoder)
+
+
+def test_many_small_additions_do_not_leave_many_shards(gallery, encoder, tmp_path):
+    out = tmp_path / "index"
+    search.index_gallery(gallery, out, encoder, storage="int8")
+    for shade in range(3):
+        Image.new("RGB", (30, 60), (0, 80 * shade, 0)).save(gallery / f"{shade}.png")
+        search.add(out, encoder)
+    assert len(search.read_manifest(out).shards) == 1
+    (shard,) = search.Gallery(out).shards
+    assert shard.codes.shape == (27, 64) and shard.rows.dtype == np.float16
+
+
+def test_names_below_a_folder():
+    assert build.is_below("a/b.jpg", ["a"]) and build.is_below("a", ["a"])
+    assert not build.is_below("ab.jpg", ["a"]) and build.is_below("x", [""])

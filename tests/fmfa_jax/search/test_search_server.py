@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The server over real connections: what it gives, and what it refuses."""
+
+import base64
+import contextlib
+import http.client
+import io
+import json
+import threading
+
+import pytest
+from PIL import Image
+
+from fmfa_jax.search import server as serving
+from fmfa_jax.search import service as limits
+from fmfa_jax.search.server import SearchServer
+from fmfa_jax.search.service import Service
+from fmfa_jax.search.store import SearchError
+
+JSON = {"Content-Type": "application/json"}
+BYTES = {"Content-Type": "application/octet-stream"}
+
+
+@contextlib.contextmanager
+def running(searcher, **settings):
+    server = SearchServer(Service(searcher), host="127.0.0.1", port=0, **settings)
+    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread.start()
+    try:
+        yield server
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture(scope="module")
+def server(searcher):
+    with running(searcher) as server:
+        yield server
+
+
+def send(server, method, path, body=None, headers=None):
+    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=20)
+    with contextlib.closing(connection):
+        connection.request(method, path, body, headers or {})
+        answer = connection.getresponse()
+        return answer.status, dict(answer.getheaders()), answer.read()
+
+
+def post(server, path, **values):
+    status, _, body = send(server, "POST", path, json.dumps(values), JSON)
+    return status, json.loads(body)
+
+
+def test_the_page_and_nothing_from_elsewhere(server):
+    for path in ("/", "/page.css", "/page.js", "/detail.js", "/icon.svg"):
+        status, headers, body = send(server, "GET", path)
+        assert status == 200 and headers["X-Content-Type-Options"] == "nosniff"
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        text = body.decode().replace("http://www.w3.org/2000/svg", "")
+        assert "http:" not in text and "https:" not in text and 'src="//' not in text
+    assert send(server, "GET", "/api/gallery")[0] == 200
+    about = json.loads(send(server, "GET", "/api/gallery")[2])
+    assert about["pictures"] == 24 and about["name"] == "gallery"
+
+
+def test_pages_of_a_search_join_into_its_ranking(server, searcher):
+    found = searcher.search(searcher.vector("a man in red"), 24)
+    rows = []
+    for offset in (0, 10, 20):
+        values = {"sentence": "a man in red", "offset": offset, "limit": 10}
+        status, answer = post(server, "/api/search", **values)
+        assert status == 200 and answer["matches"] == 24
+        rows += answer["results"]
+    assert [hit["row"] for hit in rows] == found.rows.tolist()
+    assert [hit["rank"] for hit in rows] == list(range(1, 25))
+    assert rows[3]["file"] == searcher.gallery.file(rows[3]["row"])
+    least = rows[5]["similarity"] - 1e-4
+    _, cut = post(server, "/api/search", sentence="a man in red", minimum=least)
+    assert 6 <= cut["matches"] == len(cut["results"]) < 24
+
+
+def test_pictures_come_by_number_and_as_jpeg(server):
+    for size, height in (("small", 96), ("large", 96)):
+        status, headers, body = send(server, "GET", f"/picture/0/{size}")
+        assert status == 200 and headers["Content-Type"] == "image/jpeg"
+        assert Image.open(io.BytesIO(body)).size == (48, height)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/picture/24/small",
+        "/picture/-1/small",
+        "/picture/0/huge",
+        "/picture/99999999999999999999/small",
+        "/picture/../../secret.jpg/small",
+        "/picture/%2e%2e%2fsecret.jpg/small",
+        "/picture/0/small/../../../secret.jpg",
+        "/../secret.jpg",
+        "/page/index.html",
+        "/server.py",
+        "//etc/passwd",
+        "/picture/²/small",
+    ],
+)
+def test_nothing_else_is_given_away(server, path):
+    status, headers, body = send(server, "GET", path.replace("²", "%C2%B2"))
+    assert status in (400, 404)
+    assert "error" in json.loads(body) and b"not yours" not in body
+    assert "Content-Security-Policy" in headers
+
+
+def test_an_example_picture_searches_and_is_forgotten(server, searcher, monkeypatch):
+    monkeypatch.setattr(limits, "EXAMPLES", 2)
+    keys = []
+    for row in (4, 5, 6):
+        status, _, body = send(
+            server, "POST", "/api/example", searcher.gallery.read(row), BYTES
+        )
+        assert status == 200
+        keys.append(json.loads(body)["example"])
+    for row, key in ((5, keys[1]), (6, keys[2])):
+        _, answer = post(server, "/api/search", example=key, limit=1)
+        assert answer["results"][0]["row"] == row
+    status, answer = post(server, "/api/search", example=keys[0])
+    assert status == 400 and "forgotten" in answer["error"]
+    both = post(server, "/api/search", example=keys[1], sentence="a hat", limit=1)
+    assert both[1]["highest"] < 1
+
+
+def test_words_and_regions_of_a_picture(server):
+    status, answer = post(server, "/api/explain", sentence="red, hat", row=2)
+    assert status == 200 and answer["covered"] == [1, 1]
+    assert [word["word"] for word in answer["words"]] == ["red", ",", "hat"]
+    assert [word["shown"] for word in answer["words"]] == [True, False, True]
+    cells = answer["words"][0]["cells"]
+    assert (len(cells), len(cells[0])) == (4, 2)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"sentence": 3},
+        {"sentence": "a" * 1001},
+        {"sentence": "a", "offset": -1},
+        {"sentence": "a", "offset": 10**6},
+        {"sentence": "a", "limit": 0},
+        {"sentence": "a", "limit": True},
+        {"sentence": "a", "minimum": "x"},
+        {"sentence": "a", "minimum": float("nan")},
+        {"example": "nobody"},
+    ],
+)
+def test_searches_that_cannot_be_used_are_told(server, values):
+    status, answer = post(server, "/api/search", **values)
+    assert status == 400 and len(answer["error"]) > 10
+
+
+def test_uploads_are_limited_before_they_are_read(server):
+    large = {**BYTES, "Content-Length": str(limits.MAX_UPLOAD + 1)}
+    assert send(server, "POST", "/api/example", b"", large)[0] == 413
+    large = {**JSON, "Content-Length": str(serving.MAX_JSON + 1)}
+    assert send(server, "POST", "/api/search", b"", large)[0] == 413
+    chunked = {**BYTES, "Transfer-Encoding": "chunked"}
+    assert send(server, "POST", "/api/example", None, chunked)[0] == 411
+    assert send(server, "POST", "/api/example", b"no picture", BYTES)[0] == 400
+    assert send(server, "POST", "/api/example", b"x", JSON)[0] == 415
+    assert send(server, "POST", "/api/search", b"{}", BYTES)[0] == 415
+    for body in (b"[]", b"{", b"[" * 9000, b"\xff"):
+        assert send(server, "POST", "/api/search", body, JSON)[0] == 400
+    assert send(server, "POST", "/api/nothing", b"{}", JSON)[0] == 404
+
+
+def test_other_sites_pages_and_names_are_refused(server):
+    port = server.server_address[1]
+    own = {"Host": f"localhost:{port}"}
+    assert send(server, "GET", "/", headers=own)[0] == 200
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):
+        assert send(server, "GET", "/", headers={"Host": host})[0] == 403
+    evil = {**JSON, "Origin": "http://evil.example"}
+    assert send(server, "POST", "/api/search", b"{}", evil)[0] == 403
+
+
+def test_a_password_guards_every_address(searcher, monkeypatch):
+    monkeypatch.setattr(serving, "FAILURE_DELAY", 0)
+    with running(searcher, password="grün 1") as server:
+        for path in ("/", "/page.js", "/picture/0/small", "/api/gallery"):
+            status, headers, _ = send(server, "GET", path)
+            assert status == 401 and headers["WWW-Authenticate"].startswith("Basic")
+        for given, wanted in (("grün 1", 200), ("grün", 401), ("", 401)):
+            encoded = base64.b64encode(f"me:{given}".encode()).decode()
+            credentials = {"Authorization": f"Basic {encoded}"}
+            assert send(server, "GET", "/", headers=credentials)[0] == wanted
+        for broken in ("Basic ***", "Basic", "Bearer bWU6Z3LDvG4gMQ=="):
+            assert send(server, "GET", "/", headers={"Authorization": broken})[0] == 401
+
+
+def test_too_many_searches_at_once_are_told_to_come_again(server, monkeypatch):
+    service = server.service
+    taken = limits.WAITING + 1
+    for _ in range(taken):
+        assert service._places.acquire(blocking=False)
+    try:
+        values = json.dumps({"sentence": "a"})
+        status, headers, _ = send(server, "POST", "/api/search", values, JSON)
+    finally:
+        for _ in range(taken):
+            service._places.release()
+    assert status == 503 and headers["Retry-After"] == "1"
+    assert post(server, "/api/search", sentence="a")[0] == 200
+
+
+def test_a_failure_inside_tells_no_secrets(server, monkeypatch):
+    def fail():
+        raise RuntimeError("a secret path")
+
+    monkeypatch.setattr(server.service, "about", fail)
+    status, _, body = send(server, "GET", "/api/gallery")
+    assert status == 500 and b"secret" not in body
+
+
+def test_an_address_that_is_taken_is_told(server, searcher):
+    with pytest.raises(SearchError, match="--port"):
+        port = server.server_address[1]
+        SearchServer(Service(searcher), host="127.0.0.1", port=port)
+
+
+def test_loopback_addresses():
+    assert all(map(serving.is_loopback, ("localhost", "127.0.0.1", "::1", "127.9.9.9")))
+    assert not any(map(serving.is_loopback, ("0.0.0.0", "::", "example.org", "")))
