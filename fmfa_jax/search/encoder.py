@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float, Float32, UInt8
 
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
-from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.search import store
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import LoadedModel, load_model
@@ -47,18 +46,35 @@ class Encoder:
         """Embed pictures of the model's size.
 
         Raises:
-            ValueError: the model gives values that are not finite.
+            SearchError: the model gives values that are not finite.
         """
-        return unit_rows(np.asarray(self.model.encode_image(images)), name="picture")
+        return unit_rows(np.asarray(self.model.encode_image(images)))
 
     def sentences(self, sentences: Sequence[str]) -> Float32[np.ndarray, "b d"]:
         """Embed sentences; what is too long is cut as in training.
 
         Raises:
-            ValueError: the model gives values that are not finite.
+            SearchError: the model gives values that are not finite.
         """
         tokens = self.tokenizer.encode(sentences, self.model.config.context_length)
-        return unit_rows(np.asarray(self.model.encode_text(tokens)), name="sentence")
+        return unit_rows(np.asarray(self.model.encode_text(tokens)))
+
+
+def unit_rows(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Return the rows with length 1; a row of zeros stays.
+
+    Raises:
+        SearchError: a row holds NaN or infinity.
+    """
+    rows = rows.astype(np.float32)
+    length = np.linalg.norm(rows, axis=1, keepdims=True)
+    bad = int(np.count_nonzero(~np.isfinite(length)))
+    if bad:
+        raise SearchError(
+            f"the model gives NaN or infinity for {bad} of {len(rows)} inputs: it has "
+            "diverged, or its weights do not fit; take an earlier checkpoint"
+        )
+    return rows / np.maximum(length, 1e-12)
 
 
 def open_encoder(

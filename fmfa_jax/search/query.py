@@ -14,7 +14,7 @@ from fmfa_jax.figures.words import WordMaps, word_maps
 from fmfa_jax.search import store
 from fmfa_jax.search.approximate import ApproximateSearch
 from fmfa_jax.search.build import open_shards
-from fmfa_jax.search.encoder import Encoder, reopen_encoder
+from fmfa_jax.search.encoder import Encoder, reopen_encoder, unit_rows
 from fmfa_jax.search.exact import ExactSearch, Found
 from fmfa_jax.search.gallery import inside
 from fmfa_jax.search.shards import Shard
@@ -98,7 +98,7 @@ class Searcher:
             parts.append(self.encoder.pictures(self._example(picture)[None])[0])
         if not parts:
             raise SearchError("the query is empty: wanted a sentence or a picture")
-        return _unit(np.sum(parts, axis=0))
+        return unit_rows(np.sum(parts, axis=0)[None])[0]
 
     def search(
         self, vector: Float32[np.ndarray, "d"], top: int, *, minimum: float = -2.0
@@ -184,7 +184,3 @@ def checked(sentence: str) -> str:
             f"the sentence has {len(sentence)} letters, at most {MAX_LETTERS} are taken"
         )
     return sentence
-
-
-def _unit(row: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
-    return row / max(float(np.linalg.norm(row)), 1e-12)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from data_pipeline.images import ImageError, decode
 from fmfa_jax.figures.words import is_word
+from fmfa_jax.search.encoder import unit_rows
 from fmfa_jax.search.query import MAX_LETTERS, Searcher
 from fmfa_jax.search.store import SearchError
 
@@ -187,8 +188,7 @@ class Service:
         self._examples.move_to_end(example)
         vector = self._examples[example]
         if sentence.strip():
-            both = vector + self._sentence(sentence)
-            vector = both / max(float(np.linalg.norm(both)), 1e-12)
+            vector = unit_rows((vector + self._sentence(sentence))[None])[0]
         return vector
 
     def _embedded(self, sentence: str) -> Float32[np.ndarray, "d"]:

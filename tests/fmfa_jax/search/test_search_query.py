@@ -10,6 +10,7 @@ from PIL import Image
 from data_pipeline import images
 from fmfa_jax import search
 from fmfa_jax.search.__main__ import ProgressLine, main
+from fmfa_jax.search.encoder import unit_rows
 from fmfa_jax.search.query import MAX_LETTERS
 from fmfa_jax.search.store import SearchError
 
@@ -56,6 +57,15 @@ def test_unusable_queries_are_told(searcher):
     for row in (-1, 24):
         with pytest.raises(SearchError, match=f"picture {row} of 24"):
             searcher.gallery.file(row)
+
+
+def test_a_model_that_has_diverged_is_told():
+    rows = np.ones((3, 4), np.float32)
+    rows[1, 2] = np.nan
+    with pytest.raises(SearchError, match="for 1 of 3 inputs"):
+        unit_rows(rows)
+    rows[1] = 0
+    np.testing.assert_allclose(np.linalg.norm(unit_rows(rows), axis=1), [1, 0, 1])
 
 
 def test_words_are_compared_with_the_regions_of_a_picture(searcher):
