@@ -40,6 +40,8 @@ class ProgressLine:
         if self._start is None:
             self._start = now, done
         live = sys.stderr.isatty()
+        if not wanted:
+            return
         if done < wanted and now - self._last < (0.2 if live else 30):
             return
         self._last = now

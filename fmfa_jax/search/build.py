@@ -88,15 +88,15 @@ def index_gallery(
         new = Manifest(
             gallery=str(root),
             model=encoder.record,
-            tokenizer=store.keep_tokenizer(out, encoder.tokenizer_name),
+            tokenizer="clip" if encoder.tokenizer_name == "clip" else store.TOKENIZER,
             preprocessing=store.PREPROCESSING,
             storage=storage,
             engine=engine,
         )
-        _check_tokenizer(out, new, encoder)
         old = store.read_manifest(out) if (out / store.MANIFEST).exists() else None
         if old is not None:
             _check_same(out, old, new)
+        store.keep_tokenizer(out, encoder.tokenizer_name)
         listing = list_gallery(root, leave=out)
         if old is None and not listing.pictures:
             raise SearchError(
@@ -338,7 +338,7 @@ def _check_same(out: Path, old: Manifest, new: Manifest) -> None:
     """
     there = {"model": old.model.sha256, "model sizes": old.model.config}
     wanted = {"model": new.model.sha256, "model sizes": new.model.config}
-    for name in ("gallery", "preprocessing", "storage", "engine"):
+    for name in ("gallery", "preprocessing", "tokenizer", "storage", "engine"):
         there[name], wanted[name] = getattr(old, name), getattr(new, name)
     differing = [
         f"{name}: there {there[name]}, asked for {wanted[name]}"
@@ -349,14 +349,4 @@ def _check_same(out: Path, old: Manifest, new: Manifest) -> None:
         raise SearchError(
             f"{out} is another index already; choose another --out. "
             + "; ".join(differing)
-        )
-
-
-def _check_tokenizer(out: Path, manifest: Manifest, encoder: Encoder) -> None:
-    kept = manifest.tokenizer
-    kept = kept if kept == "clip" else str(out / kept)
-    if store.tokenizer_digest(kept) != store.tokenizer_digest(encoder.tokenizer_name):
-        raise SearchError(
-            f"{out} was begun with another tokenizer than {encoder.tokenizer_name}; "
-            "choose another --out"
         )

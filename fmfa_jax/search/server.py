@@ -154,8 +154,7 @@ class Handler(BaseHTTPRequestHandler):
             _log.exception("%s %s failed", self.command, self.path)
             status, cache = HTTPStatus.INTERNAL_SERVER_ERROR, "no-store"
             kind, body = _JSON, _json({"error": "the server failed; see its log"})
-        if status != HTTPStatus.OK:
-            # What the request still holds may not have been read.
+        if status != HTTPStatus.OK or self._has_unread_body():
             self.close_connection = True
         self.send_response(status)
         self.send_header("Content-Type", kind)
@@ -172,6 +171,11 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
+    def _has_unread_body(self) -> bool:
+        """Whether bytes may follow that would be taken for the next request."""
+        named = ("Content-Length", "Transfer-Encoding")
+        return self.command == "GET" and any(name in self.headers for name in named)
+
     def _get(self) -> tuple[bytes, str, str]:
         path = urlsplit(self.path).path
         if path in _PAGES:
@@ -180,9 +184,8 @@ class Handler(BaseHTTPRequestHandler):
         if path == "/api/gallery":
             return _json(self.server.service.about()), _JSON, "no-store"
         match path.split("/"):
-            case ["", "picture", row, size] if row.isascii() and row.isdigit():
-                # Nine digits are more pictures than an index holds.
-                body = self.server.service.picture(int(row[:10]), size)
+            case ["", "picture", version, row, size] if _is_number(row):
+                body = self.server.service.picture(version, int(row), size)
                 return body, "image/jpeg", "private, max-age=600"
         raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing at this address")
 
@@ -207,7 +210,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get_content_type() != kind:
             raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"wanted {kind}")
         length = self.headers.get("Content-Length", "")
-        if not (length.isascii() and length.isdigit()):
+        chunked = "Transfer-Encoding" in self.headers
+        if chunked or not (length.isascii() and length.isdigit()):
             raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "wanted a Content-Length")
         if len(length) > 12 or int(length) > limit:
             raise RefusedError(
@@ -256,6 +260,11 @@ class Handler(BaseHTTPRequestHandler):
 
 
 _JSON = "application/json"
+
+
+def _is_number(text: str) -> bool:
+    """Whether a text is a number that a row can have."""
+    return text.isascii() and text.isdigit() and len(text) < 12
 
 
 def is_loopback(host: str) -> bool:

@@ -2,6 +2,7 @@
 """What the web page asks for: plain values in, plain values out, limits kept."""
 
 import contextlib
+import hashlib
 import io
 import math
 import secrets
@@ -59,7 +60,10 @@ class Service:
 
     def __post_init__(self) -> None:
         self._sentence = lru_cache(256)(self._embedded)
-        self._picture = lru_cache(512)(self._drawn)
+        self._small = lru_cache(512)(self._drawn)
+        # Numbers mean other pictures once the index has changed.
+        manifest = repr(self.searcher.gallery.manifest).encode()
+        self.version = hashlib.sha256(manifest).hexdigest()[:16]
 
     def about(self) -> dict[str, Any]:
         """Tell what is searched, and the limits."""
@@ -100,11 +104,13 @@ class Service:
                     "rank": offset + place,
                     "similarity": round(cosine, 4),
                     "file": self.searcher.gallery.file(row),
+                    "picture": f"/picture/{self.version}/{row}",
                 }
                 for place, (row, cosine) in enumerate(
                     zip(rows.tolist(), similarity.tolist(), strict=True), 1
                 )
             ],
+            "version": self.version,
             "matches": found.matches,
             "reachable": min(found.matches, DEPTH),
             "lowest": round(found.lowest, 4),
@@ -129,10 +135,14 @@ class Service:
     def explain(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Tell which regions of a picture each word matched.
 
+        Args:
+            asked: sentence, row, and the version of the search that gave the row.
+
         Raises:
-            SearchError: no such picture, or no words.
+            SearchError: no such picture, no words, or the index has changed.
             BusyError: too many requests wait.
         """
+        self._check_version(_text(asked, "version"))
         row = _whole(asked, "row", -1, 0, len(self.searcher.gallery) - 1)
         with self._alone():
             maps = self.searcher.explain(_text(asked, "sentence"), row)
@@ -155,19 +165,26 @@ class Service:
         ]
         return {"words": words, "covered": covered}
 
-    def picture(self, row: int, size: str) -> bytes:
+    def picture(self, version: str, row: int, size: str) -> bytes:
         """Return a picture of the gallery as a JPEG of this server's own making.
 
         Args:
+            version: of the search that gave the row.
             row: its number.
             size: one of SIDES.
 
         Raises:
-            SearchError: no such picture, or it cannot be read any more.
+            SearchError: no such picture, it cannot be read any more, or the index has
+                changed.
         """
+        self._check_version(version)
         if size not in SIDES:
             raise SearchError(f"size {size!r}: wanted one of {', '.join(SIDES)}")
-        return self._picture(row, size)
+        return (self._small if size == "small" else self._drawn)(row, size)
+
+    def _check_version(self, version: str) -> None:
+        if version != self.version:
+            raise SearchError("the index has changed: search again")
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

@@ -15,7 +15,6 @@ good index, and its next run continues from pending/.
 import contextlib
 import dataclasses
 import fcntl
-import hashlib
 import json
 import os
 import shutil
@@ -247,30 +246,29 @@ def tokenizer_files(folder: Path) -> tuple[Path, Path]:
     return folder / "vocab.json", folder / "merges.txt"
 
 
-def tokenizer_digest(name: str) -> str:
-    """Hex SHA-256 of a tokenizer's files; "clip" stands for itself."""
-    if name == "clip":
-        return name
-    digest = hashlib.sha256()
-    for path in tokenizer_files(Path(name)):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def keep_tokenizer(folder: Path, name: str) -> None:
+    """Copy a tokenizer into the index, which then stands alone; "clip" needs none.
 
-
-def keep_tokenizer(folder: Path, name: str) -> str:
-    """Copy a tokenizer, so that the index stands alone; return its new name."""
+    Raises:
+        SearchError: the index was begun with another one.
+    """
     if name == "clip":
-        return name
+        return
     target = folder / TOKENIZER
+    files = [path.read_bytes() for path in tokenizer_files(Path(name))]
     if target.is_dir():
-        return TOKENIZER
+        if files != [path.read_bytes() for path in tokenizer_files(target)]:
+            raise SearchError(
+                f"{folder} was begun with another tokenizer than {name}; choose "
+                "another --out"
+            )
+        return
     draft = folder / f".{TOKENIZER}.unfinished"
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    for path in tokenizer_files(Path(name)):
-        shutil.copyfile(path, draft / path.name)
+    for path, content in zip(tokenizer_files(draft), files, strict=True):
+        path.write_bytes(content)
     os.replace(draft, target)
-    return TOKENIZER
 
 
 def _one_line(text: str) -> str:

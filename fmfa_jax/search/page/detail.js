@@ -5,7 +5,7 @@
 const detail = (() => {
   const at = (id) => document.getElementById(id);
   const dialog = at("detail"), canvas = at("overlay"), picture = at("detail-picture");
-  let results = [], sentence = "", place = 0, asked = 0, answer = null, chosen = -1;
+  let results = [], version = "", sentence = "", place = 0, asked = 0, answer = null, chosen = -1;
 
   async function show(index) {
     place = index;
@@ -13,7 +13,7 @@ const detail = (() => {
     answer = null;
     at("detail-title").textContent =
       `${hit.rank}. ${hit.file} (similarity ${hit.similarity.toFixed(3)})`;
-    picture.src = `/picture/${hit.row}/large`;
+    picture.src = `${hit.picture}/large`;
     picture.alt = `Picture ${hit.file}`;
     at("before").disabled = index === 0;
     at("after").disabled = index === results.length - 1;
@@ -27,7 +27,7 @@ const detail = (() => {
     }
     at("why-text").textContent = "Comparing the words with the picture …";
     try {
-      const found = await ask("/api/explain", { sentence, row: hit.row });
+      const found = await ask("/api/explain", { sentence, row: hit.row, version });
       if (mine !== asked) return;
       answer = found;
       listWords();
@@ -123,8 +123,8 @@ const detail = (() => {
   });
 
   return {
-    open(hits, words, index) {
-      results = hits;
+    open(found, words, index) {
+      ({ results, version } = found);
       sentence = words;
       dialog.showModal();
       show(index);

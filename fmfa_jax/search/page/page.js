@@ -112,7 +112,7 @@ function tile(hit, place, answer) {
   const picture = new Image();
   picture.loading = "lazy";
   picture.alt = "";
-  picture.src = `/picture/${hit.row}/small`;
+  picture.src = `${hit.picture}/small`;
   picture.addEventListener("error", () => { picture.alt = "No longer in the gallery"; });
   const text = part("span", "text");
   const meter = part("span", "meter");
@@ -125,7 +125,7 @@ function tile(hit, place, answer) {
   text.append(part("span", "rank", `${hit.rank}`),
               part("span", "cosine", hit.similarity.toFixed(3)), meter, name);
   button.append(picture, text);
-  button.addEventListener("click", () => detail.open(answer.results, state.sentence, place));
+  button.addEventListener("click", () => detail.open(answer, state.sentence, place));
   item.append(button);
   return item;
 }

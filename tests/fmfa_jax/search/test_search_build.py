@@ -301,6 +301,46 @@ def test_many_small_additions_do_not_leave_many_shards(gallery, encoder, tmp_pat
     assert shard.codes.shape == (27, 64) and shard.rows.dtype == np.float16
 
 
+def test_a_faiss_index_follows_its_gallery(gallery, encoder, tmp_path):
+    pytest.importorskip("faiss")
+    out = tmp_path / "index"
+    change = search.index_gallery(gallery, out, encoder, engine="faiss")
+    assert change.faiss is not None and change.faiss.recall == 1
+    searcher = search.open_searcher(out)
+    vector = searcher.vector(picture=searcher.gallery.read(11))
+    found = searcher.search(vector, 3)
+    exact = search.ExactSearch(searcher.gallery.shards)(vector, 3)
+    assert found.rows.tolist() == exact.rows.tolist() and found.rows[0] == 11
+    search.remove(out, [searcher.gallery.file(11)])
+    searcher = search.open_searcher(out)
+    again = searcher.search(vector, 2)
+    np.testing.assert_allclose(again.similarity, exact.similarity[1:], atol=1e-6)
+    assert len(list(out.glob("*.faiss"))) == 1
+
+
+def test_an_index_that_was_emptied_says_so(gallery, encoder, tmp_path):
+    out = tmp_path / "index"
+    search.index_gallery(gallery, out, encoder)
+    assert search.remove(out, ["."]).rows == 0
+    with pytest.raises(SearchError, match="holds no pictures"):
+        search.open_searcher(out)
+    assert search.add(out, encoder).excluded == 24
+    assert search.add(out, encoder, ["."]).rows == 24
+
+
+def test_an_index_with_another_tokenizer_is_refused(
+    gallery, encoder, population, tmp_path
+):
+    out = tmp_path / "index"
+    search.index_gallery(gallery, out, encoder)
+    other = tmp_path / "tokenizer"
+    shutil.copytree(population / "tokenizer", other)
+    with (other / "merges.txt").open("a") as stream:
+        stream.write("\n")
+    with pytest.raises(SearchError, match="another tokenizer"):
+        search.index_gallery(gallery, out, replace(encoder, tokenizer_name=str(other)))
+
+
 def test_names_below_a_folder():
     assert build.is_below("a/b.jpg", ["a"]) and build.is_below("a", ["a"])
     assert not build.is_below("ab.jpg", ["a"]) and build.is_below("x", [""])

@@ -83,7 +83,8 @@ def test_pages_of_a_search_join_into_its_ranking(server, searcher):
 
 def test_pictures_come_by_number_and_as_jpeg(server):
     for size, height in (("small", 96), ("large", 96)):
-        status, headers, body = send(server, "GET", f"/picture/0/{size}")
+        path = f"/picture/{server.service.version}/0/{size}"
+        status, headers, body = send(server, "GET", path)
         assert status == 200 and headers["Content-Type"] == "image/jpeg"
         assert Image.open(io.BytesIO(body)).size == (48, height)
 
@@ -91,22 +92,24 @@ def test_pictures_come_by_number_and_as_jpeg(server):
 @pytest.mark.parametrize(
     "path",
     [
-        "/picture/24/small",
-        "/picture/-1/small",
-        "/picture/0/huge",
-        "/picture/99999999999999999999/small",
-        "/picture/../../secret.jpg/small",
-        "/picture/%2e%2e%2fsecret.jpg/small",
-        "/picture/0/small/../../../secret.jpg",
+        "/picture/V/24/small",
+        "/picture/V/-1/small",
+        "/picture/V/0/huge",
+        "/picture/V/99999999999999999999/small",
+        "/picture/V/../../secret.jpg/small",
+        "/picture/V/%2e%2e%2fsecret.jpg/small",
+        "/picture/V/0/small/../../../secret.jpg",
         "/../secret.jpg",
         "/page/index.html",
         "/server.py",
         "//etc/passwd",
-        "/picture/²/small",
+        "/picture/V/%C2%B2/small",
+        "/picture/0000000000000000/0/small",
     ],
 )
 def test_nothing_else_is_given_away(server, path):
-    status, headers, body = send(server, "GET", path.replace("²", "%C2%B2"))
+    path = path.replace("V", server.service.version)
+    status, headers, body = send(server, "GET", path)
     assert status in (400, 404)
     assert "error" in json.loads(body) and b"not yours" not in body
     assert "Content-Security-Policy" in headers
@@ -131,12 +134,17 @@ def test_an_example_picture_searches_and_is_forgotten(server, searcher, monkeypa
 
 
 def test_words_and_regions_of_a_picture(server):
-    status, answer = post(server, "/api/explain", sentence="red, hat", row=2)
+    version = server.service.version
+    asked = {"sentence": "red, hat", "row": 2}
+    status, answer = post(server, "/api/explain", **asked, version=version)
     assert status == 200 and answer["covered"] == [1, 1]
     assert [word["word"] for word in answer["words"]] == ["red", ",", "hat"]
     assert [word["shown"] for word in answer["words"]] == [True, False, True]
     cells = answer["words"][0]["cells"]
     assert (len(cells), len(cells[0])) == (4, 2)
+    for wrong in ({"row": 24}, {"row": -1}, {"version": "x"}, {"sentence": " "}):
+        values = {**asked, "version": version, **wrong}
+        assert post(server, "/api/explain", **values)[0] == 400
 
 
 @pytest.mark.parametrize(
@@ -187,7 +195,7 @@ def test_other_sites_pages_and_names_are_refused(server):
 def test_a_password_guards_every_address(searcher, monkeypatch):
     monkeypatch.setattr(serving, "FAILURE_DELAY", 0)
     with running(searcher, password="grün 1") as server:
-        for path in ("/", "/page.js", "/picture/0/small", "/api/gallery"):
+        for path in ("/", "/page.js", "/picture/V/0/small", "/api/gallery"):
             status, headers, _ = send(server, "GET", path)
             assert status == 401 and headers["WWW-Authenticate"].startswith("Basic")
         for given, wanted in (("grün 1", 200), ("grün", 401), ("", 401)):
