@@ -82,6 +82,11 @@ def index_gallery(
     root, out = Path(gallery).resolve(), Path(out).resolve()
     if not root.is_dir():
         raise SearchError(f"no folder of pictures at {gallery}")
+    if storage not in store.STORAGES or engine not in store.ENGINES:
+        raise SearchError(
+            f"storage {storage!r} and engine {engine!r}: wanted one of "
+            f"{', '.join(store.STORAGES)} and one of {', '.join(store.ENGINES)}"
+        )
     if engine == "faiss":
         approximate.load_faiss()
     with store.writing(out):

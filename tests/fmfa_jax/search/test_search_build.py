@@ -288,6 +288,9 @@ def test_an_empty_gallery_and_a_missing_one_are_told(encoder, tmp_path):
         search.index_gallery(tmp_path / "empty", tmp_path / "out", encoder)
     with pytest.raises(SearchError, match="no folder"):
         search.index_gallery(tmp_path / "nowhere", tmp_path / "out", encoder)
+    for wrong in ({"storage": "float64"}, {"engine": "annoy"}):
+        with pytest.raises(SearchError, match="wanted one of float32"):
+            search.index_gallery(tmp_path / "empty", tmp_path / "out", encoder, **wrong)
 
 
 def test_many_small_additions_do_not_leave_many_shards(gallery, encoder, tmp_path):
