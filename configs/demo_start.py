@@ -26,8 +26,7 @@ def get_config():
     c.augment.erase = 0.0
     c.optimizer.lr = 7e-4
     c.schedule.warmup_epochs = 0.2
-    c.train.batch_size = 32  # more, smaller steps learn faster here
-    c.train.epochs = 6
+    c.train.epochs = 2
     c.eval.every_epochs = 1
     c.eval.pictures = 0
     c.log.every_steps = 150
