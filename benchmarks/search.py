@@ -33,7 +33,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pictures", type=int, default=1_000_000)
-    parser.add_argument("--queries", type=int, default=100, help="for recall")
+    parser.add_argument("--queries", type=int, default=500, help="for recall")
     parser.add_argument("--repeats", type=int, default=15, help="for time")
     parser.add_argument("--folder", help="where to write; default: temporary")
     options = parser.parse_args()

@@ -13,20 +13,21 @@ from pathlib import Path
 from types import ModuleType
 
 import numpy as np
-from jaxtyping import Float, Float32
+from jaxtyping import Float32
 
 from data_pipeline.synthetic.attributes import identity_attributes
 from data_pipeline.synthetic.captions import write_caption
 from data_pipeline.synthetic.scene import take_shot
 from fmfa_jax.search.encoder import Encoder
 from fmfa_jax.search.exact import Found
+from fmfa_jax.search.shards import Shard
 from fmfa_jax.search.store import FaissRecord, SearchError
 
 RECALL_WANTED = 0.99
 """Mean recall@10 that decides how many cells a query looks into."""
 _SENTENCES = _PICTURES = 64
 _TOP = 10
-_ROWS_AT_ONCE = 65536
+_ROWS_AT_ONCE = 8192
 _FEWEST_PER_CELL = 39  # FAISS warns below it
 
 
@@ -49,29 +50,28 @@ def load_faiss() -> ModuleType:
 def build(
     folder: Path,
     name: str,
-    shards: Sequence[Float[np.ndarray, "_ d"]],
+    shards: Sequence[Shard],
     encoder: Encoder,
 ) -> FaissRecord:
-    """Write a FAISS index over the shards, and measure its recall.
+    """Write a FAISS index over shards, and measure its recall.
 
     Args:
         folder: of the index.
         name: of the file to write.
-        shards: unit rows, in order.
+        shards: in order.
         encoder: embeds the sentences that recall is measured with.
 
     Raises:
         SearchError: FAISS is not installed.
     """
     faiss = load_faiss()
-    total, width = sum(len(rows) for rows in shards), shards[0].shape[1]
+    total, width = sum(len(s.rows) for s in shards), shards[0].rows.shape[1]
     cells = max(1, min(int(4 * total**0.5), total // _FEWEST_PER_CELL))
-    kind = "Flat" if shards[0].dtype == np.float32 else "SQfp16"
+    kind = "Flat" if shards[0].scales is None else "SQfp16"
     made = faiss.index_factory(width, f"IVF{cells},{kind}", faiss.METRIC_INNER_PRODUCT)
     made.train(_sample(shards, min(total, 64 * cells)))
-    for rows in shards:
-        for first in range(0, len(rows), _ROWS_AT_ONCE):
-            made.add(_float32(rows[first : first + _ROWS_AT_ONCE]))
+    for shard in shards:
+        made.add(shard.unit(slice(None)))
     queries = np.concatenate(
         [
             encoder.sentences(_sentences(_SENTENCES)),
@@ -133,15 +133,15 @@ def _fewest_probes(
 
 
 def _exact_top(
-    shards: Sequence[Float[np.ndarray, "_ d"]], queries: Float32[np.ndarray, "q d"]
+    shards: Sequence[Shard], queries: Float32[np.ndarray, "q d"]
 ) -> np.ndarray:
     """Return the numbers of each query's nearest rows, by NumPy."""
     best = np.empty((len(queries), 0), np.float32)
     numbers = np.empty((len(queries), 0), np.int64)
     start = 0
-    for rows in shards:
-        for first in range(0, len(rows), _ROWS_AT_ONCE // 8):
-            block = _float32(rows[first : first + _ROWS_AT_ONCE // 8])
+    for shard in shards:
+        for first in range(0, len(shard.rows), _ROWS_AT_ONCE):
+            block = shard.unit(slice(first, first + _ROWS_AT_ONCE))
             scores = np.concatenate([best, queries @ block.T], 1)
             new = np.arange(start + first, start + first + len(block))
             new = np.broadcast_to(new, (len(queries), len(block)))
@@ -149,25 +149,19 @@ def _exact_top(
             top = np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
             best = np.take_along_axis(scores, top, 1)
             numbers = np.take_along_axis(known, top, 1)
-        start += len(rows)
+        start += len(shard.rows)
     return numbers
 
 
-def _sample(
-    shards: Sequence[Float[np.ndarray, "_ d"]], count: int
-) -> Float32[np.ndarray, "count d"]:
+def _sample(shards: Sequence[Shard], count: int) -> Float32[np.ndarray, "count d"]:
     """Take rows evenly over all shards."""
-    starts = np.cumsum([0, *(len(rows) for rows in shards)])
+    starts = np.cumsum([0, *(len(shard.rows) for shard in shards)])
     chosen = np.linspace(0, starts[-1] - 1, count).astype(np.int64)
     parts = []
-    for rows, first, last in zip(shards, starts, starts[1:], strict=False):
+    for shard, first, last in zip(shards, starts, starts[1:], strict=False):
         inside = chosen[(chosen >= first) & (chosen < last)]
-        parts.append(_float32(rows[inside - first]))
+        parts.append(shard.unit(inside - first))
     return np.concatenate(parts)
-
-
-def _float32(rows: Float[np.ndarray, "g d"]) -> Float32[np.ndarray, "g d"]:
-    return np.ascontiguousarray(rows, dtype=np.float32)
 
 
 def _sentences(count: int) -> list[str]:

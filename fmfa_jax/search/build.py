@@ -68,8 +68,8 @@ def index_gallery(
         gallery: the folder.
         out: the folder of the index.
         encoder: the model.
-        storage: "float32", "float16", or "int8" (codes for a short list beside
-            float16 rows that rank it).
+        storage: "float32", "int16", or "int8" (codes for a short list beside int16
+            rows that rank it).
         engine: "exact" or "faiss".
         batch_size: pictures that are embedded at a time.
         save_every: pictures that a killed process loses at most.
@@ -309,8 +309,8 @@ def _commit(
         number += 1
     new = replace(manifest, shards=tuple(names), faiss=None)
     if manifest.engine == "faiss" and names and encoder is not None:
-        rows = [shard.rows for shard in open_shards(folder, new)]
-        record = approximate.build(folder, f"{number:08d}.faiss", rows, encoder)
+        whole = open_shards(folder, new)
+        record = approximate.build(folder, f"{number:08d}.faiss", whole, encoder)
         new = replace(new, faiss=record)
     store.write_manifest(folder, new)
     store.sweep(folder, new)
@@ -332,7 +332,7 @@ def _remaining(
         stamps = shard.stamps()
         keep = np.array([stamp.file not in drop for stamp in stamps])
         kept = tuple(itertools.compress(stamps, keep))
-        yield Part(shard.rows[keep], kept)
+        yield Part(shard.unit(keep), kept)
 
 
 def _check_same(out: Path, old: Manifest, new: Manifest) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact search: the product of a query with every row, block after block.
 
-XLA converts float16 and int8 blocks while they are in the cache, which NumPy cannot
-(measured in benchmarks/search.py); float32 rows need no conversion. The rows stay where
+XLA converts blocks of integers while they are in the cache, and multiplies them there
+(NumPy takes many times longer); float32 rows need no conversion. The rows stay where
 they are mapped: JAX on a CPU takes them without a copy.
 """
 
@@ -13,14 +13,14 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int8, Int64
+from jaxtyping import Array, Float32, Int, Int64
 
-from fmfa_jax.search.shards import Shard
+from fmfa_jax.search.shards import CODE_STEP, Shard
 
 BLOCK = 2048
 """Rows whose conversion stays in a core's cache."""
 SHORT_LIST = 10
-"""With int8 codes, this many times the wanted rows are ranked by their float16."""
+"""With int8 codes, this many times the wanted rows are ranked by their int16."""
 FEWEST_LISTED = 256
 
 
@@ -88,6 +88,8 @@ class ExactSearch:
         started = [_products(rows, query) for rows in self._blocks]
         for shard, product in zip(self._shards, started, strict=True):
             scores = np.asarray(product)
+            if shard.codes is not None:
+                scores = scores * np.float32(CODE_STEP)
             yield scores if shard.scales is None else scores * shard.scales
 
     def _ranked(
@@ -98,8 +100,7 @@ class ExactSearch:
         similarity = np.empty(len(rows), np.float32)
         for shard, start in zip(self._shards, self._starts, strict=False):
             first, last = np.searchsorted(rows, [start, start + len(shard.rows)])
-            chosen = shard.rows[rows[first:last] - start].astype(np.float32)
-            similarity[first:last] = chosen @ query
+            similarity[first:last] = shard.unit(rows[first:last] - start) @ query
         order = np.lexsort((rows, -similarity))
         return rows[order], similarity[order]
 
@@ -137,7 +138,7 @@ def _largest(scores: Float32[np.ndarray, "g"], size: int) -> Int64[np.ndarray, "
 
 @jax.jit
 def _products(
-    rows: Float[Array, "g d"] | Int8[Array, "g d"],
+    rows: Float32[Array, "g d"] | Int[Array, "g d"],
     query: Float32[np.ndarray | Array, "d"],
 ) -> Float32[Array, "g"]:
     dot = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1
-STORAGES = ("float32", "float16", "int8")
+STORAGES = ("float32", "int16", "int8")
 ENGINES = ("exact", "faiss")
 MANIFEST, SHARDS, PENDING, TOKENIZER = "index.json", "shards", "pending", "tokenizer"
 BAD_LIST = "bad_images.tsv"

@@ -301,7 +301,7 @@ def test_many_small_additions_do_not_leave_many_shards(gallery, encoder, tmp_pat
         search.add(out, encoder)
     assert len(search.read_manifest(out).shards) == 1
     (shard,) = search.Gallery(out).shards
-    assert shard.codes.shape == (27, 64) and shard.rows.dtype == np.float16
+    assert shard.codes.shape == (27, 64) and shard.rows.dtype == np.int16
 
 
 def test_a_faiss_index_follows_its_gallery(gallery, encoder, tmp_path):

@@ -99,7 +99,7 @@ def test_the_commands_as_a_user_types_them(
     tokenizer = str(population / "tokenizer")
     (gallery / "broken.jpg").write_bytes(b"?")
     model = ["--model", str(model_file), "--tokenizer", tokenizer]
-    storage = ["--storage", "float16", "--batch-size", "8"]
+    storage = ["--storage", "int16", "--batch-size", "8"]
     assert main(["index", str(gallery), "--out", out, *model, *storage]) == 0
     told = capsys.readouterr()
     assert "24 pictures (24 added, 0 removed)" in told.out
