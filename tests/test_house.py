@@ -21,7 +21,7 @@ FLOORS = {
     "data_pipeline": 0,
     "weights": 1,
     "figures": 1,
-    "search": 2,
+    "search": 3,
     "evaluation": 2,
     "training": 3,
     "main": 4,

@@ -85,6 +85,7 @@ def train(config: ConfigDict, workdir: str) -> None:
     step_fn = make_step(
         method.loss,
         optimizer,
+        state,
         mesh=session.mesh,
         seed=config.seed,
         schedule=schedule,

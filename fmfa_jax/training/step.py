@@ -72,6 +72,7 @@ def make_state(
 def make_step(
     loss: Callable[..., tuple[jax.Array, Measured]],
     optimizer: optax.GradientTransformation,
+    state: State,
     *,
     mesh: Mesh,
     seed: int,
@@ -83,6 +84,7 @@ def make_step(
         loss: (params, batch, key, state) -> (total, Measured); gradients are taken
             with respect to `params` alone.
         optimizer: turns gradients into updates.
+        state: where its arrays lie is where they stay; only that is read here.
         mesh: all arrays of state and batch lie on it.
         seed: randomness of step s is fold_in(seed, s), nothing else.
         schedule: only to report the learning rate.
@@ -100,8 +102,7 @@ def make_step(
             grads, state["opt_state"], state["params"]
         )
         params = optax.apply_updates(state["params"], updates)
-        new = laid_out({"params": params, "opt_state": opt_state}, mesh)
-        new["step"] = state["step"] + 1
+        new = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
         if measured.memory is not None:
             new["memory"] = measured.memory
         scalars = measured.scalars | {
@@ -111,14 +112,12 @@ def make_step(
         }
         return new, Measured(scalars, links=measured.links)
 
+    # Stated, because what the compiler would choose makes the next step's input
+    # another layout, and so another program.
+    places = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
         step,
         donate_argnums=0,
-        in_shardings=(None, batch_sharding(mesh)),
-        out_shardings=(None, replicated(mesh)),
+        in_shardings=(places, batch_sharding(mesh)),
+        out_shardings=(places, replicated(mesh)),
     )
-
-
-def laid_out(state: State, mesh: Mesh) -> State:
-    """Hold parameters and moments where `state_shardings` puts them."""
-    return jax.lax.with_sharding_constraint(state, state_shardings(state, mesh))

@@ -37,8 +37,8 @@ FMFA = supervised.Recipe(
 WEAK = weak.WeakRecipe(
     weights=dict.fromkeys(association.objective.TERMS, 1.0),
     first_epoch=3,
-    # Random towers are nearly collinear: only a high threshold links some of them.
-    options=association.WeakOptions(threshold=0.97),
+    # Random towers are nearly collinear: a high threshold links only some.
+    options=association.WeakOptions(threshold=0.9),
     augmentation=supervised.Augmentation(pad=2),
 )
 
@@ -80,7 +80,7 @@ def trained(method: str, devices: int, fsdp: int = 1):
 
     optimizer = make_optimizer(rate, groups="irra")
     state = make_state(models.init_params(config, 0), optimizer, mesh, memory)
-    step = make_step(loss, optimizer, mesh=mesh, seed=0, schedule=rate)
+    step = make_step(loss, optimizer, state, mesh=mesh, seed=0, schedule=rate)
     history = []
     for batch in batches():
         batch = to_devices({name: batch[name] for name in keys}, mesh)
