@@ -10,8 +10,10 @@ BIN := .venv/bin
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
 	touch $@
 
-.venv/dev: .venv/product requirements-dev.txt
+.venv/dev: .venv/product requirements-dev.txt requirements-onnx.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	# Without its own pins, which would take back the locked versions.
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-onnx.txt
 	touch $@
 
 demo: .venv/product

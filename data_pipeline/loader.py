@@ -265,8 +265,8 @@ def _first_readable(
         except (ImageError, OSError) as error:
             bad_images.add(path, str(error), images=len(split.images))
     raise ImageError(
-        f"step {replace.step}, row {replace.offset + row}: neither pair {taken[row]} nor "
-        f"any of {_ATTEMPTS} others has a readable picture; the last: {path}"
+        f"step {replace.step}, row {replace.offset + row}: neither pair {taken[row]} "
+        f"nor any of {_ATTEMPTS} others has a readable picture; the last: {path}"
     )
 
 

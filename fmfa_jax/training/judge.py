@@ -112,8 +112,14 @@ class Judge:
             )
         self.say(f"All files of the run: {self.session.workdir}")
 
-    def measure_file(self, path: str | Path, title: str, *, step: int = 0) -> None:
-        """Say the table of a weight file on test; only its towers take part."""
+    def measure_file(
+        self, path: str | Path, title: str, *, step: int = 0
+    ) -> weights.LoadReport:
+        """Say the table of a weight file on test; only its towers take part.
+
+        Returns:
+            What was loaded from the file, and its SHA-256.
+        """
         towers = dataclasses.replace(self.session.model, classes=0, irr_layers=0)
         loaded = weights.load_params(path, towers, drop_classifier=True)
         result = self.measure(
@@ -125,3 +131,4 @@ class Judge:
         )
         self.say(f"\n{title} on test, percent:")
         self.say(evaluation.table(result, dataset=self.session.data.name))
+        return loaded.report

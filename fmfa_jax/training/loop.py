@@ -16,7 +16,7 @@ from fmfa_jax.training.checkpoints import Checkpoints
 from fmfa_jax.training.environment import environment
 from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.lifecycle import StopSignal, Watchdog
-from fmfa_jax.training.logs import METRICS, RunLog, write_table
+from fmfa_jax.training.logs import METRICS, RunLog, write_json, write_table
 from fmfa_jax.training.session import (
     Session,
     first_params,
@@ -226,7 +226,9 @@ def evaluate(config: ConfigDict, workdir: str) -> None:
     if any((session.workdir / name).is_file() for name in (LAST, BEST)):
         judge.report()
     elif config.init.path:
-        judge.measure_file(config.init.path, config.init.path)
+        loaded = judge.measure_file(config.init.path, config.init.path)
+        if session.processes.index == 0:
+            write_json(session.workdir / "init.json", loaded.as_dict())
     else:
         raise FileNotFoundError(
             f"nothing to evaluate: {session.workdir} holds neither {LAST} nor {BEST}, "

@@ -92,7 +92,7 @@ def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
     loaded = weights.load_params(
         init.path, session.model, drop_classifier=init.drop_classifier
     )
-    return weights.fill(params, loaded), dataclasses.asdict(loaded.report)
+    return weights.fill(params, loaded), loaded.report.as_dict()
 
 
 def to_host(params: Any, mesh: Mesh) -> Any:

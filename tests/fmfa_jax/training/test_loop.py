@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Whole runs: what they leave behind, and that an interruption leaves no trace."""
 
+import hashlib
 import json
 import os
 import signal
@@ -136,6 +137,8 @@ def test_evaluating_a_weight_file_alone(folder, whole, capsys):
     loop.evaluate(config, str(folder / "zero_shot"))
     assert "text -> image" in capsys.readouterr().out
     name = "metrics.json"
+    origin = json.loads((folder / "zero_shot" / "init.json").read_text())
+    assert origin["sha256"] == hashlib.sha256((whole / LAST).read_bytes()).hexdigest()
     got = json.loads((folder / "zero_shot" / "eval" / "0" / name).read_text())
     want = json.loads((whole / "eval" / "12" / name).read_text())
     assert got["t2i"] == want["t2i"]
