@@ -13,6 +13,7 @@ import re
 import shlex
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,8 @@ def place(tmp_path_factory) -> Path:
         for entry in entries
     ]
     (mine / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    for name, entry in zip(("a.jpg", "b.jpg"), entries, strict=False):
+        (folder / name).symlink_to(mine / entry["file_path"])
     config = models.ModelConfig(
         **{**vars(models.PRESETS["demo"]), "context_length": 77, "vocab_size": 49408}
     )
@@ -120,6 +123,9 @@ def adapted(command: str, folder: Path) -> list[str]:
             words[words.index(flag) + 1] = value
     if "main.py" in words and "--config=configs/demo.py" not in words:
         words += TINY
+        if "configs/folder.py" in command:
+            # The interaction encoder compiles for long; the others keep it.
+            words += ["--config.losses.mlm=0", "--config.losses.efa=0"]
     if "--config=configs/demo.py" in words:
         words += [
             f"--config.data.root={folder / 'demo'}",
@@ -155,7 +161,10 @@ def test_make_targets_exist(command):
 )
 def test_each_command_runs(command, place, monkeypatch):
     words = adapted(command, place)
-    if words[1] != "-m":
+    if "serve" in words:
+        assert "<html" in served(words, place)
+        return
+    if words[1] != "-m" or words[2].startswith("docs."):
         run(words, place)
         return
     # In this process, because a new one would import everything again.
@@ -164,6 +173,27 @@ def test_each_command_runs(command, place, monkeypatch):
         f"{words[2]}.__main__" if is_package(words[2]) else words[2]
     )
     assert not module.main(words[3:])
+
+
+def served(words: list[str], folder: Path) -> str:
+    """What a server says on its first page; the command itself never ends."""
+    process = subprocess.Popen(
+        [*words, "--port", "0"],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stdout:
+            if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+                with urllib.request.urlopen(found[0], timeout=30) as answer:
+                    return answer.read().decode()
+        raise AssertionError("the server ended without naming its address")
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
 
 
 def is_package(module: str) -> bool:
