@@ -13,7 +13,7 @@ from configs.base import base, with_preset
 
 
 def get_config(preset: str = "plus"):
-    """The configuration; six epochs of 6000 pairs."""
+    """The configuration; three epochs of 12000 pairs."""
     c = with_preset(demo_base(), preset)
     c.init.path = "configs/demo_start.safetensors"
     return c.lock()
@@ -26,12 +26,13 @@ def demo_base():
     c.data.name = "synthetic"
     c.data.root = "data/demo"
     c.data.options = {
-        "identities": 750,
+        "identities": 1500,
         "images_per_identity": 4,
         "seed": 0,
         "style": "studio",
         "val_identities": 50,
         "test_identities": 100,
+        "workers": 2,
     }
     c.data.tokenizer = "data/demo/tokenizer"
     c.data.cache = "memory"
@@ -43,10 +44,10 @@ def demo_base():
     c.augment.pad = 2
     c.optimizer.lr = 4e-4
     c.optimizer.eps = 1e-8
-    c.schedule.warmup_epochs = 1.0
+    c.schedule.warmup_epochs = 0.5
     c.schedule.every = "step"
-    c.train.epochs = 6
-    c.eval.every_epochs = 2
+    c.train.epochs = 3
+    c.eval.every_epochs = 1
     c.log.every_steps = 25
-    c.checkpoint.every_epochs = 2
+    c.checkpoint.every_epochs = 1
     return c
