@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench soak lint clean
+.PHONY: demo test bench lint clean
 
 # The stamps hold the installed state: nothing is installed twice.
 .venv/product: requirements.lock

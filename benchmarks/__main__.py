@@ -1,0 +1,29 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks that suit a CPU, one after the other: `make bench`."""
+
+import subprocess
+import sys
+
+RUNS = (
+    ("loader", "--images", "512", "--rounds", "3"),
+    ("evaluate", "--case", "icfg", "--repeats", "1"),
+    ("mining", "--rows", "68000", "--repeats", "3"),
+    ("search", "--pictures", "200000"),
+)
+
+
+def main() -> int:
+    """Run each in a process of its own, so that none bears another's memory."""
+    failed = []
+    for name, *arguments in RUNS:
+        command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]
+        print("$", " ".join(["python", *command[1:]]), flush=True)
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return int(bool(failed))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
