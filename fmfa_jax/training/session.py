@@ -55,7 +55,8 @@ def open_session(config: ConfigDict, workdir: str) -> Session:
 
     Raises:
         ValueError: a value that no part knows, a batch that does not divide over the
-            devices, or processes that disagree.
+            devices, a data set without captions to evaluate on, or processes that
+            disagree.
         FileNotFoundError: the data set is not there; says what was looked for.
     """
     build.validate(config)
@@ -64,7 +65,11 @@ def open_session(config: ConfigDict, workdir: str) -> Session:
     processes = initialize_distributed()
     mesh = make_mesh(fsdp=config.mesh.fsdp)
     check_batch_size(config.train.batch_size, mesh)
+    check_batch_size(config.eval.batch_size, mesh)
     data = build.dataset(config)
+    # Asked for now, because a missing split would only be told after the training.
+    for name in {build.chosen_on(config, data), "test"}:
+        data.evaluation_split(name)
     agree(
         {
             "config": build.flat(config),

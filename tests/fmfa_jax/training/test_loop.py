@@ -8,13 +8,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from fmfa_jax.training import loop
+from fmfa_jax.training import build, loop
 from fmfa_jax.training.checkpoints import CheckpointMismatchError
 from tests.tiny_run import tiny_config
 
@@ -159,3 +160,18 @@ def test_a_batch_that_does_not_divide_names_the_nearest(folder):
     config = tiny_config(folder, train__batch_size=7)
     with pytest.raises(ValueError, match=r"7 does not divide over 2.*\[6, 8\]"):
         loop.train(config, str(folder / "odd"))
+
+
+def test_data_without_a_test_split_is_refused_before_the_training(
+    folder, whole, monkeypatch
+):
+    opened = build.dataset
+
+    def without_test(config):
+        data = opened(config)
+        return replace(data, test=replace(data.test, pairs=()))
+
+    monkeypatch.setattr(build, "dataset", without_test)
+    with pytest.raises(ValueError, match="test"):
+        loop.train(tiny_config(folder), str(folder / "no_test"))
+    assert not (folder / "no_test").exists()
