@@ -24,7 +24,7 @@ lint: .venv/dev
 	$(BIN)/ruff format --check .
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist=worksteal
+	$(BIN)/python -m pytest -n 2 --dist=loadfile
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
