@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -194,6 +195,7 @@ def test_a_signal_marks_the_stop_and_the_handlers_come_back(number):
 def test_a_watchdog_of_zero_seconds_is_off():
     with Watchdog(0) as watchdog:
         watchdog.beat("step 1")
+        assert "watchdog" not in {thread.name for thread in threading.enumerate()}
 
 
 def test_one_process_agrees_with_itself():
