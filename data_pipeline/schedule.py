@@ -18,6 +18,8 @@ AHEAD_BYTES = 1 << 30
 def tensorflow() -> ModuleType:
     """Import TensorFlow (seconds), hidden from accelerators, whose memory is JAX's."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # It computes nothing here, and would tell of how it computes at every start.
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
     import tensorflow as tf
 
     for kind in ("GPU", "TPU"):

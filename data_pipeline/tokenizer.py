@@ -19,6 +19,8 @@ START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
 _CLIP_VOCABULARY = 49408
 _JEKYLL = (43893, 865)  # "jeky" + "ll</w>": what the last merge, 49405, is made of
 _LITERAL = re.compile("|".join(map(re.escape, (START, END))))
+# What byte pairs are merged within: a short ending, letters, one digit, or marks.
+_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
 
 
 @runtime_checkable
@@ -240,10 +242,19 @@ def _folder_encoder(
     Built from the two tables alone, so that nothing else in the folder (added tokens,
     truncation) changes the ids.
     """
-    # Imported here: it takes two seconds, and CLIP's own vocabulary does not need it.
-    from transformers import CLIPTokenizer
+    # What transformers' CLIPTokenizer wraps: it takes seconds to import, and tells
+    # whoever has no PyTorch of it at every start. A test holds the two together.
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    backend = CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
+    model = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix="</w>")
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
 
     def encode_texts(texts: list[str]) -> list[list[int]]:
         encoded = backend.encode_batch(texts, add_special_tokens=False)

@@ -5,16 +5,20 @@ import html
 import json
 import random
 import string
+import subprocess
+import sys
 from pathlib import Path
 
 import ftfy
 import instant_clip_tokenizer
 import numpy as np
 import pytest
+from transformers import CLIPTokenizer
 
 from data_pipeline import tokenizer
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 
+ROOT = Path(__file__).parents[2]
 CASES = json.loads(
     (Path(__file__).parents[1] / "reference" / "tokens.json").read_text()
 )
@@ -91,6 +95,31 @@ def test_a_hugging_face_folder_gives_the_same_ids(
         texts, folder.encode(texts, 77), clip.encode(texts, 77), strict=True
     ):
         assert got.tolist() == wanted.tolist(), text
+
+
+def test_a_folder_is_read_as_transformers_reads_it(standard: Path) -> None:
+    vocabulary, merges = tokenizer._read_folder(standard)
+    theirs = CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
+    odd = ["'tis '' it's we'll 12345", "!'s ''s .'t ''re", "\u0661\u0662 x9", "e\u0301"]
+    texts = [tokenizer.clean(text) for text in CAPTIONS + ODD + odd]
+    texts = [text for text in texts if "<|" not in text]
+    wanted = theirs.encode_batch(texts, add_special_tokens=False)
+    ours = tokenizer._folder_encoder(vocabulary, merges)(texts)
+    for text, got, each in zip(texts, ours, wanted, strict=True):
+        assert got == each.ids, text
+
+
+def test_a_folder_is_read_without_transformers(standard: Path) -> None:
+    """It takes seconds, and a line at each start where there is no PyTorch."""
+    code = (
+        "import sys; from data_pipeline.tokenizer import open_tokenizer; "
+        f"open_tokenizer({str(standard)!r}).encode(['a man'], 8); "
+        "assert 'transformers' not in sys.modules"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_no_caption_yields_the_mask(clip: Tokenizer, standard: Path) -> None:
