@@ -3,6 +3,7 @@
 
 python -m fmfa_jax.figures curves runs/demo
 python -m fmfa_jax.figures rankings runs/demo --count 20
+python -m fmfa_jax.figures rankings runs/demo --pair 7 --top 5
 python -m fmfa_jax.figures worst runs/demo
 python -m fmfa_jax.figures similarities runs/demo
 python -m fmfa_jax.figures features runs/demo
@@ -116,10 +117,27 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--root", help="of the data set, if it was moved")
         command.add_argument("--tokenizer", help="clip or its folder, if it was moved")
         if name == "rankings":
-            command.add_argument("--count", type=int, default=8, help="captions")
+            _add_ranking_arguments(command)
         if name == "words":
             _add_word_arguments(command)
     return parser
+
+
+def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--count", type=int, default=8, help="captions")
+    command.add_argument(
+        "--pair",
+        type=int,
+        action="append",
+        help="only the caption of this pair (may be repeated)",
+    )
+    command.add_argument("--top", type=_positive, default=TOP, help="nearest pictures")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {text}")
+    return int(text)
 
 
 def _add_word_arguments(command: argparse.ArgumentParser) -> None:
@@ -144,16 +162,13 @@ def _draw_features(args: argparse.Namespace, run: Run, folder: Path) -> list[Pat
         path = folder / f"{args.command}.png"
         persons = found.text_person, found.image_person
         return [plots[args.command](path, found.text, found.image, *persons)]
-    top = evaluation.nearest(found.text, found.image, TOP)
+    asked = vars(args)
+    top = evaluation.nearest(found.text, found.image, asked.get("top", TOP))
     _, ranks = evaluation.measure(found)
-    return figures.write_rankings(
-        folder,
-        run.split,
-        top.index,
-        top.similarity,
-        ranks.first,
-        count=args.count if args.command == "rankings" else 0,
-    )
+    measured = run.split, top.index, top.similarity, ranks.first
+    if asked.get("pair"):
+        return figures.write_chosen(folder, *measured, queries=asked["pair"])
+    return figures.write_rankings(folder, *measured, count=asked.get("count", 0))
 
 
 @dataclass(frozen=True)

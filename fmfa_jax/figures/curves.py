@@ -65,14 +65,15 @@ def write_curves(metrics: str | Path, path: str | Path) -> Path:
     _draw(loss, records, loss_names(records), "loss", scale="log")
     _draw(rate, records, [n for n in _names(records) if n == "lr"], "learning rate")
     shown = [n for n in _names(records) if n.rsplit("/", 1)[-1] in _SHOWN]
-    _draw(retrieval, records, shown, "percent")
+    _draw(retrieval, records, shown, "R1 and mAP, percent")
     retrieval.set_xlabel("epoch")
     return plots.save(figure, path)
 
 
 def loss_names(records: Sequence[Record]) -> list[str]:
-    """Return the losses among the numbers: the total and the terms of both methods."""
-    return [name for name in _names(records) if name in _LOSSES]
+    """Return the losses among the numbers: the total, then the terms of a method."""
+    found = [name for name in _names(records) if name in _LOSSES]
+    return sorted(found, key=lambda name: name != "total")
 
 
 def _names(records: Sequence[Record]) -> list[str]:
@@ -103,4 +104,6 @@ def _draw(
         plots.line(axes, epochs, values, number=number, name=name)
     if scale == "log" and lowest > 0:
         axes.set_yscale("log")
+    if len(names) == 1:
+        return  # the axis names it
     axes.legend(fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

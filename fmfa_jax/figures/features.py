@@ -111,7 +111,7 @@ def write_feature_map(
         pictures = places[:split][image_person[rows[0]] == person]
         captions = places[split:][text_person[rows[1]] == person]
         _scatter(axes, pictures, captions, number=number, person=int(person))
-    axes.set_title("filled: pictures, hollow: captions", size=10)
+    axes.set_title("t-SNE of the features; filled: pictures, hollow: captions", size=10)
     axes.legend(title="person", loc="center left", bbox_to_anchor=(1.0, 0.5))
     axes.set_xticks([])
     axes.set_yticks([])

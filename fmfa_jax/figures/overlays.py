@@ -16,6 +16,10 @@ from fmfa_jax.models import ModelConfig
 
 TALL = 224  # height of a tile
 SHOWN = 8  # words with a tile of their own, unless said otherwise
+LEGEND = (
+    "tiles: dark patches are left out, the brightest is the word's strongest",
+    "sentence: the darker, the stronger; underlined words have a tile",
+)
 MARGIN = 16
 
 _HEAT = colormaps["inferno"]  # its brightness grows evenly from black to near white
@@ -25,6 +29,7 @@ _OPAQUE = 0.7
 _SPACE = 10
 _LINE = 26
 _LABEL = 34
+_SCALE = (56, 12)  # width, height of the legend's colours
 
 
 def words_sheet(
@@ -60,6 +65,7 @@ def words_sheet(
     lines = [_flow(view.words, width - 2 * MARGIN) for view in views]
     heights = [22 + _LINE * (1 + max(y for _, y in at)) for at in lines]
     height = 2 * MARGIN + 22 + sum(heights) + (TALL + _LABEL + 16) * len(views)
+    height += 18 * len(LEGEND)
     page = Image.new("RGB", (width, height), canvas.PAPER)
     draw = ImageDraw.Draw(page)
     text = canvas.shorten(note, canvas.font(12), width - 2 * MARGIN)
@@ -70,6 +76,7 @@ def words_sheet(
         _draw_sentence(draw, top + 22, view, places, row)
         _draw_tiles(page, top + tall + 4, picture, view, config, row)
         top += tall + TALL + _LABEL + 16
+    _draw_legend(page, top)
     return page
 
 
@@ -157,7 +164,7 @@ def _draw_sentence(
         right = corner[0] + round(face.getlength(word)) + 6
         grey = 255
         if is_word(word):
-            grey = round(255 * (1 - 0.85 * _relative(view, number)))
+            grey = round(_ground(_relative(view, number)))
             box = (*corner, right, corner[1] + 20)
             draw.rectangle(box, fill=(grey,) * 3)
         ink = canvas.INK if grey > 127 else canvas.PAPER
@@ -165,6 +172,13 @@ def _draw_sentence(
         if number in chosen:
             under = (corner[0], corner[1] + 22, right, corner[1] + 23)
             draw.rectangle(under, fill=canvas.INK)
+
+
+def _ground(
+    share: float | Float[np.ndarray, "n"],
+) -> float | Float[np.ndarray, "n"]:
+    """The grey behind a word of this relative strength: white for 0, darker for 1."""
+    return 255 * (1 - 0.85 * share)
 
 
 def _relative(view: WordMaps, number: int) -> float:
@@ -176,6 +190,23 @@ def _relative(view: WordMaps, number: int) -> float:
     ]
     span = max(values) - min(values)
     return (float(view.strength[number]) - min(values)) / span if span > 0 else 0.0
+
+
+def _draw_legend(page: Image.Image, top: int) -> None:
+    """Say what is dark and what is bright, with both scales beside their words."""
+    draw = ImageDraw.Draw(page)
+    width, height = _SCALE
+    heat = 255 * _HEAT(np.linspace(0, 1, width))[None, :, :3]
+    mixed = _OPAQUE * heat + (1 - _OPAQUE) * 128
+    grey = np.tile(_ground(np.linspace(0, 1, width))[None, :, None], (1, 1, 3))
+    for line, (text, colours) in enumerate(zip(LEGEND, (mixed, grey), strict=True)):
+        scale = Image.fromarray(np.repeat(colours.round().astype(np.uint8), height, 0))
+        corner = MARGIN, top + 18 * line
+        page.paste(scale, corner)
+        box = (*corner, corner[0] + width - 1, corner[1] + height - 1)
+        draw.rectangle(box, outline=canvas.FAINT)
+        place = corner[0] + width + 8, corner[1] + height // 2
+        draw.text(place, text, canvas.FAINT, canvas.font(11), anchor="lm")
 
 
 def _draw_tiles(

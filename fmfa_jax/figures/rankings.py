@@ -18,6 +18,7 @@ TILE = (104, 208)  # width, height of a thumbnail
 STEP = 124  # from one thumbnail to the next
 MARGIN = 16
 WORST = 8
+COLUMNS = 11  # a described picture and ten found ones; more go into rows of ten
 
 _CAPTION_LINES = 4
 _LINE = 19
@@ -49,20 +50,31 @@ class Ranking:
 
 
 def sheet(rankings: Sequence[Ranking]) -> Image.Image:
-    """Draw one row for each ranking; the width is that of the longest."""
-    tiles = max(len(ranking.hits) for ranking in rankings)
-    width = max(tiles, 6) * STEP
+    """Draw the rankings below each other; the width is that of the longest row."""
+    rows = [_rows(ranking.hits) for ranking in rankings]
+    width = max(6, *(len(row) for each in rows for row in each)) * STEP
     captions = [_wrapped(ranking.caption, width) for ranking in rankings]
     heights = [_NOTE + _LINE * (text.count("\n") + 1) for text in captions]
-    row = 8 + TILE[1] + _LABELS + _GAP
-    size = width + 2 * MARGIN, 2 * MARGIN + sum(heights) + row * len(rankings) - _GAP
+    tall = 8 + TILE[1] + _LABELS
+    below = sum(tall * len(each) + _GAP for each in rows) - _GAP
+    size = width + 2 * MARGIN, 2 * MARGIN + sum(heights) + below
     page = Image.new("RGB", size, canvas.PAPER)
     top = MARGIN
-    for ranking, caption, height in zip(rankings, captions, heights, strict=True):
+    for ranking, each, caption, height in zip(
+        rankings, rows, captions, heights, strict=True
+    ):
         _draw_words(page, top, ranking.note, caption)
-        _draw_hits(page, top + height + 8, ranking.hits)
-        top += height + row
+        top += height
+        for row in each:
+            _draw_hits(page, top + 8, row)
+            top += tall
+        top += _GAP
     return page
+
+
+def _rows(hits: Sequence[Hit]) -> list[Sequence[Hit]]:
+    columns = COLUMNS if len(hits) <= COLUMNS else 10
+    return [hits[first : first + columns] for first in range(0, len(hits), columns)]
 
 
 def write_rankings(
@@ -90,22 +102,41 @@ def write_rankings(
     Returns:
         The files.
     """
+    spread = np.linspace(0, len(index) - 1, min(count, len(index)), dtype=int)
+    measured = split, index, similarity, first_match
+    files = write_chosen(folder, *measured, queries=np.unique(spread).tolist())
+    worst = _worst(first_match, split.pair_persons)
+    path = Path(folder) / "worst.png"
+    save(sheet([_ranking(*measured, query) for query in worst]), path)
+    return [*files, path]
+
+
+def write_chosen(
+    folder: str | Path,
+    split: Split,
+    index: Int32[np.ndarray, "q k"],
+    similarity: Float32[np.ndarray, "q k"],
+    first_match: Int32[np.ndarray, "q"],
+    *,
+    queries: Sequence[int],
+) -> list[Path]:
+    """Write ranking_000123.png for each of these captions; see `write_rankings`.
+
+    Raises:
+        ValueError: the split has no such caption.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-
-    def draw(query: int) -> Ranking:
-        rank = int(first_match[query])
-        return _ranking(split, query, index[query], similarity[query], rank)
-
-    chosen = np.unique(
-        np.linspace(0, len(index) - 1, min(count, len(index)), dtype=int)
-    )
-    files = [folder / f"ranking_{query:06d}.png" for query in chosen]
-    for file, query in zip(files, chosen.tolist(), strict=True):
-        save(sheet([draw(query)]), file)
-    worst = _worst(first_match, split.pair_persons)
-    save(sheet([draw(query) for query in worst]), folder / "worst.png")
-    return [*files, folder / "worst.png"]
+    files = []
+    for query in queries:
+        if not 0 <= query < len(index):
+            raise ValueError(
+                f"pair {query}: split {split.name!r} has the pairs 0 to "
+                f"{len(index) - 1}"
+            )
+        files.append(folder / f"ranking_{query:06d}.png")
+        save(sheet([_ranking(split, index, similarity, first_match, query)]), files[-1])
+    return files
 
 
 def save(image: Image.Image, path: Path) -> None:
@@ -126,18 +157,19 @@ def _worst(
 
 def _ranking(
     split: Split,
+    index: Int32[np.ndarray, "q k"],
+    similarity: Float32[np.ndarray, "q k"],
+    first_match: Int32[np.ndarray, "q"],
     query: int,
-    index: Int32[np.ndarray, "k"],
-    similarity: Float32[np.ndarray, "k"],
-    first_match: int,
 ) -> Ranking:
     pair = split.pairs[query]
     person = split.images[pair.image].person
+    found = zip(index[query], similarity[query], strict=True)
     hits = [_hit(split, pair.image, "described", "described picture")]
-    for rank, (image, cosine) in enumerate(zip(index, similarity, strict=True), 1):
+    for rank, (image, cosine) in enumerate(found, 1):
         verdict = "right" if split.images[image].person == person else "wrong"
         hits.append(_hit(split, int(image), verdict, f"{rank}.  {cosine:.3f}"))
-    note = f"query {query}, person {person}: best match at rank {first_match}"
+    note = f"query {query}, person {person}: best match at rank {first_match[query]}"
     return Ranking(pair.caption, note, tuple(hits))
 
 

@@ -7,6 +7,7 @@ interaction encoder's attention (IRR, CVPR 2023), where the model was trained wi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,15 @@ from fmfa_jax.models.heads import InteractionEncoder
 from fmfa_jax.models.layers import project
 
 Rows = Array | np.ndarray
+
+_FUNCTION_WORDS = frozenset(
+    """a about above across all along also am an and any are around as at be been
+    behind being below beside between both but by can could did do does down each for
+    from had has have having he her here him his i in into is it its me my near no not
+    of off on onto or our out over past she so some than that the their them then there
+    these they this those through to toward towards under up us very was we were which
+    while who whom whose will with without would you your""".split()
+)
 
 
 @dataclass(frozen=True)
@@ -57,20 +67,32 @@ def word_maps(
         interaction: the model's interaction encoder; None: only the similarity.
     """
     text, image = jnp.asarray(text_tokens), jnp.asarray(image_tokens)
-    shares = word_patch_maps(text, image, rule=rule)
-    views = [
-        _view(
-            "similarity (strength: cosine of a word and its patches)",
-            words,
-            _cosines(text, shares @ image[1:]),
-            shares,
-        )
-    ]
+    title = "similarity (strength: cosine of a word and its patches)"
+    views = [_view(title, words, *_similarity(text, image, rule=rule))]
     if interaction is not None:
-        attention = cross_attention(interaction, text, image)
         title = "attention (strength: 0 looks everywhere, 1 at one patch)"
-        views.append(_view(title, words, _focus(attention), attention[:, 1:]))
+        strength, attention = _attention(interaction, text, image)
+        views.append(_view(title, words, strength, attention[:, 1:]))
     return tuple(views)
+
+
+# Each compiled as a whole: operation by operation, the compiler takes seconds.
+@partial(jax.jit, static_argnames="rule")
+def _similarity(
+    text: Float[Array, "l d"], image: Float[Array, "n d"], *, rule: str
+) -> tuple[Float[Array, "l"], Float[Array, "l p"]]:
+    shares = word_patch_maps(text, image, rule=rule)
+    return _cosines(text, shares @ image[1:]), shares
+
+
+@jax.jit
+def _attention(
+    interaction: InteractionEncoder,
+    text: Float[Array, "l d"],
+    image: Float[Array, "n d"],
+) -> tuple[Float[Array, "l"], Float[Array, "l n"]]:
+    attention = cross_attention(interaction, text, image)
+    return _focus(attention), attention
 
 
 def word_patch_maps(
@@ -122,8 +144,13 @@ def cross_attention(
 
 
 def strongest(view: WordMaps, count: int) -> list[int]:
-    """Return the `count` strongest words, marks left out, in the sentence's order."""
+    """Return the `count` strongest words, in the sentence's order.
+
+    Marks are left out, and so are words like "the", which look wherever it suits them,
+    unless there are no others.
+    """
     words = [i for i, text in enumerate(view.words) if is_word(text)]
+    words = [i for i in words if is_content_word(view.words[i])] or words
     words.sort(key=lambda i: -view.strength[i])
     return sorted(words[:count])
 
@@ -131,6 +158,11 @@ def strongest(view: WordMaps, count: int) -> list[int]:
 def is_word(text: str) -> bool:
     """Tell words from marks, which have no strength worth showing."""
     return any(character.isalnum() for character in text)
+
+
+def is_content_word(text: str) -> bool:
+    """Tell words that name something to be seen from "the", "of" and marks."""
+    return is_word(text) and text not in _FUNCTION_WORDS
 
 
 def _view(

@@ -54,6 +54,21 @@ def test_sign_and_colour_of_a_verdict() -> None:
     assert np.sum(np.all(page == green, axis=-1)) > 500
 
 
+def test_many_hits_go_into_rows_of_ten() -> None:
+    """Nobody can look at a sheet of 60 pictures in one line."""
+    sizes = {
+        count: sheet([Ranking("c", "n", (hit("found"),) * count)]).size
+        for count in (10, 11, 12, 25)
+    }
+    assert sizes[10][0] < sizes[11][0] and sizes[10][1] == sizes[11][1]
+    assert sizes[12][0] == sizes[25][0] == sizes[10][0]
+    tall = sizes[12][1] - sizes[10][1]
+    assert tall > 200 and sizes[25][1] - sizes[12][1] == tall
+    page = sheet([Ranking("c", "n", (hit("right"),) * 25)])
+    green = np.all(np.asarray(page) == (0, 0x7A, 0x3D), axis=-1)
+    assert np.sum(np.diff(green.any(axis=1).astype(int)) == 1) == 3
+
+
 @pytest.mark.parametrize("width", [40, 90, 300])
 def test_texts_stay_within_their_width(width: int) -> None:
     face = canvas.font(15)
@@ -178,6 +193,12 @@ def test_curves_show_every_name(
     monkeypatch.setattr(curves.plots, "line", keep)
     write_curves(metrics, tmp_path / "curves.png")
     assert shown == ["total", "id", "sdm", "lr", "val/r1", "val/mAP"]
+
+
+def test_the_total_is_told_first(metrics: Path) -> None:
+    lines = metrics.read_text().replace('"total"', '"zzz"').replace('"id"', '"total"')
+    metrics.write_text(lines.replace('"zzz"', '"efa"'))
+    assert curves.loss_names(curves.read_metrics(metrics)) == ["total", "efa", "sdm"]
 
 
 def test_a_torn_last_line_is_left_out_and_another_is_an_error(metrics: Path) -> None:

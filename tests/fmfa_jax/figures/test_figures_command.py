@@ -65,6 +65,7 @@ def run(tmp_path_factory) -> Path:
     [
         (["curves"], ["curves.png"]),
         (["rankings", "--count", "1"], ["ranking_000000.png", "worst.png"]),
+        (["rankings", "--pair", "2", "--top", "1"], ["ranking_000002.png"]),
         (["worst"], ["worst.png"]),
         (["similarities"], ["similarities.png"]),
         (["features"], ["features.png"]),
@@ -137,6 +138,7 @@ def test_another_sentence_another_picture_and_chosen_words(run, drawn):
         (["words"], "wanted --pair N, or both --query TEXT and --image FILE"),
         (["words", "--query", "a man"], "wanted --pair N, or both"),
         (["words", "--pair", "3"], "split 'test' has the pairs 0 to 2"),
+        (["rankings", "--pair", "-1"], "split 'test' has the pairs 0 to 2"),
         (["words", "--pair", "0", "--word", "hat"], "whose words are: a, man, in, red"),
         (["words", "--pair", "0", "--query", "!?"], "no word to draw"),
         (["words", "--pair", "0", "--split", "val"], "no captions in split 'val'"),

@@ -153,6 +153,13 @@ def test_the_strongest_words_come_in_the_order_of_the_sentence():
     assert words.strongest(view([0.2, 9, 0.1, 0.5]), 8) == [0, 2, 3]
 
 
+def test_words_without_a_sight_of_their_own_get_no_tile():
+    names = ("the", "man", "in", "red", ".", "a")
+    assert words.strongest(view([9, 1, 8, 2, 7, 6], names=names), 4) == [1, 3]
+    names = ("the", "in", ".", "of")
+    assert words.strongest(view([9, 8, 7, 6], names=names), 2) == [0, 1]
+
+
 GREY = Image.new("RGB", (112, 224), (90, 90, 90))
 
 
@@ -205,6 +212,18 @@ def test_a_strong_word_stands_on_darker_ground():
     assert ground[0] == 255 > ground[3] > ground[2]
     assert grey[23, overlays.MARGIN + 1] == 0  # chosen: underlined
     assert grey[23, overlays.MARGIN + places[2] + 1] == 255
+
+
+def test_the_legend_shows_both_scales_and_fits_the_narrowest_sheet():
+    pixels = np.full((64, 32, 3), 120, np.uint8)
+    page = words_sheet(pixels, [view([1, 2, 3, 4])], CONFIG, note="n", chosen=[0])
+    grey = np.asarray(page.convert("L"))
+    assert (grey[:, -overlays.MARGIN :] == 255).all()
+    left = slice(overlays.MARGIN + 1, overlays.MARGIN + overlays._SCALE[0] - 1)
+    top = page.height - overlays.MARGIN - 18 * len(overlays.LEGEND)
+    heat, ground = (grey[top + 18 * i + 6, left].astype(int) for i in range(2))
+    assert (np.diff(heat) >= -1).all() and heat[-1] > heat[0] + 100
+    assert (np.diff(ground) <= 0).all() and ground[0] > 250
 
 
 def test_equal_strengths_and_long_sentences_fit(tmp_path):
