@@ -16,6 +16,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from PIL import Image
+
 from data_pipeline.images import ImageError
 from fmfa_jax.search import build, store
 from fmfa_jax.search.encoder import Encoder, open_encoder, reopen_encoder
@@ -46,10 +48,10 @@ class ProgressLine:
             return
         self._last = now
         rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
-        left = (
-            f", {_clock((wanted - done) / rate)} left" if rate and done < wanted else ""
-        )
-        line = f"{done}/{wanted} pictures, {rate:.1f}/s, {bad} bad{left}"
+        line = f"{done}/{wanted} pictures, {bad} bad"
+        if rate:
+            line += f", {rate:.1f}/s"
+            line += f", {_clock((wanted - done) / rate)} left" * (done < wanted)
         print(f"\r{line}\033[K" if live else line, end="", file=sys.stderr, flush=True)
         if done >= wanted or not live:
             print(file=sys.stderr)
@@ -114,6 +116,8 @@ def _remove(args: argparse.Namespace) -> None:
 
 
 def _query(args: argparse.Namespace) -> None:
+    if args.sheet:
+        _check_sheet(Path(args.sheet))
     searcher = open_searcher(args.index, model=args.model)
     picture = Path(args.image).read_bytes() if args.image else b""
     found = searcher.search(searcher.vector(args.sentence, picture), args.top)
@@ -133,6 +137,17 @@ def _query(args: argparse.Namespace) -> None:
         caption = args.sentence or f"like {Path(args.image).name}"
         contact_sheet(searcher, found, caption).save(args.sheet)
         print(f"wrote {args.sheet}", file=sys.stderr)
+
+
+def _check_sheet(path: Path) -> None:
+    """Refuse a picture that could not be written, before the search and not after."""
+    known = {
+        end for end, kind in Image.registered_extensions().items() if kind in Image.SAVE
+    }
+    if path.suffix.lower() not in known:
+        raise SearchError(f"--sheet {path}: wanted a name that ends in .png or .jpg")
+    if not path.parent.is_dir():
+        raise SearchError(f"--sheet {path}: there is no folder {path.parent}")
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -178,30 +193,34 @@ def _given(paths: Sequence[str]) -> list[str]:
 def _report(index: str, change: build.Change) -> None:
     """Print what a command did; nothing is left out in silence."""
     print(
-        f"{index}: {change.rows} pictures ({change.added} added, "
+        f"{index}: {_count(change.rows, 'picture')} ({change.added} added, "
         f"{change.removed} removed)"
     )
     if change.others:
-        print(f"{change.others} other files of the gallery were left alone")
+        print(f"left alone, by the name no picture: {_count(change.others, 'file')}")
     if change.excluded:
-        print(
-            f"{change.excluded} pictures stay out that were removed; add them by name"
-        )
+        excluded = _count(change.excluded, "picture")
+        print(f"left out, because removed before: {excluded}; `add` them by name")
     if change.gone:
-        print(f"{change.gone} pictures are no longer on the disk: `remove --missing`")
+        print(f"no longer on the disk: {_count(change.gone, 'picture')}; ", end="")
+        print("`remove --missing` takes them out")
     if change.bad:
-        listed = Path(index) / store.BAD_LIST
-        print(f"{len(change.bad)} files are no usable pictures, listed in {listed}:")
-        for bad in change.bad[:_SHOWN_BAD]:
-            print(f"  {_plain(bad.file)}: {_plain(bad.reason)}")
-        if len(change.bad) > _SHOWN_BAD:
-            print(f"  and {len(change.bad) - _SHOWN_BAD} more")
+        bad = _count(len(change.bad), "file")
+        print(f"unusable: {bad}, listed in {Path(index) / store.BAD_LIST}")
+    for bad in change.met[:_SHOWN_BAD]:
+        print(f"  {_plain(bad.file)}: {_plain(bad.reason)}")
+    if len(change.met) > _SHOWN_BAD:
+        print(f"  and {len(change.met) - _SHOWN_BAD} more")
     if change.faiss:
         print(
             f"FAISS: recall@10 against exact search {change.faiss.recall:.4f} "
             f"(the worse of sentences and pictures), looking into "
             f"{change.faiss.probes} cells"
         )
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _clock(seconds: float) -> str:

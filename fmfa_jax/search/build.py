@@ -37,6 +37,7 @@ class Change:
         excluded: pictures that were removed before and therefore stay out.
         others: files of the gallery that are no pictures by their names.
         faiss: of the index now.
+        met: those of `bad` that this call came upon.
     """
 
     added: int
@@ -47,6 +48,7 @@ class Change:
     excluded: int = 0
     others: int = 0
     faiss: store.FaissRecord | None = None
+    met: tuple[BadFile, ...] = ()
 
 
 def index_gallery(
@@ -176,11 +178,13 @@ def remove(
         names = [relative_name(root, path) for path in paths]
         shards = open_shards(folder, old)
         known = [stamp.file for shard in shards for stamp in shard.stamps()]
-        known += [bad.file for bad in old.bad]
+        bad_known = [bad.file for bad in old.bad]
         if names:
-            drop = _below(known, names)
+            drop = _below(known + bad_known, names)
         else:
             drop = {file for file in known if not (root / file).exists()}
+            # A link that leads nowhere is still there to be met again.
+            drop |= {file for file in bad_known if not os.path.lexists(root / file)}
         bad = tuple(entry for entry in old.bad if entry.file not in drop)
         excluded = tuple(sorted({*old.excluded, *names}))
         changed = replace(old, bad=bad, excluded=excluded)
@@ -250,7 +254,9 @@ def _add(
     parts, bad = pending.embed(job, old, wanted)
     fresh = {stamp.file for stamp in wanted}
     root = Path(old.gallery)
-    kept = [b for b in old.bad if b.file not in fresh and (root / b.file).is_file()]
+    kept = [
+        b for b in old.bad if b.file not in fresh and os.path.lexists(root / b.file)
+    ]
     every_bad = tuple(sorted([*kept, *bad], key=lambda entry: entry.file))
     drop = fresh & known.keys()
     manifest = replace(old, bad=every_bad)
@@ -266,6 +272,7 @@ def _add(
         excluded=excluded,
         others=listing.others,
         faiss=new.faiss,
+        met=tuple(bad),
     )
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
+from fmfa_jax.losses.alignment import RULES
 from fmfa_jax.search import store
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import LoadedModel, load_model
@@ -28,12 +29,14 @@ class Encoder:
         tokenizer: the model's.
         tokenizer_name: "clip" or a folder.
         record: what an index notes of the model.
+        efa_rule: by which the model was trained to compare words and patches.
     """
 
     model: LoadedModel
     tokenizer: WordTokenizer
     tokenizer_name: str
     record: store.Model
+    efa_rule: str = "official"
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -103,14 +106,15 @@ def open_encoder(
         path, image_size=image_size, stride=stride, source_grid=source_grid
     )
     vocabulary = model.config.vocab_size
-    name = tokenizer or _tokenizer_of_run(Path(path)) or _clip(vocabulary)
+    name = tokenizer or _of_run(path, "data.tokenizer") or _clip(vocabulary)
     record = store.Model(
         path=str(Path(path).resolve()),
         sha256=model.report.sha256,
         config=json.loads(json.dumps(dataclasses.asdict(model.config))),
         source_grid=source_grid,
     )
-    return Encoder(model, _tokenizer(name, vocabulary), name, record)
+    opened = _tokenizer(name, vocabulary)
+    return Encoder(model, opened, name, record, _efa_rule(path))
 
 
 def reopen_encoder(
@@ -153,7 +157,7 @@ def reopen_encoder(
     name = manifest.tokenizer
     name = name if name == "clip" else str(folder / name)
     tokenizer = _tokenizer(name, model.config.vocab_size)
-    return Encoder(model, tokenizer, name, manifest.model)
+    return Encoder(model, tokenizer, name, manifest.model, _efa_rule(place))
 
 
 def check_preprocessing(manifest: store.Manifest) -> None:
@@ -182,14 +186,21 @@ def _tokenizer(name: str, vocabulary: int) -> WordTokenizer:
     return tokenizer
 
 
-def _tokenizer_of_run(path: Path) -> str | None:
+def _of_run(path: str | Path, key: str) -> str | None:
     """Return what a run's config.json names, or None outside of run folders."""
+    path = Path(path)
     config = (path if path.is_dir() else path.parent) / "config.json"
     try:
-        name = json.loads(config.read_text(encoding="utf-8")).get("data.tokenizer")
+        name = json.loads(config.read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):
         return None
     return name if isinstance(name, str) and name else None
+
+
+def _efa_rule(path: str | Path) -> str:
+    """Return the rule of a run; "official" where it is unknown."""
+    rule = _of_run(path, "loss.efa_rule")
+    return rule if rule in RULES else "official"
 
 
 def _clip(vocabulary: int) -> str:

@@ -96,6 +96,20 @@ def inside(gallery: Path, file: str) -> Path:
     return path
 
 
+def read_file(gallery: Path, file: str) -> bytes:
+    """Return what a gallery's file holds.
+
+    Raises:
+        SearchError: the name or a link in it leads out of the gallery.
+        OSError: it is not there, cannot be read, or is no regular file.
+    """
+    path = inside(gallery, file)
+    # A pipe would be waited for without end.
+    if path.exists() and not path.is_file():
+        raise OSError("a pipe, device or folder, no regular file")
+    return path.read_bytes()
+
+
 Read = tuple[Stamp, UInt8[np.ndarray, "h w 3"] | BadFile]
 
 
@@ -123,8 +137,7 @@ def read_pictures(
 
 def _read(gallery: Path, stamp: Stamp, image_size: tuple[int, int]) -> Read:
     try:
-        encoded = inside(gallery, stamp.file).read_bytes()
-        return stamp, decode_resized(encoded, image_size)
+        return stamp, decode_resized(read_file(gallery, stamp.file), image_size)
     except (ImageError, OSError, SearchError) as error:
-        reason = " ".join(str(error).split())
+        reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         return stamp, BadFile(stamp.file, stamp.size, stamp.mtime_ns, reason)

@@ -16,7 +16,7 @@ from fmfa_jax.search.approximate import ApproximateSearch
 from fmfa_jax.search.build import open_shards
 from fmfa_jax.search.encoder import Encoder, reopen_encoder, unit_rows
 from fmfa_jax.search.exact import ExactSearch, Found
-from fmfa_jax.search.gallery import inside
+from fmfa_jax.search.gallery import read_file
 from fmfa_jax.search.shards import Shard
 from fmfa_jax.search.store import Manifest, SearchError
 
@@ -63,7 +63,7 @@ class Gallery:
         """
         file = self.file(row)
         try:
-            return inside(Path(self.manifest.gallery), file).read_bytes()
+            return read_file(Path(self.manifest.gallery), file)
         except OSError as error:
             raise SearchError(
                 f"the picture {file} is no longer in the gallery: take it out of the "
@@ -111,7 +111,8 @@ class Searcher:
     def explain(self, sentence: str, row: int) -> WordMaps:
         """Tell which regions of a picture each word of a sentence goes with.
 
-        By EFA's similarity, which any model has; see `figures.words`.
+        By EFA's similarity, which any model has, and by the rule of the model's run
+        where it lies in one; see `figures.words`.
 
         Raises:
             SearchError: the sentence is empty or too long, or there is no such picture.
@@ -122,7 +123,8 @@ class Searcher:
         tokens = tokenizer.encode([sentence], model.config.context_length)
         picture = self._example(self.gallery.read(row))
         image, text = model.forward_tokens(picture[None], tokens)
-        return word_maps(text[0], image[0], tokenizer.words(tokens[0]))[0]
+        words = tokenizer.words(tokens[0])
+        return word_maps(text[0], image[0], words, rule=self.encoder.efa_rule)[0]
 
     def _example(self, encoded: bytes) -> np.ndarray:
         try:

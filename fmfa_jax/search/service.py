@@ -19,7 +19,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from data_pipeline.images import ImageError, decode
-from fmfa_jax.figures.words import is_word
+from fmfa_jax.figures.words import is_content_word, is_word
 from fmfa_jax.search.encoder import unit_rows
 from fmfa_jax.search.query import MAX_LETTERS, Searcher
 from fmfa_jax.search.store import SearchError
@@ -156,6 +156,7 @@ class Service:
                 "word": word,
                 # Marks stand in the sentence, but have no regions worth showing.
                 "shown": is_word(word),
+                "content": is_content_word(word),
                 "strength": round(strength, 4),
                 "cells": cells.astype(float).round(5).reshape(config.grid).tolist(),
             }

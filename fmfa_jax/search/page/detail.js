@@ -58,9 +58,9 @@ const detail = (() => {
       return button;
     }));
     at("legend").hidden = false;
-    // Articles and the like match everywhere: begin with a longer word where there is one.
-    const long = shown.filter((each) => each.word.length > 3);
-    const best = (long.length ? long : shown).reduce((a, b) => (b.strength > a.strength ? b : a));
+    // Articles and the like match anywhere: begin with another word where there is one.
+    const telling = shown.filter((each) => each.content);
+    const best = (telling.length ? telling : shown).reduce((a, b) => (b.strength > a.strength ? b : a));
     choose(answer.words.indexOf(best));
   }
 

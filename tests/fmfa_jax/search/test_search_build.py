@@ -74,6 +74,27 @@ def test_bad_files_are_counted_and_listed(index, shared_gallery):
     assert "leads out of the gallery" in listed
 
 
+def test_pipes_folders_and_dangling_links_are_bad_files_and_stay_so(
+    gallery, encoder, tmp_path
+):
+    """A pipe is not waited for; what cannot be read is not tried at every call."""
+    os.mkfifo(gallery / "pipe.jpg")
+    (gallery / "nowhere.jpg").symlink_to("nothing.jpg")
+    (gallery / "folder.jpg").mkdir()
+    first = search.index_gallery(gallery, tmp_path / "index", encoder, **SMALL)
+    assert {bad.file for bad in first.met} == {"pipe.jpg", "nowhere.jpg"}
+    reasons = {bad.file: bad.reason for bad in first.bad}
+    assert "no regular file" in reasons["pipe.jpg"]
+    assert reasons["nowhere.jpg"] == "No such file or directory"
+    for _ in range(2):
+        again = search.add(tmp_path / "index", encoder, **SMALL)
+        assert again.met == () and again.bad == first.bad
+    assert search.remove(tmp_path / "index").bad == first.bad
+    (gallery / "pipe.jpg").unlink()
+    (gallery / "nowhere.jpg").unlink()
+    assert search.remove(tmp_path / "index").bad == ()
+
+
 def test_an_index_records_model_preprocessing_and_tokenizer(
     index, model_file, population
 ):
@@ -279,7 +300,23 @@ def test_a_run_folder_names_its_tokenizer(model_file, population, tmp_path):
     (run / "model_best.safetensors").write_bytes(model_file.read_bytes())
     tokenizer = str(population / "tokenizer")
     (run / "config.json").write_text(json.dumps({"data.tokenizer": tokenizer}))
-    assert search.open_encoder(run).tokenizer_name == tokenizer
+    opened = search.open_encoder(run)
+    assert (opened.tokenizer_name, opened.efa_rule) == (tokenizer, "official")
+
+
+def test_words_are_compared_by_the_rule_of_the_run(index, model_file, tmp_path):
+    """As `figures words` does it; "plus" leaves the lower half of a range out."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model_best.safetensors").write_bytes(model_file.read_bytes())
+    maps = {}
+    for rule in ("official", "plus", "unheard-of"):
+        (run / "config.json").write_text(json.dumps({"loss.efa_rule": rule}))
+        searcher = search.open_searcher(index, model=str(run))
+        maps[rule] = searcher.explain("a red hat", 0).patches
+    np.testing.assert_array_equal(maps["official"], maps["unheard-of"])
+    dropped = [(maps[rule] == 0).mean() for rule in ("official", "plus")]
+    assert dropped[1] > dropped[0] and dropped[1] > 0.2
 
 
 def test_an_empty_gallery_and_a_missing_one_are_told(encoder, tmp_path):

@@ -103,8 +103,8 @@ def test_the_commands_as_a_user_types_them(
     assert main(["index", str(gallery), "--out", out, *model, *storage]) == 0
     told = capsys.readouterr()
     assert "24 pictures (24 added, 0 removed)" in told.out
-    assert "1 files are no usable pictures" in told.out and "broken.jpg" in told.out
-    assert "25/25 pictures" in told.err and "1 bad" in told.err
+    assert "unusable: 1 file, listed in" in told.out and "broken.jpg: " in told.out
+    assert "0/25 pictures, 0 bad\n25/25 pictures, 1 bad, " in told.err
     asked = ["query", out, SENTENCE, "--top", "3"]
     assert main([*asked, "--sheet", str(sheet)]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -122,7 +122,9 @@ def test_the_commands_as_a_user_types_them(
     assert main(["remove", out, results[0]["file"]]) == 0
     assert "23 pictures (0 added, 1 removed)" in capsys.readouterr().out
     assert main(["add", out, best]) == 0
-    assert "24 pictures (1 added, 0 removed)" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "24 pictures (1 added, 0 removed)" in told
+    assert "unusable: 1 file" in told and "broken.jpg" not in told  # told before
 
 
 def test_mistakes_end_with_a_reason_and_code_2(index, tmp_path, capsys):
@@ -131,11 +133,14 @@ def test_mistakes_end_with_a_reason_and_code_2(index, tmp_path, capsys):
         ["query", str(index)],
         ["query", str(index), "a", "--model", str(tmp_path / "none")],
         ["query", str(index), "--image", str(tmp_path / "none.jpg")],
+        ["query", str(index), "a", "--sheet", str(tmp_path / "none" / "a.png")],
+        ["query", str(index), "a", "--sheet", str(tmp_path / "a.txt")],
         ["remove", str(index)],
         ["remove", str(index), "a", "--missing"],
     ):
         assert main(command) == 2, command
-        assert capsys.readouterr().err.startswith("error: "), command
+        told = capsys.readouterr()
+        assert told.err.startswith("error: ") and not told.out, command
 
 
 def test_a_log_gets_few_progress_lines(capsys):
