@@ -30,7 +30,9 @@ def open_tower(folder: Path, name: str) -> Tower:
     if (folder / f"{name}.onnx").is_file():
         import onnxruntime
 
-        session = onnxruntime.InferenceSession(folder / f"{name}.onnx")
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors, not what it simplifies
+        session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options)
         what = session.get_inputs()[0].name
         return lambda batch: session.run(None, {what: batch})[0]
     import jax
@@ -45,6 +47,11 @@ def cosines(
     folder: Path, sentence: str, pictures: list[str], *, tokenizer: str
 ) -> np.ndarray:
     """Return how similar the sentence is to each picture."""
+    if not (folder / "towers.json").is_file():
+        raise SystemExit(
+            f"No towers in {folder}: write them with python -m fmfa_jax.weights export "
+            f"RUN --to stablehlo {folder}"
+        )
     sizes = json.loads((folder / "towers.json").read_text())
     words = open_tokenizer(tokenizer)
     if words.vocab_size != sizes["vocab_size"]:
@@ -53,7 +60,10 @@ def cosines(
             f"were trained with {sizes['vocab_size']}: name theirs with --tokenizer"
         )
     height, width = sizes["image_size"]
-    batch = np.stack([images.load(path, (height, width)) for path in pictures])
+    try:
+        batch = np.stack([images.load(path, (height, width)) for path in pictures])
+    except (images.ImageError, OSError) as error:
+        raise SystemExit(str(error)) from error
     gallery = open_tower(folder, "image_tower")(batch)
     tokens = words.encode([sentence], sizes["context_length"])
     query = open_tower(folder, "text_tower")(tokens)
