@@ -9,6 +9,9 @@ RUNS = (
     ("evaluate", "--case", "icfg", "--repeats", "1"),
     ("mining", "--rows", "68000", "--repeats", "3"),
     ("search", "--pictures", "200000"),
+    ("train_step", "--steps", "1", "--repeats", "1"),
+    ("efa", "--repeats", "1"),
+    ("scaling", "--steps", "5", "--repeats", "1"),
 )
 
 

@@ -48,16 +48,26 @@ def alternate(
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
-def child(module: str, *arguments: str) -> dict[str, Any]:
+def child(
+    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run `python -m module arguments` alone and return what it passed to `answer`.
 
     A process of its own gives each candidate its own peak of memory.
+
+    Args:
+        module: with a `main` that ends in `answer`.
+        arguments: of its command line.
+        environment: variables besides those of this process.
 
     Raises:
         RuntimeError: it failed; with the end of what it wrote.
     """
     command = [sys.executable, "-m", module, *arguments]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    variables = os.environ | (environment or {})
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=variables
+    )
     if done.returncode:
         raise RuntimeError(
             f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
@@ -118,6 +128,15 @@ def where() -> str:
         f"{day}; {_processor()}, {os.cpu_count()} cores{_accelerators()};"
         f" Python {platform.python_version()}, {', '.join(versions)}"
     )
+
+
+def accelerators() -> int:
+    """How many JAX sees, 0 on a CPU; asked in a child, which then lets go of them."""
+    code = "import jax; print(jax.default_backend() != 'cpu' and jax.device_count())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"JAX finds no device:\n{done.stderr[-3000:]}")
+    return int(done.stdout.split()[-1].replace("False", "0"))
 
 
 def _wait(value: Any) -> None:

@@ -60,13 +60,22 @@ def grouped(text: Tensor, patches: Tensor) -> Tensor:
 
 
 def _direction(rows: Tensor, groups: Tensor, margin: float) -> Tensor:
-    """Log-sum-exp over the rows' best cosines, normalised, compared with a margin."""
-    rows = functional.normalize(rows, dim=-1)
-    groups = functional.normalize(groups, dim=-1)
-    cosines = torch.einsum("ixd,jgd->ijxg", rows, groups)
-    scores = cosines.amax(dim=-1).logsumexp(dim=-1)
-    scores = functional.normalize(scores, dim=1)
+    """Scores of all pairs, each row of them normalised, compared with a margin."""
+    scores = functional.normalize(pair_scores(rows, groups), dim=1)
     own = scores.diagonal()
     diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     gaps = (scores - own[:, None] + margin, scores - own[None, :] + margin)
     return sum(gap.masked_fill(diagonal, 0).logsumexp(dim=0).mean() for gap in gaps)
+
+
+def pair_scores(rows: Tensor, groups: Tensor) -> Tensor:
+    """Log-sum-exp over the rows of i of the best cosine with a group of j, [b,b].
+
+    Args:
+        rows: words or patches [b,x,d].
+        groups: what they are compared with [b,g,d].
+    """
+    rows = functional.normalize(rows, dim=-1)
+    groups = functional.normalize(groups, dim=-1)
+    cosines = torch.einsum("ixd,jgd->ijxg", rows, groups)
+    return cosines.amax(dim=-1).logsumexp(dim=-1)

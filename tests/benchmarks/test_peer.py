@@ -91,17 +91,8 @@ class Bench:
         return out, values
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small operations on a busy machine wait longer for threads than they compute."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module", params=TYPES)
-def bench(request):
+def bench(request, one_thread):
     with pytest.MonkeyPatch.context() as patch:
         yield Bench(request.param, patch)
 

@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""PyTorch's engine of `benchmarks.train_step`, in a process of its own without JAX.
+
+python -m benchmarks.peers.train_step FOLDER steps --dtype bfloat16
+"""
+
+import argparse
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import common
+from benchmarks.peers import fmfa
+from benchmarks.train_step_case import LR, WEIGHTS, read_batch, read_sizes
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def build(folder: Path) -> fmfa.FMFA:
+    """The case's model with its weights."""
+    with torch.device("meta"):
+        model = fmfa.FMFA(_sizes(folder))
+    model.to_empty(device=DEVICE)
+    model.load_state_dict(safetensors.torch.load_file(folder / WEIGHTS), strict=True)
+    return model
+
+
+def batch_of(folder: Path) -> dict[str, torch.Tensor]:
+    """The case's batch, as a loader would hand it over: normalised float pictures."""
+    given = {k: torch.from_numpy(v).to(DEVICE) for k, v in read_batch(folder).items()}
+    return {
+        "pixels": fmfa.normalized(given["image"]),
+        # The released loader masks in place, so that all losses see masked captions.
+        "ids": given["masked"].long(),
+        "masked": given["masked"].long(),
+        "labels": given["labels"].long(),
+        "person": given["person"].long(),
+    }
+
+
+def steps(folder: Path, dtype: str, count: int) -> dict[str, Any]:
+    """Train: seconds of each step after the first, and what the first one measured."""
+    model, batch = build(folder), batch_of(folder)
+    optimizer = fmfa.adam(model, lr=LR)
+
+    def step() -> dict[str, torch.Tensor]:
+        return fmfa.train_step(model, optimizer, batch, dtype=dtype)
+
+    first = {name: float(value) for name, value in step().items()}
+    squares = [p.grad.double().square().sum() for p in model.parameters()]
+    first["grad_norm"] = float(sum(squares)) ** 0.5
+    times = []
+    for _ in range(count):
+        start = time.perf_counter()
+        step()
+        _synchronize()
+        times.append(time.perf_counter() - start)
+    return {"first": first, "times": times, "device_gb": _device_peak()}
+
+
+@torch.no_grad()
+def features(folder: Path, dtype: str) -> dict[str, Any]:
+    """Global features of the batch."""
+    model, batch = build(folder), batch_of(folder)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
+        image = model.base_model.visual(batch["pixels"])[:, 0]
+        tokens = model.base_model.encode_text(batch["ids"])
+    text = fmfa.end_tokens(tokens, batch["ids"])
+    out = folder / f"torch-{dtype}.npz"
+    np.savez(out, image=image.float().cpu().numpy(), text=text.float().cpu().numpy())
+    return {"features": str(out)}
+
+
+def flops(folder: Path, dtype: str) -> dict[str, Any]:
+    """FLOPs of value and gradient by torch's own counter; nothing is computed."""
+    del dtype
+    batch = {k: v.to("meta") for k, v in batch_of(folder).items()}
+    with torch.device("meta"):
+        model = fmfa.FMFA(_sizes(folder))
+        # On this device attention is made of products, which the counter sees.
+        with FlopCounterMode(display=False) as counter:
+            sum(fmfa.objective(model(batch), batch).values()).backward()
+    return {"flops": counter.get_total_flops()}
+
+
+def _sizes(folder: Path) -> fmfa.Sizes:
+    return fmfa.Sizes(**read_sizes(folder))
+
+
+def _synchronize() -> None:
+    if DEVICE == "cuda":
+        torch.cuda.synchronize()
+
+
+def _device_peak() -> float | None:
+    """Most memory of the accelerator that tensors took, in GB."""
+    return torch.cuda.max_memory_allocated() / 1e9 if DEVICE == "cuda" else None
+
+
+_TASKS = {"steps": steps, "features": features, "flops": flops}
+
+
+def main() -> None:
+    """Answer one question."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("task", choices=_TASKS)
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--steps", type=int, default=3)
+    options = parser.parse_args()
+    extra = (options.steps,) if options.task == "steps" else ()
+    common.answer(_TASKS[options.task](options.folder, options.dtype, *extra))
+
+
+if __name__ == "__main__":
+    main()

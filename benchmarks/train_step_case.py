@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What both engines of `benchmarks.train_step` are given: sizes, weights, one batch.
+
+    python -m benchmarks.train_step_case FOLDER --model vit-b-16 --batch 16
+
+writes `sizes.json`, `weights.safetensors` under the official names and `batch.npz`. The
+captions are masked here, once, since both engines shall see the same words.
+"""
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import common
+
+SIZES, WEIGHTS, BATCH = "sizes.json", "weights.safetensors", "batch.npz"
+CLASSES, IRR_LAYERS, MASK_RATE = 11003, 4, 0.15
+LR = 1e-5
+
+
+def add_case(parser: argparse.ArgumentParser) -> None:
+    """Flags that decide what is computed."""
+    parser.add_argument("--model", default="vit-b-16", help="a preset's name")
+    parser.add_argument("--batch", type=int, help="default: 16, 256 on a GPU")
+    parser.add_argument("--layers", type=int, help="of each tower, for a quick look")
+    parser.add_argument("--classes", type=int, default=CLASSES)
+    parser.add_argument("--irr-layers", type=int, default=IRR_LAYERS)
+
+
+def case_flags(options: argparse.Namespace) -> list[str]:
+    """The same flags again, for a child."""
+    flags = ["--model", options.model, "--batch", str(options.batch)]
+    flags += ["--classes", str(options.classes)]
+    flags += ["--irr-layers", str(options.irr_layers)]
+    return flags + (["--layers", str(options.layers)] if options.layers else [])
+
+
+def read_sizes(folder: Path) -> dict:
+    """The fields of a ModelConfig that fix its parameters."""
+    sizes = json.loads((folder / SIZES).read_text())
+    return sizes | {"image_size": tuple(sizes["image_size"])}
+
+
+def read_batch(folder: Path) -> dict[str, np.ndarray]:
+    """Images, tokens, person, and the captions' masked copy with its labels."""
+    with np.load(folder / BATCH, allow_pickle=False) as file:
+        return dict(file)
+
+
+def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
+    """Noise around a colour of its own for each picture; captions of 15 to 45 words."""
+    rng = np.random.default_rng(0)
+    shape = (count, *sizes["image_size"], 3)
+    colour = rng.integers(0, 192, (count, 1, 1, 3))
+    length, vocabulary = sizes["context_length"], sizes["vocab_size"]
+    tokens = np.zeros((count, length), np.int32)
+    for row in tokens:
+        words = rng.integers(15, min(46, length - 1))
+        inside = rng.integers(1, vocabulary - 3, words)
+        row[: words + 2] = [vocabulary - 2, *inside, vocabulary - 1]
+    return {
+        "image": (colour + rng.integers(0, 64, shape)).astype(np.uint8),
+        "tokens": tokens,
+        # Two pictures of each person.
+        "person": (np.arange(count) // 2 % sizes["classes"]).astype(np.int32),
+    }
+
+
+def step_key():
+    """The key of every step here, in place of one for each."""
+    import jax
+
+    return jax.random.key(0)
+
+
+def write(folder: Path, options: argparse.Namespace) -> None:
+    """Draw weights and batch."""
+    import jax
+
+    from fmfa_jax import models, weights
+    from fmfa_jax.training.augment import mask_tokens
+
+    heads = {"classes": options.classes, "irr_layers": options.irr_layers}
+    towers = ("image_layers", "text_layers") if options.layers else ()
+    config = dataclasses.replace(
+        models.PRESETS[options.model], **heads, **dict.fromkeys(towers, options.layers)
+    )
+    sizes = dataclasses.asdict(config)
+    batch = make_batch(sizes, options.batch)
+    # As the step of supervised.py splits its key: images, text.
+    key = jax.random.split(step_key())[1]
+    tokens, mask_id = jax.numpy.asarray(batch["tokens"]), config.vocab_size - 3
+    masked, labels = mask_tokens(key, tokens, rate=MASK_RATE, mask_id=mask_id)
+    for name in ("dtype", "remat"):
+        del sizes[name]
+    (folder / SIZES).write_text(json.dumps(sizes))
+    np.savez(folder / BATCH, masked=masked, labels=labels, **batch)
+    weights.export_official(folder / WEIGHTS, models.init_params(config, 0))
+
+
+def main() -> None:
+    """Write one case."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    add_case(parser)
+    options = parser.parse_args()
+    write(options.folder, options)
+    common.answer({"folder": str(options.folder)})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Benchmarks at a tiny size, without the processes that keep their memory apart."""
+
+import importlib
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import common
+
+
+@pytest.fixture(scope="session")
+def one_thread():
+    """Small operations on a busy machine wait longer for threads than they compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def bench(monkeypatch, capsys, one_thread):
+    """Run a benchmark with its children in this process; what it prints."""
+    answers = []
+
+    def child(module, *arguments, environment=None):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            importlib.import_module(module).main()
+        # What a child says goes through JSON.
+        return json.loads(json.dumps(answers.pop()))
+
+    def run(module, *arguments):
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            importlib.import_module(module).main()
+        return capsys.readouterr().out
+
+    monkeypatch.setattr(common, "child", child)
+    monkeypatch.setattr(common, "accelerators", lambda: 0)
+    monkeypatch.setattr(
+        common, "answer", lambda v: answers.append(dict(v) | {"peak_gb": 1.0})
+    )
+    return run
+
+
+def table(text):
+    """Title of the one table that was printed, and its rows by their names."""
+    assert text.count("\n## ") == 1, text
+    title = text.split("## ")[1].splitlines()[0]
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    (_, *header), _, *rows = cells
+    return title, {name: dict(zip(header, row, strict=True)) for name, *row in rows}

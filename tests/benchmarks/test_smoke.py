@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The benchmarks of training run, and compare what is equal."""
+
+import argparse
+
+import numpy as np
+import pytest
+
+from benchmarks import __main__ as everything
+from benchmarks import common, train_step
+from tests.benchmarks.conftest import table
+
+TINY = ("--model", "demo", "--layers", "1")
+
+
+def test_a_training_step_beside_the_peer(bench):
+    sizes = (*TINY, "--batch", "4", "--classes", "10", "--irr-layers", "1")
+    candidates = ("torch float32", "ours float32, remat")
+    once = ("--steps", "1", "--repeats", "1", "--only", *candidates)
+    title, rows = table(bench("benchmarks.train_step", *sizes, *once))
+    assert title == "Training step, demo, 1 layers, batch 4"
+    assert tuple(rows) == candidates
+    ours = rows["ours float32, remat"]
+    # The same outputs, losses and gradient, with less work.
+    assert max(float(ours[k]) for k in ("features", "losses", "gradient")) < 1e-5
+    assert float(ours["GFLOP/pair"]) < float(rows["torch float32"]["GFLOP/pair"])
+    assert ours["MFU"] == "-"
+
+
+def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys):
+    first = {"total": 2.0, "grad_norm": 3.0}
+    run = {"times": [2.0], "peak_gb": 4.0, "device_gb": None}
+    wrong = run | {"first": first | {"total": 2.1}, "times": [1.0], "peak_gb": 1.0}
+    runs = {"torch float32": [run | {"first": first}], "ours float32": [wrong]}
+    outputs = {"image": np.ones(4), "text": np.ones(4)}
+    monkeypatch.setattr(train_step, "_features", lambda folder, one: outputs)
+    work = {"flops": 4e9, "xla_flops": 5e9, "peak_flops": 1e10}
+    counts = {train_step.OURS: work, train_step.PEER: {"flops": 6e9}}
+    gaps = train_step.apart(None, runs, runs)
+    options = argparse.Namespace(model="demo", layers=None, batch=2)
+    train_step.report({"runs": runs, "counts": counts, "apart": gaps}, options)
+    _, rows = table(capsys.readouterr().out)
+    ours, torch = rows["ours float32"], rows["torch float32"]
+    assert (ours["losses"], torch["losses"]) == ("5e-02 FAR", "0e+00")
+    assert (ours["pairs/s"], ours["x torch float32"]) == ("2.00", "2.00")
+    assert (ours["peak GB"], ours["x peak"]) == ("1.00", "0.25")
+    # Of the same necessary work, which is ours, at twice the speed.
+    assert (ours["MFU"], torch["MFU"]) == ("40.0%", "20.0%")
+
+
+def test_efa_in_blocks_and_all_at_once(bench):
+    small = ("--rows", "9", "--batch", "4", "--width", "16", "--repeats", "1")
+    title, rows = table(bench("benchmarks.efa", *small))
+    assert title == "EFA, 9 x 77 rows of 4 x 4 pairs, width 16"
+    assert len(rows) == 3
+    for name, row in rows.items():
+        assert max(float(row["value"]), float(row["gradient"])) < 1e-5, name
+
+
+def test_scaling_keeps_the_losses(bench):
+    small = (*TINY, "--batch", "4", "--devices", "1", "2")
+    out = bench("benchmarks.scaling", *small, "--steps", "1", "--repeats", "1")
+    title, rows = table(out)
+    assert title == "Scaling, demo, global batch 4, simulated devices"
+    assert list(rows) == ["1 device", "2 devices"]
+    assert float(rows["2 devices"]["losses apart"]) < 1e-5
+    assert "share this machine's cores" in out
+
+
+def test_a_child_of_another_environment(monkeypatch):
+    monkeypatch.setenv("KEPT", "1")
+    found = common.child("tests.benchmarks.echo", "a", environment={"ADDED": "2"})
+    assert found["said"] == ["a", "1", "2"]
+    with pytest.raises(RuntimeError, match=r"(?s)ended with 1.*KeyError: 'ADDED'"):
+        common.child("tests.benchmarks.echo", "a")
+
+
+def test_every_benchmark_of_the_whole_set_exists():
+    for name, *_ in everything.RUNS:
+        assert (common.ROOT / "benchmarks" / f"{name}.py").exists()
