@@ -21,6 +21,13 @@ def base() -> ConfigDict:
     c.seed = 0  # order, augmentation, masking and new parameters all derive from it
     c.method = "fmfa"  # fmfa (person ids known) | weak (only pairs known)
 
+    _data_and_model(c)
+    _losses_and_optimizer(c)
+    _run(c)
+    return c
+
+
+def _data_and_model(c: ConfigDict) -> None:
     c.data = ConfigDict()
     c.data.name = "cuhk_pedes"  # a reader of data_pipeline.datasets, or tfds:NAME
     c.data.root = "data"  # the folder that holds the data set's own folder
@@ -28,6 +35,7 @@ def base() -> ConfigDict:
     c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokeniser
     c.data.sampler = "shuffle"  # shuffle | identity (P identities x per_identity pairs)
     c.data.per_identity = 4  # K of the identity sampler
+    c.data.caption_buckets = ()  # shorter lengths that a batch's captions are cut to
     c.data.cache = "none"  # decoded pictures: none | memory | disk
     c.data.cache_dir = ""  # of the disk cache; empty: the system's temporary folder
 
@@ -44,6 +52,8 @@ def base() -> ConfigDict:
     c.init.path = ""  # weights to start from: any form that fmfa_jax.weights reads
     c.init.drop_classifier = False  # True: a classifier of another size is not loaded
 
+
+def _losses_and_optimizer(c: ConfigDict) -> None:
     c.losses = ConfigDict()  # name -> weight; 0 is not computed
     c.losses.sdm = 0.0
     c.losses.a_sdm = 1.0
@@ -99,8 +109,11 @@ def base() -> ConfigDict:
     c.schedule.end_factor = 0.0  # the share of lr that the cosine ends at
     c.schedule.every = "epoch"  # epoch: constant within one, as officially | step
 
+
+def _run(c: ConfigDict) -> None:
     c.train = ConfigDict()
     c.train.batch_size = 64  # over all devices of all hosts
+    c.train.chunks = 1  # of a batch, encoded in turn: less memory, the same loss
     c.train.epochs = 60
     c.train.stop_step = 0  # > 0: stop there, schedule unchanged (the run can go on)
 
@@ -125,7 +138,6 @@ def base() -> ConfigDict:
     c.run = ConfigDict()
     c.run.watchdog_seconds = 0  # > 0: end a run in which no step finished for so long
     c.run.compilation_cache = ""  # folder for compiled programs
-    return c
 
 
 PRESETS = ("official", "paper", "plus", "weak", "weak-paper", "weak-plus")
@@ -159,6 +171,10 @@ def with_preset(
         config.loss.a_sdm_alpha = 2.0
         config.loss.efa_rule = "plus"
         config.optimizer.groups = "irra"
+    if preset.endswith("plus"):
+        # Padding takes no part in any loss there, so that it need not be computed.
+        length = config.model.context_length
+        config.data.caption_buckets = tuple(n for n in (32, 48, 64) if n < length)
     config.name = f"{config.name}-{preset}"
     return config
 

@@ -11,11 +11,18 @@ plus (default) | weak | weak-paper | weak-plus.
 
 from configs.base import base, with_preset
 
+EPOCHS = 3
+
 
 def get_config(preset: str = "plus"):
     """The configuration; three epochs of 12000 pairs."""
     c = with_preset(demo_base(), preset)
     c.init.path = "configs/demo_start.safetensors"
+    c.data.caption_buckets = ()  # one more program takes longer than it saves here
+    c.train.epochs = EPOCHS
+    # Of the small towers' features at the start 29 % of all pairs are nearer than .7,
+    # which is CLIP's threshold, and 1 % are nearer than .9.
+    c.weak.threshold = 0.9
     return c.lock()
 
 
@@ -46,7 +53,6 @@ def demo_base():
     c.optimizer.eps = 1e-8
     c.schedule.warmup_epochs = 0.5
     c.schedule.every = "step"
-    c.train.epochs = 3
     c.eval.every_epochs = 1
     c.log.every_steps = 25
     c.checkpoint.every_epochs = 1

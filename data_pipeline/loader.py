@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Int64, UInt8
 
 from data_pipeline import order
 from data_pipeline.bad_images import BadImages
+from data_pipeline.captions import Captions
 from data_pipeline.image_cache import ImageCache, open_cache
 from data_pipeline.images import ImageError, decode_resized
 from data_pipeline.records import Split
@@ -54,6 +55,7 @@ def train_batches(
     per_identity: int = 4,
     cache: str = "none",
     cache_dir: str | None = None,
+    caption_buckets: tuple[int, ...] = (),
 ) -> Iterator[Batch]:
     """Return the training batches of the steps [start_step, stop_step).
 
@@ -80,6 +82,8 @@ def train_batches(
         per_identity: K.
         cache: of decoded pictures: "none", "memory" or "disk".
         cache_dir: where the disk cache lies; None for the temporary folder.
+        caption_buckets: lengths below `context_length`; the tokens of a batch are cut
+            to the smallest that holds its longest caption, on all processes alike.
 
     Raises:
         ValueError: at once, where the settings do not fit the data or each other.
@@ -92,15 +96,19 @@ def train_batches(
         cache, images=len(split.images), image_size=image_size, folder=cache_dir
     )
     pictures = _Pictures(split, image_size, kept)
-    tokens = tokenizer.encode(split.captions, context_length)
+    captions = Captions.of(
+        tokenizer.encode(split.captions, context_length), caption_buckets
+    )
 
     def make(step: int) -> Batch:
-        pairs = ids(step)[rows]
-        replace = _Replacement(split, seed, step, rows.start, bad_images)
-        image, pairs = _training_images(pictures, pairs, replace)
+        pairs = ids(step)
+        length = captions.cut(pairs)
+        fitting = captions.lengths <= length
+        replace = _Replacement(split, seed, step, rows.start, fitting, bad_images)
+        image, pairs = _training_images(pictures, pairs[rows], replace)
         return {
             "image": image,
-            "tokens": tokens[pairs],
+            "tokens": captions.tokens[pairs, :length],
             "person": split.pair_labels[pairs],
             "image_id": split.pair_images[pairs],
             "pair": pairs.astype(np.int32),
@@ -221,13 +229,15 @@ class _Replacement:
     seed: int
     step: int
     offset: int  # of this process's rows in the global batch
+    fitting: Bool[np.ndarray, "p"]  # pairs whose captions are short enough for it
     bad_images: BadImages
 
     def candidates(self, row: int, taken: Int64[np.ndarray, "b"]) -> Iterator[int]:
         """Yield the row's own pair, then the ones to try in its place.
 
         A pair that the batch holds already is passed over, so that it stays one of a
-        kind (the weak method's memory has one row for each).
+        kind (the weak method's memory has one row for each). Nor is a caption taken
+        that is longer than what the batch was cut to.
         """
         yield int(taken[row])
         where = (self.step, self.offset + row)
@@ -235,7 +245,9 @@ class _Replacement:
         others = order.replacement_ids(
             *where, seed=self.seed, size=size, count=_ATTEMPTS
         )
-        yield from (int(pair) for pair in others if pair not in taken)
+        yield from (
+            int(pair) for pair in others if self.fitting[pair] and pair not in taken
+        )
 
 
 def _training_images(

@@ -3,7 +3,7 @@
 
 from fmfa_jax.losses.alignment import efa
 from fmfa_jax.losses.identity import identity_loss
-from fmfa_jax.losses.masked_language import masked_language_loss
+from fmfa_jax.losses.masked_language import masked_language_loss, token_losses
 from fmfa_jax.losses.matching import cmpm, cosines, itc, sdm
 from fmfa_jax.losses.objective import TERMS, Inputs, Options, objective
 
@@ -19,4 +19,5 @@ __all__ = [
     "masked_language_loss",
     "objective",
     "sdm",
+    "token_losses",
 ]

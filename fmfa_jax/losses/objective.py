@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.alignment import efa
 from fmfa_jax.losses.identity import identity_loss
-from fmfa_jax.losses.masked_language import masked_language_loss
+from fmfa_jax.losses.masked_language import labelled_mean
 from fmfa_jax.losses.matching import cmpm, itc, sdm
 
 POSITIVES = ("pair", "person")
@@ -28,7 +28,7 @@ class Inputs:
         text_mask: positions of `text_tokens` that hold words.
         image_logits: identity scores of the pictures.
         text_logits: identity scores of the captions.
-        masked_logits: vocabulary scores of the masked positions.
+        masked_losses: of the masked positions, see `token_losses`.
         masked_labels: their original tokens; 0 where a row stands for nothing.
     """
 
@@ -40,7 +40,7 @@ class Inputs:
     text_mask: Bool[Array, "b l"] | None = None
     image_logits: Float[Array, "b k"] | None = None
     text_logits: Float[Array, "b k"] | None = None
-    masked_logits: Float[Array, "b c v"] | None = None
+    masked_losses: Float[Array, "b c"] | None = None
     masked_labels: Int[Array, "b c"] | None = None
 
 
@@ -97,7 +97,7 @@ TERMS: dict[str, Callable[[Given, Options], Float[Array, ""]]] = {
         alpha=o.a_sdm_alpha,
     ),
     "id": lambda x, o: identity_loss(x.image_logits, x.text_logits, x.person),
-    "mlm": lambda x, o: masked_language_loss(x.masked_logits, x.masked_labels),
+    "mlm": lambda x, o: labelled_mean(x.masked_losses, x.masked_labels),
     "efa": lambda x, o: efa(
         x.text_tokens,
         x.image_tokens,

@@ -30,12 +30,12 @@ class MaskedLogits(NamedTuple):
     Attributes:
         logits: float32 scores over the vocabulary.
         labels: the original token of each row; 0 where the row stands for nothing.
-        dropped: how many labelled positions found no room in the capacity.
+        dropped: how many labelled positions of each found no room in the capacity.
     """
 
     logits: Float[Array, "b c v"]
     labels: Int[Array, "b c"]
-    dropped: Int[Array, ""]
+    dropped: Int[Array, " b"]
 
 
 class LabelledRows(NamedTuple):
@@ -44,12 +44,12 @@ class LabelledRows(NamedTuple):
     Attributes:
         position: where each row came from.
         labels: its label; 0 where a caption has fewer labels than the capacity.
-        dropped: how many labels found no room, over all captions.
+        dropped: how many labels of each caption found no room.
     """
 
     position: Int[Array, "b c"]
     labels: Int[Array, "b c"]
-    dropped: Int[Array, ""]
+    dropped: Int[Array, " b"]
 
 
 def labelled_rows(labels: Int[Array, "b l"], *, capacity: int) -> LabelledRows:
@@ -61,7 +61,7 @@ def labelled_rows(labels: Int[Array, "b l"], *, capacity: int) -> LabelledRows:
         )
     order = jnp.argsort(labels == 0, axis=1, stable=True)[:, :capacity]
     chosen = jnp.take_along_axis(labels, order, axis=1)
-    dropped = (labels != 0).sum() - (chosen != 0).sum()
+    dropped = (labels != 0).sum(axis=1) - (chosen != 0).sum(axis=1)
     return LabelledRows(order, chosen, dropped.astype(jnp.int32))
 
 

@@ -19,7 +19,9 @@ ERASE_TRIES = 10
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
 
 
-def row_numbers(key: Key[Array, ""], rows: int, count: int) -> Float[Array, "b count"]:
+def row_numbers(
+    key: Key[Array, ""], rows: Int[Array, " b"], count: int
+) -> Float[Array, "b count"]:
     """Uniform numbers in [0, 1), each global row from its own key.
 
     One draw for all that a row needs: every further call of the generator costs
@@ -29,7 +31,7 @@ def row_numbers(key: Key[Array, ""], rows: int, count: int) -> Float[Array, "b c
     def one(row: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(key, row), (count,))
 
-    return jax.vmap(one)(jnp.arange(rows))
+    return jax.vmap(one)(rows)
 
 
 def below(number: Float[Array, "..."], limit: int | Array) -> Int[Array, "..."]:
@@ -94,6 +96,7 @@ def augment_images(
     flip: float,
     pad: int,
     erase_probability: float,
+    rows: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b h w 3"]:
     """Flip, pad and crop, normalise, erase; each image with its own numbers.
 
@@ -103,7 +106,9 @@ def augment_images(
         flip: probability of a horizontal flip.
         pad: zero padding before the crop, pixels.
         erase_probability: probability that a box is erased.
+        rows: global row numbers; None: 0, 1, ..
     """
+    rows = jnp.arange(images.shape[0]) if rows is None else rows
 
     def move(numbers: Array, image: Array) -> Array:
         image = jnp.where(numbers[0] < flip, image[:, ::-1], image)
@@ -112,7 +117,7 @@ def augment_images(
     def cover(numbers: Array, pixels: Array) -> Array:
         return erase(numbers[3:], pixels, erase_probability)
 
-    numbers = row_numbers(key, images.shape[0], 3 + 1 + 2 * ERASE_TRIES + 2)
+    numbers = row_numbers(key, rows, 3 + 1 + 2 * ERASE_TRIES + 2)
     pixels = normalize_images(jax.vmap(move)(numbers, images))
     return jax.vmap(cover)(numbers, pixels)
 
@@ -124,6 +129,8 @@ def mask_tokens(
     rate: float,
     mask_id: int,
     rule: str = "bert",
+    rows: Int[Array, " b"] | None = None,
+    context_length: int | None = None,
 ) -> tuple[Int[Array, "b l"], Int[Array, "b l"]]:
     """Hide ordinary tokens (0 < id < mask_id); returns (masked tokens, labels).
 
@@ -136,6 +143,9 @@ def mask_tokens(
             none was chosen position 1 is masked) | "mask" (weak method: all chosen
             become the mask, position 1 always) | "mask_free" (the same without the
             rule about position 1).
+        rows: global row numbers; None: 0, 1, ..
+        context_length: positions to draw numbers for; None: l. Captions that were cut
+            to the longest of their batch are then masked as without the cut.
 
     Returns:
         Labels hold the original id where a token was chosen, elsewhere 0. A caption
@@ -144,8 +154,11 @@ def mask_tokens(
     """
     if rule not in ("bert", "mask", "mask_free"):
         raise ValueError(f"wanted a rule among bert, mask, mask_free; got {rule!r}")
-    rows, length = tokens.shape
-    choose, how, word = jnp.split(row_numbers(key, rows, 3 * length), 3, axis=1)
+    length = tokens.shape[1]
+    drawn = length if context_length is None else context_length
+    rows = jnp.arange(tokens.shape[0]) if rows is None else rows
+    numbers = jnp.split(row_numbers(key, rows, 3 * drawn), 3, axis=1)
+    choose, how, word = (part[:, :length] for part in numbers)
     ordinary = (tokens > 0) & (tokens < mask_id)
     chosen = ordinary & (choose < rate)
     first = ordinary & (jnp.arange(length) == 1)

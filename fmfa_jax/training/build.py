@@ -25,7 +25,8 @@ from fmfa_jax.training.weak import WeakRecipe
 IDENTITY = ("seed", "method", "model", "losses", "loss", "mask", "augment")
 IDENTITY += ("optimizer", "schedule", "weak")
 IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokenizer")
-IDENTITY_KEYS += ("train.batch_size", "train.epochs", "init.path")
+IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
+IDENTITY_KEYS += ("init.path",)
 
 CHOICES = {
     "method": ("fmfa", "weak"),
@@ -90,6 +91,12 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(unknown(f"config.{key}", str(value), known))
     if not any(config.losses.values()):
         raise ValueError("all weights in config.losses are 0; wanted at least one loss")
+    released_efa = config.losses.get("efa") and config.loss.efa_rule == "official"
+    if config.data.caption_buckets and released_efa:
+        raise ValueError(
+            f"data.caption_buckets={config.data.caption_buckets} cuts padding off, "
+            "which the released EFA counts: wanted loss.efa_rule=plus or no buckets"
+        )
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:

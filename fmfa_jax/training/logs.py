@@ -70,6 +70,7 @@ class RunLog:
         start_step: int,
         stop_step: int,
         pairs_per_step: int,
+        peak_flops: float | None = None,
         tensorboard: str = "events",
         stream: io.TextIOBase | None = None,
         clock: Callable[[], float] = time.perf_counter,
@@ -81,6 +82,7 @@ class RunLog:
             start_step: steps done before now; they are computed again after it.
             stop_step: the run's last step, for the ETA.
             pairs_per_step: over all devices of all processes.
+            peak_flops: a second, of all devices together; None: not known.
             tensorboard: events (into folder/tensorboard) | none.
             stream: where progress goes, standard output by default.
             clock: seconds, for tests.
@@ -91,6 +93,7 @@ class RunLog:
         self._writes = jax.process_index() == 0
         self._stream: Any = sys.stdout if stream is None else stream
         self._stop_step, self._pairs = stop_step, pairs_per_step
+        self._peak_flops = peak_flops
         self._timer = _Timer(start_step, clock)
         self._open_line = ""
         self._events: Any = None
@@ -123,26 +126,46 @@ class RunLog:
         if self._events is not None:
             self._events.write_scalars(step, numbers)
 
-    def progress(self, step: int, values: Mapping[str, Any]) -> dict[str, float]:
-        """Show one line: step, `values`, steps/s, pairs/s, ETA.
+    def progress(
+        self, step: int, values: Mapping[str, Any], *, flops: int = 0
+    ) -> dict[str, float]:
+        """Show one line: step, `values`, speeds, ETA.
 
         On a terminal the line replaces the one before, elsewhere it is a new one.
 
+        Args:
+            step: the last one done.
+            values: of that step.
+            flops: that the model took since the last call, over all devices.
+
         Returns:
-            {"steps_per_second", "pairs_per_second"} since the last call, for
-            `scalars`; empty when no step was done since then.
+            What was reached since the last call, for `scalars`: "steps_per_second",
+            "pairs_per_second", with `flops` "model_flops_per_second" and, where the
+            devices' peak is known, their share of it, "mfu"; empty without a step.
         """
-        rate = self._timer.lap(step)
-        speeds = {}
-        if rate is not None:
-            speeds = {"steps_per_second": rate, "pairs_per_second": rate * self._pairs}
+        lap = self._timer.lap(step)
+        speeds = {} if lap is None else self._speeds(*lap, flops)
         shown = [f"step {step}/{self._stop_step}"]
         shown += [f"{name} {_short(value)}" for name, value in values.items()]
-        if rate is not None:
-            shown += [f"{rate:.3g} steps/s", f"{rate * self._pairs:.4g} pairs/s"]
+        if speeds:
+            shown += [
+                f"{speeds['steps_per_second']:.3g} steps/s",
+                f"{speeds['pairs_per_second']:.4g} pairs/s",
+            ]
+            if "mfu" in speeds:
+                shown += [f"MFU {speeds['mfu']:.1%}"]
             left = self._timer.seconds(self._stop_step - step)
             shown += [f"ETA {_duration(left)}"]
         self._show("  ".join(shown))
+        return speeds
+
+    def _speeds(self, steps: int, seconds: float, flops: int) -> dict[str, float]:
+        rate = steps / seconds
+        speeds = {"steps_per_second": rate, "pairs_per_second": rate * self._pairs}
+        if flops:
+            speeds["model_flops_per_second"] = flops / seconds
+            if self._peak_flops:
+                speeds["mfu"] = flops / seconds / self._peak_flops
         return speeds
 
     def say(self, text: str) -> None:
@@ -233,15 +256,15 @@ class _Timer:
         self._paused_at = 0.0
         self._laps: list[tuple[int, float]] = []
 
-    def lap(self, step: int) -> float | None:
-        """Return the steps/s since the last lap, None without a step."""
+    def lap(self, step: int) -> tuple[int, float] | None:
+        """Return steps and seconds since the last lap, None without a step."""
         now = self._clock()
         steps, seconds = step - self._step, now - self._time
         self._step, self._time = step, now
         if steps <= 0 or seconds <= 0:
             return None
         self._laps.append((steps, seconds))
-        return steps / seconds
+        return steps, seconds
 
     def seconds(self, steps: int) -> float:
         """Return what `steps` steps will take."""

@@ -2,9 +2,10 @@
 """A run from its first step to its last table."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -14,6 +15,8 @@ from fmfa_jax.figures import write_curves
 from fmfa_jax.training import build, methods
 from fmfa_jax.training.checkpoints import Checkpoints
 from fmfa_jax.training.environment import environment
+from fmfa_jax.training.flops import peak_flops
+from fmfa_jax.training.interval import Interval, model_flops
 from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.lifecycle import StopSignal, Watchdog
 from fmfa_jax.training.logs import METRICS, RunLog, write_json, write_table
@@ -24,7 +27,7 @@ from fmfa_jax.training.session import (
     save_model,
 )
 from fmfa_jax.training.sharding import to_devices
-from fmfa_jax.training.step import make_state, make_step
+from fmfa_jax.training.step import State, make_state, make_step
 
 
 @dataclass(frozen=True)
@@ -63,6 +66,55 @@ class Plan:
         return bool(every) and (step % every == 0)
 
 
+@dataclass(frozen=True)
+class Training:
+    """All that the first step needs.
+
+    Attributes:
+        plan: what is due when.
+        method: what is learned.
+        step: the compiled step.
+        state: after `start` steps.
+        start: steps done in earlier calls.
+        origin: of the first parameters, for init.json.
+        interval: collects between two log lines.
+    """
+
+    plan: Plan
+    method: methods.Method
+    step: Callable[..., Any]
+    state: State
+    start: int
+    origin: dict[str, Any]
+    interval: Interval
+
+
+def prepare(session: Session, checkpoints: Checkpoints) -> Training:
+    """Build method, state and step; go back to the newest checkpoint, if any."""
+    config = session.config
+    plan = Plan.of(config, build.epoch_length(config, session.data.train))
+    optimizer, schedule = build.optimizer(config, plan.epoch)
+    method = methods.make_method(session, steps_per_epoch=plan.epoch)
+    params, origin = first_params(session)
+    state = make_state(params, optimizer, session.mesh, method.memory())
+    step = make_step(
+        method.loss,
+        optimizer,
+        state,
+        mesh=session.mesh,
+        seed=config.seed,
+        schedule=schedule,
+        chunks=config.train.chunks,
+    )
+    # What is computed twice to save memory is no progress.
+    lean = replace(session, model=replace(session.model, remat="none"))
+    progress = methods.make_method(lean, steps_per_epoch=plan.epoch).loss
+    interval = Interval(model_flops(progress, state, session.mesh))
+    restored = checkpoints.restore_latest(state)
+    state, start = (state, 0) if restored is None else restored
+    return Training(plan, method, step, state, start, origin, interval)
+
+
 def train(config: ConfigDict, workdir: str) -> None:
     """Train until the last step of the config; resume from what `workdir` holds.
 
@@ -76,41 +128,18 @@ def train(config: ConfigDict, workdir: str) -> None:
         FloatingPointError: the loss is no longer finite.
     """
     session = open_session(config, workdir)
-    split = session.data.train
-    plan = Plan.of(config, build.epoch_length(config, split))
-    optimizer, schedule = build.optimizer(config, plan.epoch)
-    method = methods.make_method(session, steps_per_epoch=plan.epoch)
-    params, origin = first_params(session)
-    state = make_state(params, optimizer, session.mesh, method.memory())
-    step_fn = make_step(
-        method.loss,
-        optimizer,
-        state,
-        mesh=session.mesh,
-        seed=config.seed,
-        schedule=schedule,
-    )
     checkpoints = Checkpoints(
         session.workdir / "checkpoints",
         identity=build.identity(config) | session.data_identity(),
         keep=config.checkpoint.keep,
     )
-    restored = checkpoints.restore_latest(state)
-    state, start = (state, 0) if restored is None else restored
+    training = prepare(session, checkpoints)
+    plan, method, interval = training.plan, training.method, training.interval
+    state, start = training.state, training.start
     bad_images = BadImages()
-    log = RunLog(
-        session.workdir,
-        start_step=start,
-        stop_step=plan.stop,
-        pairs_per_step=config.train.batch_size,
-        tensorboard="events" if config.log.tensorboard else "none",
-    )
+    log = open_log(session, training)
     watchdog = Watchdog(config.run.watchdog_seconds)
     judge = Judge(session, log.say, watchdog.beat)
-    log.write_json("config.json", build.flat(config))
-    log.write_json("environment.json", environment())
-    log.write_json("init.json", origin)
-    log.say(opening(session, plan, start))
     with (
         checkpoints,
         log,
@@ -118,18 +147,20 @@ def train(config: ConfigDict, workdir: str) -> None:
         StopSignal() as stop,
         bad_images_kept(session, bad_images),
     ):
-        for step, batch in enumerate(
+        for step, rows in enumerate(
             batches(session, plan, start, bad_images), start=start + 1
         ):
-            batch = to_devices(method.pick(batch), session.mesh)
-            state, measured = step_fn(state, batch)
+            batch = to_devices(method.pick(rows), session.mesh)
+            state, measured = training.step(state, batch)
+            interval.add(batch, measured)
             watchdog.beat(f"step {step}")
             stops = stop.requested(step)
             saves = plan.due(step, plan.save) or step == plan.stop or stops
             if plan.due(step, plan.log) or saves or step == 1:
                 # Also before a checkpoint: what is not finite must not be saved.
-                values = method.scalars(measured)
-                write_scalars(log, step, plan, values)
+                flops, links = interval.take()
+                values = method.scalars(measured, links)
+                write_scalars(log, step, plan, values, flops)
                 if step == 1 and (warning := method.warning(values)):
                     log.say(warning)
             if plan.due(step, plan.evaluate) or step == plan.stop:
@@ -147,6 +178,25 @@ def train(config: ConfigDict, workdir: str) -> None:
         if session.processes.index == 0:
             write_curves(session.workdir / METRICS, session.workdir / "curves.png")
         judge.report()
+
+
+def open_log(session: Session, training: Training) -> RunLog:
+    """The run's log, with what is known before the first step written down."""
+    config, plan = session.config, training.plan
+    peak = peak_flops(jax.devices()[0])
+    log = RunLog(
+        session.workdir,
+        start_step=training.start,
+        stop_step=plan.stop,
+        pairs_per_step=config.train.batch_size,
+        peak_flops=peak and peak * jax.device_count(),
+        tensorboard="events" if config.log.tensorboard else "none",
+    )
+    log.write_json("config.json", build.flat(config))
+    log.write_json("environment.json", environment())
+    log.write_json("init.json", training.origin)
+    log.say(opening(session, plan, training.start))
+    return log
 
 
 @contextmanager
@@ -198,13 +248,16 @@ def batches(
         per_identity=config.data.per_identity,
         cache=config.data.cache,
         cache_dir=config.data.cache_dir or None,
+        caption_buckets=tuple(config.data.caption_buckets),
         bad_images=bad_images,
     )
 
 
-def write_scalars(log: RunLog, step: int, plan: Plan, values: dict[str, float]) -> None:
+def write_scalars(
+    log: RunLog, step: int, plan: Plan, values: dict[str, float], flops: int
+) -> None:
     """One log line; ends the run when the loss is no longer finite."""
-    speeds = log.progress(step, values)
+    speeds = log.progress(step, values, flops=flops)
     log.scalars(step, step / plan.epoch, values | speeds)
     if not math.isfinite(values["total"]):
         broken = [name for name, value in values.items() if not math.isfinite(value)]

@@ -2,7 +2,7 @@
 """The two methods behind one face: what the loop needs to know of each."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,10 +12,10 @@ import numpy as np
 from data_pipeline.records import Split
 from fmfa_jax.losses import association
 from fmfa_jax.training import build, supervised, weak
+from fmfa_jax.training.gradients import Loss, Measured
 from fmfa_jax.training.session import Session
-from fmfa_jax.training.step import Measured
 
-Batch = Mapping[str, np.ndarray]
+HostBatch = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -26,28 +26,33 @@ class Method:
         loss: see `make_step`.
         keys: what of a batch the step may see.
         memory: makes the banks of a fresh run; None comes back where there are none.
-        judge: (measured) -> what the host adds to the log.
+        judge: (mined links of some steps) -> what the host adds to the log.
         check: (batch) -> nothing, or an error for a batch that the step cannot take.
         warning: (scalars of the first step) -> what the user should know, or None.
     """
 
-    loss: Callable[..., Any]
+    loss: Loss
     keys: tuple[str, ...]
     memory: Callable[[], Any]
-    judge: Callable[[Measured], dict[str, float]]
-    check: Callable[[Batch], None]
+    judge: Callable[[Sequence[Any]], dict[str, float]]
+    check: Callable[[HostBatch], None]
     warning: Callable[[Mapping[str, float]], str | None]
 
-    def pick(self, batch: Batch) -> dict[str, np.ndarray]:
+    def pick(self, batch: HostBatch) -> dict[str, np.ndarray]:
         """The part of a batch that the step may see."""
         self.check(batch)
         return {name: batch[name] for name in self.keys}
 
-    def scalars(self, measured: Measured) -> dict[str, float]:
-        """All numbers of a step, fetched from the device: this waits for the step."""
-        fetched = jax.device_get(measured)
-        values = {name: float(value) for name, value in fetched.scalars.items()}
-        return values | self.judge(fetched)
+    def scalars(self, measured: Measured, links: Sequence[Any]) -> dict[str, float]:
+        """All numbers of a step, fetched from the device: this waits for the step.
+
+        Args:
+            measured: of the step.
+            links: of all steps since the last call.
+        """
+        values, links = jax.device_get((measured.scalars, links))
+        values = {name: float(value) for name, value in values.items()}
+        return values | self.judge(links)
 
 
 def make_method(session: Session, *, steps_per_epoch: int) -> Method:
@@ -69,7 +74,7 @@ def _supervised(session: Session, steps_per_epoch: int) -> Method:
         loss=supervised.make_loss(session.model, build.recipe(session.config)),
         keys=("image", "tokens", "person"),
         memory=lambda: None,
-        judge=lambda measured: {},
+        judge=lambda links: {},
         check=lambda batch: None,
         warning=lambda scalars: None,
     )
@@ -91,7 +96,7 @@ def _weak(session: Session, steps_per_epoch: int) -> Method:
         memory=lambda: weak.make_memory(
             session.model, recipe, session.mesh, pairs=pairs
         ),
-        judge=lambda measured: mined_quality(measured, split),
+        judge=lambda links: mined_quality(links, split),
         check=lambda batch: association.check_indices(batch["pair"], pairs=pairs),
         warning=lambda scalars: association.start_warning(
             scalars["linked_share"], threshold=recipe.options.threshold
@@ -99,16 +104,22 @@ def _weak(session: Session, steps_per_epoch: int) -> Method:
     )
 
 
-def mined_quality(measured: Measured, split: Split) -> dict[str, float]:
-    """Precision and recall of the mined links, where ids happen to be known.
+def mined_quality(links: Sequence[Any], split: Split) -> dict[str, float]:
+    """Precision and recall of the links of some steps, where ids happen to be known.
 
     Computed here, outside the step, because ids must never reach it.
     """
-    links, persons = measured.links, split.pair_persons
-    if links is None or (persons < 0).all():
+    persons = split.pair_persons
+    if (persons < 0).all():
         return {}
-    quality = association.mined_precision(
-        links["slot"], links["valid"], links["index"], persons
+    steps = [
+        association.mined_precision(x["slot"], x["valid"], x["index"], persons)
+        for x in links
+    ]
+    quality = association.MinedQuality(
+        links=sum(step.links for step in steps),
+        correct=sum(step.correct for step in steps),
+        reachable=sum(step.reachable for step in steps),
     )
     found = {"mined_precision": quality.precision, "mined_recall": quality.recall}
     return {name: value for name, value in found.items() if not math.isnan(value)}

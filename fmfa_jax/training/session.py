@@ -64,7 +64,7 @@ def open_session(config: ConfigDict, workdir: str) -> Session:
         jax.config.update("jax_compilation_cache_dir", config.run.compilation_cache)
     processes = initialize_distributed()
     mesh = make_mesh(fsdp=config.mesh.fsdp)
-    check_batch_size(config.train.batch_size, mesh)
+    check_batch_size(config.train.batch_size, mesh, chunks=config.train.chunks)
     check_batch_size(config.eval.batch_size, mesh)
     data = build.dataset(config)
     # Asked for now, because a missing split would only be told after the training.

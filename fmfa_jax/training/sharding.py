@@ -33,17 +33,20 @@ def make_mesh(*, fsdp: int = 1, devices: list | None = None) -> Mesh:
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Refuse a batch that does not divide over the devices.
+def check_batch_size(batch_size: int, mesh: Mesh, *, chunks: int = 1) -> None:
+    """Refuse a batch that does not divide over the devices, chunk by chunk.
 
     Raises:
-        ValueError: names both numbers and the nearest batch sizes that do.
+        ValueError: names all numbers and the nearest batch sizes that do.
     """
-    n = mesh.size
+    n = mesh.size * chunks
+    if chunks < 1:
+        raise ValueError(f"train.chunks: wanted at least 1, got {chunks}")
     if batch_size < 1 or batch_size % n:
         near = sorted({max(n, batch_size // n * n), (batch_size // n + 1) * n})
+        parts = f" in {chunks} chunks" if chunks > 1 else ""
         raise ValueError(
-            f"batch size {batch_size} does not divide over {n} devices; "
+            f"batch size {batch_size} does not divide over {mesh.size} devices{parts}; "
             f"nearest that do: {near}"
         )
 

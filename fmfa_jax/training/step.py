@@ -1,13 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: batch in, state out, a few scalars to look at.
 
-`make_step` knows gradients and nothing about a method; a method is a function
-`loss(params, batch, key, state) -> (total, Measured)` over the GLOBAL batch (see
-supervised.py and weak.py). XLA inserts the collectives.
+`make_step` knows gradients and nothing about a method; a method is a `Loss` over the
+GLOBAL batch (see gradients.py, supervised.py and weak.py). XLA inserts the collectives.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from fmfa_jax.training.gradients import Loss, Measured, loss_and_gradient
 from fmfa_jax.training.sharding import (
     batch_sharding,
     replicated,
@@ -24,23 +23,6 @@ from fmfa_jax.training.sharding import (
 # A state is {"params", "opt_state", "step"} and, for the weak method, "memory": a plain
 # pytree, so optax, orbax and donation need no wrapper.
 State = dict[str, Any]
-Scalars = dict[str, Any]  # arrays on the device or fetched from it
-
-
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Measured:
-    """What a loss reports beside its total.
-
-    Attributes:
-        scalars: name -> float32 scalar, for the log.
-        memory: the weak method's banks after this step; None for the others.
-        links: the weak method's mined rows, to be judged on the host; None otherwise.
-    """
-
-    scalars: Scalars
-    memory: Any = None
-    links: Any = None
 
 
 def make_state(
@@ -70,34 +52,35 @@ def make_state(
 
 
 def make_step(
-    loss: Callable[..., tuple[jax.Array, Measured]],
+    loss: Loss,
     optimizer: optax.GradientTransformation,
     state: State,
     *,
     mesh: Mesh,
     seed: int,
     schedule: Callable[[Any], Any],
+    chunks: int = 1,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, Measured]]:
     """The compiled step; the given state's memory is reused for the new one.
 
     Args:
-        loss: (params, batch, key, state) -> (total, Measured); gradients are taken
-            with respect to `params` alone.
+        loss: gradients are taken with respect to the parameters alone.
         optimizer: turns gradients into updates.
         state: where its arrays lie is where they stay; only that is read here.
         mesh: all arrays of state and batch lie on it.
         seed: randomness of step s is fold_in(seed, s), nothing else.
         schedule: only to report the learning rate.
+        chunks: see `loss_and_gradient`.
 
     Returns:
         step(state, batch) -> (state, Measured), whose scalars also hold `total`,
         `grad_norm` and `lr`.
     """
+    gradient = loss_and_gradient(loss, chunks=chunks, mesh=mesh)
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Measured]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
-        grad = jax.value_and_grad(loss, has_aux=True)
-        (total, measured), grads = grad(state["params"], batch, key, state)
+        (total, measured), grads = gradient(state["params"], batch, key, state)
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """FMFA: from a batch with person ids to its named losses (arXiv 2509.13754)."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from fmfa_jax.training.augment import (
     mask_capacity,
     mask_tokens,
 )
-from fmfa_jax.training.step import Measured
+from fmfa_jax.training.gradients import Batch, Loss, Measured
 
 
 @dataclass(frozen=True)
@@ -48,70 +48,89 @@ class Recipe:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
 
-def make_loss(config: models.ModelConfig, recipe: Recipe) -> Callable[..., Any]:
-    """The function `loss(params, batch, key, state) -> (total, Measured)` of FMFA.
+def make_loss(config: models.ModelConfig, recipe: Recipe) -> Loss:
+    """FMFA's loss.
 
     Args:
         config: of the model; `irr_layers` > 0 if mlm has a weight, `classes` > 0 if id
             has one.
         recipe: see `Recipe`.
 
-    The batch holds image uint8 [b,h,w,3], tokens int32 [b,l], person int32 [b].
+    The batch holds image uint8 [b,h,w,3], tokens int32 [b,l], person int32 [b]; l may
+    be less than the context length where every caption of the batch is shorter.
     """
     masks = bool(recipe.weights.get("mlm"))
-    mask_id, start_id = config.vocab_size - 3, config.vocab_size - 2
-    capacity = mask_capacity(config.context_length, recipe.mask_rate)
+    start_id = config.vocab_size - 2
 
-    def views(batch: Mapping[str, jax.Array], key: jax.Array) -> tuple:
-        k_image, k_text = jax.random.split(key)
-        pixels = augment_images(
-            k_image,
-            batch["image"],
-            flip=recipe.augmentation.flip,
-            pad=recipe.augmentation.pad,
-            erase_probability=recipe.augmentation.erase,
-        )
-        tokens = batch["tokens"]
-        if not masks:
-            return pixels, tokens, tokens, jnp.zeros_like(tokens)
-        masked, labels = mask_tokens(
-            k_text, tokens, rate=recipe.mask_rate, mask_id=mask_id
-        )
-        return pixels, masked if recipe.mask_all_captions else tokens, masked, labels
-
-    def loss(
-        params: Any, batch: Mapping[str, jax.Array], key: jax.Array, state: Any
-    ) -> tuple[jax.Array, Measured]:
-        del state  # FMFA remembers nothing between steps.
+    def encode(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
         model = models.bind(config, params)
-        pixels, tokens, masked, labels = views(batch, key)
+        pixels, tokens, masked, labels = _views(config, recipe, batch, key)
         image_tokens = model.encode_images(pixels)
         text_tokens = model.encode_texts(tokens)
-        image = image_tokens[:, 0]
+        image = models.global_image(image_tokens)
         text = models.global_text(text_tokens, tokens)
-        inputs = {
-            "image_tokens": image_tokens,
-            "text_tokens": text_tokens,
-            "image": image,
-            "text": text,
-            "person": batch["person"],
-            "text_mask": content_mask(tokens, start_id=start_id),
-        }
-        scalars = {}
+        features = {"image": image, "text": text}
+        notes = {}
+        if recipe.weights.get("efa"):
+            features |= {"image_tokens": image_tokens, "text_tokens": text_tokens}
         if recipe.weights.get("id"):
-            inputs["image_logits"] = model.identity_logits(image)
-            inputs["text_logits"] = model.identity_logits(text)
+            features["image_logits"] = model.identity_logits(image)
+            features["text_logits"] = model.identity_logits(text)
         if masks:
             hidden = text_tokens
             if not recipe.mask_all_captions:
                 hidden = model.encode_texts(masked)
+            capacity = mask_capacity(config.context_length, recipe.mask_rate)
+            capacity = min(capacity, tokens.shape[1])
             mlm = model.masked_logits(hidden, image_tokens, labels, capacity)
-            inputs |= {"masked_logits": mlm.logits, "masked_labels": mlm.labels}
-            scalars["mlm_dropped"] = mlm.dropped.astype(jnp.float32)
-        values = losses.objective(
-            losses.Inputs(**inputs), recipe.weights, recipe.options
+            features["masked_losses"] = losses.token_losses(mlm.logits, mlm.labels)
+            notes |= {"masked_labels": mlm.labels, "dropped": mlm.dropped}
+        return features, notes
+
+    def compare(
+        features: Any, notes: Any, batch: Batch, state: Any
+    ) -> tuple[jax.Array, Measured]:
+        del state  # FMFA remembers nothing between steps.
+        notes = dict(notes)
+        scalars = {}
+        if masks:
+            scalars["mlm_dropped"] = notes.pop("dropped").sum().astype(jnp.float32)
+        inputs = losses.Inputs(
+            person=batch["person"],
+            # Hiding words changes nothing here: mask and random words are content, too.
+            text_mask=content_mask(batch["tokens"], start_id=start_id),
+            **features,
+            **notes,
         )
+        values = losses.objective(inputs, recipe.weights, recipe.options)
         total = values.pop("total")
         return total, Measured(scalars | values)
 
-    return loss
+    return Loss(encode, compare)
+
+
+def _views(
+    config: models.ModelConfig, recipe: Recipe, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Pixels, the captions that the losses see, the masked ones, and their labels."""
+    k_image, k_text = jax.random.split(key)
+    pixels = augment_images(
+        k_image,
+        batch["image"],
+        flip=recipe.augmentation.flip,
+        pad=recipe.augmentation.pad,
+        erase_probability=recipe.augmentation.erase,
+        rows=batch["row"],
+    )
+    tokens = batch["tokens"]
+    if not recipe.weights.get("mlm"):
+        return pixels, tokens, tokens, jnp.zeros_like(tokens)
+    masked, labels = mask_tokens(
+        k_text,
+        tokens,
+        rate=recipe.mask_rate,
+        mask_id=config.vocab_size - 3,
+        rows=batch["row"],
+        context_length=config.context_length,
+    )
+    return pixels, masked if recipe.mask_all_captions else tokens, masked, labels

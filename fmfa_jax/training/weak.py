@@ -5,7 +5,7 @@ A batch holds image uint8 [b,h,w,3], tokens int32 [b,l], pair int32 [b] (the row
 memory) and image_id int32 [b]. Person ids are not part of it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from fmfa_jax import models
 from fmfa_jax.losses import association
 from fmfa_jax.training.augment import augment_images, mask_tokens
-from fmfa_jax.training.step import Measured
+from fmfa_jax.training.gradients import Batch, Loss, Measured
 from fmfa_jax.training.supervised import Augmentation
 
 # What the loader delivers and the step may see.
@@ -49,53 +49,34 @@ class WeakRecipe:
     memory_dtype: str = "float32"
 
 
-def make_loss(
-    config: models.ModelConfig, recipe: WeakRecipe, mesh: Mesh
-) -> Callable[..., Any]:
-    """The function `loss(params, batch, key, state) -> (total, Measured)`.
+def make_loss(config: models.ModelConfig, recipe: WeakRecipe, mesh: Mesh) -> Loss:
+    """The weak method's loss.
 
-    `state` carries the step number and, with a global loss, the memory; the loss reads
-    the OLD memory and hands on the new one.
+    It reads the step number and, with a global loss, the OLD memory from the state, and
+    hands on the new memory.
     """
-    mask_id = config.vocab_size - 3
     has_view = bool(recipe.weights.get("consistency"))
-    rule = {"always": "mask", "never": "mask_free"}[recipe.mask_first]
 
-    def augmented(batch: Mapping[str, jax.Array], key: jax.Array) -> tuple:
-        k_image, k_text = jax.random.split(key)
-        pixels = augment_images(
-            k_image,
-            batch["image"],
-            flip=recipe.augmentation.flip,
-            pad=recipe.augmentation.pad,
-            erase_probability=recipe.augmentation.erase,
-        )
-        tokens, _ = mask_tokens(
-            k_text,
-            batch["tokens"],
-            rate=recipe.mask_rate,
-            mask_id=mask_id,
-            rule=rule,
-        )
-        return pixels, tokens
-
-    def loss(
-        params: Any, batch: Mapping[str, jax.Array], key: jax.Array, state: Any
-    ) -> tuple[jax.Array, Measured]:
+    def encode(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
         model = models.bind(config, params)
-
-        def encode(pixels: jax.Array, tokens: jax.Array) -> tuple:
-            image = models.global_image(model.encode_images(pixels))
-            return image, models.global_text(model.encode_texts(tokens), tokens)
-
         # The clean view has no augmentation at all, not even a flip.
-        image, text = encode(models.normalize_images(batch["image"]), batch["tokens"])
-        views = encode(*augmented(batch, key)) if has_view else (None, None)
+        image = models.normalize_images(batch["image"])
+        text = batch["tokens"]
+        if not has_view:
+            return _encode(model, image, text, ("image", "text")), {}
+        views = _augmented(config, recipe, batch, key)
+        clean = _encode(model, image, text, ("image", "text"))
+        return clean | _encode(model, *views, ("image_view", "text_view")), {}
+
+    def compare(
+        features: Any, notes: Any, batch: Batch, state: Any
+    ) -> tuple[jax.Array, Measured]:
+        del notes
         memory = state.get("memory")
         ready = state["step"] >= recipe.first_epoch
         result = association.weak_objective(
             association.WeakInputs(
-                image, text, batch["pair"], *views, image_id=batch["image_id"]
+                index=batch["pair"], image_id=batch["image_id"], **features
             ),
             memory,
             recipe.weights,
@@ -109,8 +90,8 @@ def make_loss(
         if memory is not None:
             update = association.update_bank(
                 memory,
-                image,
-                text,
+                features["image"],
+                features["text"],
                 batch["pair"],
                 ready=ready,
                 rate=recipe.rate,
@@ -122,7 +103,41 @@ def make_loss(
             scalars["memory_skipped"] = update.skipped.astype(jnp.float32)
         return total, Measured(scalars, memory, links(result.mined, batch["pair"]))
 
-    return loss
+    return Loss(encode, compare)
+
+
+def _encode(
+    model: models.FMFA, pixels: jax.Array, tokens: jax.Array, names: tuple[str, str]
+) -> dict[str, jax.Array]:
+    """The global features of one view under their two names."""
+    image = models.global_image(model.encode_images(pixels))
+    text = models.global_text(model.encode_texts(tokens), tokens)
+    return dict(zip(names, (image, text), strict=True))
+
+
+def _augmented(
+    config: models.ModelConfig, recipe: WeakRecipe, batch: Batch, key: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Pixels and captions of the augmented view."""
+    k_image, k_text = jax.random.split(key)
+    pixels = augment_images(
+        k_image,
+        batch["image"],
+        flip=recipe.augmentation.flip,
+        pad=recipe.augmentation.pad,
+        erase_probability=recipe.augmentation.erase,
+        rows=batch["row"],
+    )
+    tokens, _ = mask_tokens(
+        k_text,
+        batch["tokens"],
+        rate=recipe.mask_rate,
+        mask_id=config.vocab_size - 3,
+        rule={"always": "mask", "never": "mask_free"}[recipe.mask_first],
+        rows=batch["row"],
+        context_length=config.context_length,
+    )
+    return pixels, tokens
 
 
 def links(mined: association.Mined | None, index: jax.Array) -> Any:

@@ -5,6 +5,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -130,6 +131,54 @@ def test_processes_share_each_global_batch(
         for step in zip(*parts, strict=True)
     ]
     assert same(joined, whole)
+
+
+def test_captions_are_cut_to_the_longest_of_their_batch(
+    tmp_path: Path, tokenizer: Tokenizer
+) -> None:
+    """The oracle is the batch without a cut; all processes cut alike."""
+    long = write_split(tmp_path, images=14)
+    words = [" ".join(["red"] * (n % 11)) for n in range(len(long.pairs))]
+    pairs = [Pair(p.image, w) for p, w in zip(long.pairs, words, strict=True)]
+    long = replace(long, pairs=tuple(pairs))
+    buckets, widths = (4, 7), set()
+    for process in (0, 1):
+        share = {"process_index": process, "process_count": 2, "batch_size": 2}
+        whole = train(long, tokenizer, stop_step=12, **share)
+        cut = train(long, tokenizer, stop_step=12, caption_buckets=buckets, **share)
+        for step, (ours, theirs) in enumerate(zip(cut, whole, strict=True)):
+            ids = order.batch_ids(step, seed=3, size=28, batch_size=2)
+            longest = max(len(words[i].split()) for i in ids) + 2
+            width = next(n for n in (*buckets, LENGTH) if n >= min(longest, LENGTH))
+            assert ours["tokens"].shape == (1, width)
+            widths.add(width)
+            assert not theirs["tokens"][:, width:].any()
+            same_rows = theirs | {"tokens": theirs["tokens"][:, :width]}
+            assert same([ours], [same_rows])
+    assert widths == {*buckets, LENGTH}
+
+
+def test_a_replacement_fits_into_the_cut(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    split = write_split(tmp_path, images=400, broken=(0, 1, 2))
+    words = ["red " * (20 if i > 320 else 1) for i in range(len(split.pairs))]
+    pairs = [Pair(p.image, w) for p, w in zip(split.pairs, words, strict=True)]
+    split = replace(split, pairs=tuple(pairs))
+    cut = train(
+        split, tokenizer, batch_size=1, stop_step=800, caption_buckets=(4,), seed=0
+    )
+    for row in cut:
+        caption = split.pairs[row["pair"][0]].caption
+        whole = tokenizer.encode([caption], LENGTH)[0]
+        np.testing.assert_array_equal(row["tokens"][0], whole[: row["tokens"].shape[1]])
+        assert not whole[row["tokens"].shape[1] :].any()
+
+
+@pytest.mark.parametrize("buckets", [(7, 4), (1,), (LENGTH,)])
+def test_impossible_buckets_are_refused(
+    split: Split, tokenizer: Tokenizer, buckets: tuple[int, ...]
+) -> None:
+    with pytest.raises(ValueError, match=rf"rising lengths from 2 to {LENGTH - 1}"):
+        train(split, tokenizer, caption_buckets=buckets)
 
 
 def test_the_identity_sampler_groups_people(split: Split, tokenizer: Tokenizer) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from fmfa_jax.losses import TERMS, Inputs, Options, itc, objective, sdm
 
-BATCH, TOKENS, WORDS, WIDTH, PEOPLE, VOCABULARY, ROWS = 6, 5, 4, 8, 6, 11, 2
+BATCH, TOKENS, WORDS, WIDTH, PEOPLE, ROWS = 6, 5, 4, 8, 6, 2
 OPTIONS = {
     "official": Options(),
     "paper": Options(a_sdm_weight="paper", a_sdm_alpha=10.0),
@@ -35,7 +35,7 @@ def ordinary(dtype=jnp.float32):
         text_mask=jnp.ones((BATCH, WORDS), bool),
         image_logits=draw(BATCH, PEOPLE),
         text_logits=draw(BATCH, PEOPLE),
-        masked_logits=draw(BATCH, ROWS, VOCABULARY),
+        masked_losses=draw(BATCH, ROWS),
         masked_labels=jnp.ones((BATCH, ROWS), jnp.int32),
     )
 
@@ -192,7 +192,7 @@ def test_inputs_that_a_loss_does_not_read_may_be_missing():
 
 @pytest.mark.parametrize(
     ("term", "missing"),
-    [("mlm", "masked_logits"), ("id", "image_logits"), ("efa", "text_mask")],
+    [("mlm", "masked_losses"), ("id", "image_logits"), ("efa", "text_mask")],
 )
 def test_a_missing_input_is_named_with_the_loss_that_needs_it(term, missing):
     inputs = dataclasses.replace(ordinary(), **{missing: None})

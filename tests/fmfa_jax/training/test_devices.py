@@ -63,7 +63,7 @@ def batches():
 
 
 @functools.cache
-def trained(method: str, devices: int, fsdp: int = 1):
+def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
     """Scalars of five steps and the last parameters, as NumPy."""
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
     config = HEADS if method == "fmfa" else TOWERS
@@ -79,7 +79,9 @@ def trained(method: str, devices: int, fsdp: int = 1):
 
     optimizer = make_optimizer(rate, groups="irra")
     state = make_state(models.init_params(config, 0), optimizer, mesh, memory)
-    step = make_step(loss, optimizer, state, mesh=mesh, seed=0, schedule=rate)
+    step = make_step(
+        loss, optimizer, state, mesh=mesh, seed=0, schedule=rate, chunks=chunks
+    )
     history = []
     for batch in batches():
         batch = to_devices({name: batch[name] for name in keys}, mesh)
@@ -96,10 +98,11 @@ def assert_same_params(got, want):
 
 
 @pytest.mark.parametrize("method", ["fmfa", "weak"])
-@pytest.mark.parametrize("devices", [2, 4, 8])
-def test_devices_agree(method, devices):
+@pytest.mark.parametrize(("devices", "chunks"), [(2, 1), (4, 1), (8, 1), (4, 2)])
+def test_devices_and_chunks_agree(method, devices, chunks):
+    """The oracle is one device with the whole batch at once."""
     want_scalars, want, _ = trained(method, 1)
-    got_scalars, got, _ = trained(method, devices)
+    got_scalars, got, _ = trained(method, devices, chunks=chunks)
     for ours, theirs in zip(got_scalars, want_scalars, strict=True):
         for name in theirs.keys() - {"grad_norm"}:
             np.testing.assert_allclose(
@@ -133,3 +136,11 @@ def test_sharded_parameters_agree_and_are_sharded(monkeypatch):
 def test_a_mesh_that_does_not_divide_is_refused():
     with pytest.raises(ValueError, match=r"fsdp=3 does not divide the 8 devices.*1, 2"):
         make_mesh(fsdp=3)
+
+
+def test_chunks_that_do_not_divide_are_refused():
+    mesh = make_mesh(devices=jax.devices()[:4])
+    with pytest.raises(ValueError, match=r"24 .* 4 devices in 4 chunks.*\[16, 32\]"):
+        sharding.check_batch_size(24, mesh, chunks=4)
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        sharding.check_batch_size(24, mesh, chunks=0)

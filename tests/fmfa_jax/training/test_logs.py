@@ -104,6 +104,20 @@ def test_progress_counts_the_steps_between_two_calls(tmp_path):
     assert "\r" not in stream.getvalue()
 
 
+def test_flops_are_shown_as_a_share_of_the_peak_where_it_is_known(tmp_path):
+    clock, stream = Clock(), io.StringIO()
+    with open_log(tmp_path, clock=clock, stream=stream, peak_flops=4e12) as log:
+        clock.now += 2
+        speeds = log.progress(1, {}, flops=2 * 10**12)
+    assert speeds["model_flops_per_second"] == 1e12
+    assert speeds["mfu"] == 0.25
+    assert "MFU 25.0%" in stream.getvalue()
+    with open_log(tmp_path, clock=clock, stream=stream) as log:
+        clock.now += 2
+        speeds = log.progress(1, {}, flops=2 * 10**12)
+    assert speeds["model_flops_per_second"] == 1e12 and "mfu" not in speeds
+
+
 def test_a_long_eta_has_hours(tmp_path):
     clock, stream = Clock(), io.StringIO()
     with open_log(tmp_path, clock=clock, stream=stream) as log:

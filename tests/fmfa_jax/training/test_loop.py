@@ -72,6 +72,7 @@ def test_the_log_names_every_loss_and_each_step_once(whole):
     assert all(wanted <= row.keys() for row in steps)
     assert all(row["mlm_dropped"] == 0 for row in steps)
     assert any("pairs_per_second" in row for row in steps)
+    assert any(row.get("model_flops_per_second", 0) > 0 for row in steps)
     rates = [row["lr"] for row in steps]
     assert rates[0] < max(rates) > rates[-1]
     assert any("val/r1" in row for row in lines(whole))
@@ -85,6 +86,37 @@ def test_stopping_and_going_on_is_bit_identical(folder, whole):
     ours, theirs = lines(part), lines(whole)
     want = {r["step"]: r["total"] for r in theirs if "total" in r}
     assert {r["step"]: r["total"] for r in ours if "total" in r} == want
+
+
+def assert_same_start(run: Path, whole: Path, steps: int):
+    want = [row for row in lines(whole) if "total" in row][:steps]
+    got = [row for row in lines(run) if "total" in row][:steps]
+    for ours, theirs in zip(got, want, strict=True):
+        for name in ("a_sdm", "id", "mlm", "efa", "total", "grad_norm", "mlm_dropped"):
+            np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
+
+
+def test_captions_cut_to_their_batch_give_the_same_run(folder, whole):
+    run = folder / "cut"
+    config = tiny_config(folder, train__stop_step=3, data__caption_buckets=(28, 40))
+    loop.train(config, str(run))
+    assert_same_start(run, whole, steps=3)
+
+
+def test_less_memory_gives_the_same_run_and_the_same_model_flops(folder, whole):
+    """Chunks encode twice and remat recomputes: work, but no progress."""
+    config = tiny_config(
+        folder, train__stop_step=2, train__chunks=2, model__remat="full"
+    )
+    loop.train(config, str(folder / "twice"))
+    # More steps are compared where rounding is not amplified by Adam: test_devices.
+    assert_same_start(folder / "twice", whole, steps=1)
+
+    def flops(run: Path) -> float:
+        row = next(row for row in lines(run) if row["step"] == 2 and "total" in row)
+        return row["model_flops_per_second"] / row["steps_per_second"]
+
+    assert flops(folder / "twice") == pytest.approx(flops(whole), rel=1e-9)
 
 
 def test_a_killed_run_goes_on_bit_identically(folder, whole):

@@ -49,6 +49,19 @@ def test_the_log_names_every_term_and_the_quality_of_the_links(whole):
     assert any(0 <= row.get("mined_precision", -1) <= 1 for row in steps[8:])
 
 
+def test_the_quality_of_links_is_that_of_all_steps_since_the_last_line(whole, folder):
+    """The oracle adds the lines of a run that logs every step."""
+    run = folder / "rare"
+    loop.train(tiny_config(folder, "weak", log__every_steps=12), str(run))
+    (row,) = [row for row in rows(run) if row["step"] == 12 and "total" in row]
+    lines = [row for row in rows(whole) if "total" in row]
+    # Recall has one denominator in every step, 3 links of each of the 8 anchors; with
+    # a checkpoint after step 10 the last line spans two steps.
+    want = np.mean([line["mined_recall"] for line in lines[10:12]])
+    np.testing.assert_allclose(row["mined_recall"], want, rtol=1e-6)
+    assert want > 0
+
+
 def test_stopping_in_the_second_epoch_is_bit_identical(folder, whole):
     part = folder / "part"
     loop.train(tiny_config(folder, "weak", train__stop_step=10), str(part))
