@@ -121,6 +121,11 @@ def adapted(command: str, folder: Path) -> list[str]:
     for flag, value in (("--image-size", "64x32"), ("--stride", "8")):
         if flag in words:
             words[words.index(flag) + 1] = value
+    if "--pair" in words:  # of a test split with four people
+        words[words.index("--pair") + 1] = "0"
+    while "--word" in words:  # of another caption
+        place = words.index("--word")
+        words[place : place + 2] = []
     if "main.py" in words and "--config=configs/demo.py" not in words:
         words += TINY
         if "configs/folder.py" in command:

@@ -34,6 +34,9 @@ from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax import evaluation, figures, models, weights
 from fmfa_jax.evaluation.evaluator import TOP
 
+VIEWS = ("similarity", "attention")
+"""In the order of `figures.word_maps`."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -145,6 +148,12 @@ def _add_word_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--query", help="this sentence in place of the pair's")
     command.add_argument("--image", type=Path, help="this file in place of the pair's")
     command.add_argument(
+        "--view",
+        choices=("both", *VIEWS),
+        default="both",
+        help="EFA's similarity, or the interaction encoder's attention",
+    )
+    command.add_argument(
         "--word",
         action="append",
         help="draw this word (may be repeated); default: the strongest eight",
@@ -185,6 +194,13 @@ def _draw_words(args: argparse.Namespace, run: Run, folder: Path) -> list[Path]:
     asked = _asked_for(args, run)
     pixels = images.decode(asked.encoded)
     views, cosine = _look(run, asked.caption, pixels)
+    if args.view != "both":
+        views = views[VIEWS.index(args.view) :][:1]
+    if not views:
+        raise ValueError(
+            f"--view {args.view}: the model has no interaction encoder; it was trained "
+            "without masked words (losses.mlm)"
+        )
     name = "words.png" if args.pair is None else f"words_{args.pair:06d}.png"
     path = figures.write_words(
         folder / name,

@@ -2,6 +2,7 @@
 """`python -m fmfa_jax.figures`: every picture from a run folder, as a user asks."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -114,6 +115,26 @@ def test_words_come_from_the_towers_and_the_run_s_rule(run, drawn):
     cosine = image @ text / np.linalg.norm(image) / np.linalg.norm(text)
     assert call["note"].endswith(f"sentence and picture {cosine:.3f}")
     assert call["note"].startswith("test, pair 0, 0.png")
+
+
+def test_one_view_of_the_words(run, drawn, capsys):
+    assert main(["words", str(run), "--pair", "0"]) == 0
+    for number, view in enumerate(("similarity", "attention")):
+        assert main(["words", str(run), "--pair", "0", "--view", view]) == 0
+        (shown,) = drawn[-1]["views"]
+        assert shown.title.startswith(view)
+        wanted = drawn[0]["views"][number]
+        np.testing.assert_array_equal(shown.patches, wanted.patches)
+
+
+def test_attention_wants_an_interaction_encoder(run, tmp_path, capsys):
+    config = replace(CONFIG, irr_layers=0)
+    params = models.init_params(config)
+    weights.save_native(tmp_path / "model_best.safetensors", params, config)
+    (tmp_path / "config.json").write_text((run / "config.json").read_text())
+    asked = ["words", str(tmp_path), "--pair", "0", "--view"]
+    assert main([*asked, "attention"]) == 2
+    assert "no interaction encoder" in capsys.readouterr().err
 
 
 def test_another_sentence_another_picture_and_chosen_words(run, drawn):
