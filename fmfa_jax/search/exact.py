@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float32, Int, Int64
 
-from fmfa_jax.search.shards import CODE_STEP, Shard
+from fmfa_jax.search.shards import CODE_STEP, Shard, expect_single_rows
 
 BLOCK = 2048
 """Rows whose conversion stays in a core's cache."""
@@ -48,6 +48,9 @@ class ExactSearch:
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._shards = tuple(shards)
+        for shard in shards:
+            if shard.codes is not None:
+                expect_single_rows(shard.rows)
         device = _host()
         kept = [s.rows if s.codes is None else s.codes for s in shards]
         self._blocks = [jax.device_put(rows, device, may_alias=True) for rows in kept]

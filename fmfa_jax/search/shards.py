@@ -16,6 +16,7 @@ rounding is finer at the same size and speed. Of the ten best of a million, int1
 """
 
 import contextlib
+import mmap
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -116,6 +117,18 @@ def open_shard(folder: Path) -> Shard:
 
 def _mapped(path: Path) -> np.ndarray:
     return np.asarray(np.load(path, mmap_mode="r"))
+
+
+def expect_single_rows(rows: np.ndarray) -> None:
+    """Tell the system that few rows of a mapped array will be read, here and there.
+
+    Otherwise it reads megabytes around each, and a short list the whole file.
+    """
+    base = rows
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = getattr(base, "base", None)
+    if base is not None and hasattr(mmap, "MADV_RANDOM"):
+        base.madvise(mmap.MADV_RANDOM)
 
 
 def write_shard(folder: Path, part: Part, storage: str) -> None:

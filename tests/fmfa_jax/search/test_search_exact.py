@@ -3,6 +3,7 @@
 
 import itertools
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,3 +158,26 @@ def test_without_faiss_the_error_names_the_command(monkeypatch, tmp_path, encode
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(SearchError, match="pip install faiss-cpu"):
         build(tmp_path, "x.faiss", [], encoder)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux what it was told")
+def test_only_the_rows_of_a_short_list_are_read_one_by_one(tmp_path):
+    """The system otherwise reads megabytes around each, and at last the whole file."""
+    rows = unit(np.random.default_rng(0), 300)
+    for storage, single in (("int8", {"rows.npy"}), ("int16", set())):
+        opened = write(tmp_path / storage, rows, storage, [300])
+        find = exact.ExactSearch(opened)
+        assert find(rows[7], 1).rows.tolist() == [7]
+        assert single_rows(tmp_path / storage) == single
+
+
+def single_rows(folder):
+    """Files below a folder whose mapping is read without looking ahead ("rr")."""
+    found, name = set(), ""
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if str(folder) in line:
+            name = line.rsplit("/", 1)[1]
+        elif line.startswith("VmFlags:"):
+            found |= {name} if name and "rr" in line.split() else set()
+            name = ""
+    return found
