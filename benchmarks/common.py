@@ -30,6 +30,22 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
+def timed(step: Callable[[], Any], count: int) -> dict[str, list[float]]:
+    """Time a training step several times.
+
+    Returns:
+        times: seconds of each, until its JAX arrays are really there.
+        cpu_times: seconds that all cores together spent on it in this process, which
+            stay nearly the same when the machine has other work.
+    """
+    found: dict[str, list[float]] = {"times": [], "cpu_times": []}
+    for _ in range(count):
+        before = time.process_time()
+        found["times"].append(seconds(step))
+        found["cpu_times"].append(time.process_time() - before)
+    return found
+
+
 def alternate(
     candidates: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
 ) -> dict[str, float]:
@@ -140,9 +156,9 @@ def accelerators() -> int:
 
 
 def _wait(value: Any) -> None:
-    import jax
-
-    jax.block_until_ready(value)
+    # A process that has not imported JAX has nothing of it to wait for.
+    if "jax" in sys.modules:
+        sys.modules["jax"].block_until_ready(value)
 
 
 def _processor() -> str:

@@ -12,7 +12,6 @@ the processes take turns.
 
 import argparse
 import statistics
-import time
 from typing import Any
 
 from benchmarks import common
@@ -81,14 +80,16 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     )
     batch = to_devices(make_batch(vars(config), options.batch), mesh)
     state, measured = step(state, batch)
-    losses, times = [float(measured.scalars["total"])], []
-    for _ in range(options.steps):
-        start = time.perf_counter()
-        state, measured = step(state, batch)
-        jax.block_until_ready((state, measured))
-        times.append(time.perf_counter() - start)
-        losses.append(float(measured.scalars["total"]))
-    return {"times": times, "losses": losses, "devices": mesh.size}
+    losses, held = [measured], {"state": state}
+
+    def one() -> Any:
+        held["state"], measured = step(held["state"], batch)
+        losses.append(measured)
+        return held["state"], measured
+
+    taken = common.timed(one, options.steps)
+    totals = [float(measured.scalars["total"]) for measured in losses]
+    return taken | {"losses": totals, "devices": mesh.size}
 
 
 def _config(options: argparse.Namespace) -> Any:

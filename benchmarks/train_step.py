@@ -58,6 +58,30 @@ ON_CPU += ("ours bfloat16, remat",)
 ON_GPU = tuple(name for name in CANDIDATES if "bfloat16" in name)
 
 
+@dataclass(frozen=True)
+class Speed:
+    """Medians over all runs of a candidate.
+
+    Attributes:
+        seconds: of a step.
+        cpu_seconds: of a step, all cores together.
+        peak_gb: of the accelerator where there is one, of the process otherwise.
+    """
+
+    seconds: float
+    cpu_seconds: float
+    peak_gb: float
+
+    @classmethod
+    def of(cls, runs: list[dict]) -> "Speed":
+        """From what the children of a candidate said."""
+        return cls(
+            statistics.median(t for run in runs for t in run["times"]),
+            statistics.median(t for run in runs for t in run["cpu_times"]),
+            statistics.median(run["device_gb"] or run["peak_gb"] for run in runs),
+        )
+
+
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -118,17 +142,10 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def report(found: dict[str, Any], options: argparse.Namespace) -> None:
     """Turn what the children said into the table."""
-    seconds, peaks = {}, {}
-    for name, runs in found["runs"].items():
-        seconds[name] = statistics.median(t for run in runs for t in run["times"])
-        # The accelerator's memory where there is one, the process's otherwise.
-        kinds = [run["device_gb"] or run["peak_gb"] for run in runs]
-        peaks[name] = statistics.median(kinds)
-    base = next(iter(found["runs"]))
-    rows = [
-        _row(name, seconds, peaks, found, options.batch, base) for name in found["runs"]
-    ]
-    header = ("", "pairs/s", "ms a step", f"x {base}", "peak GB", "x peak")
+    speeds = {name: Speed.of(runs) for name, runs in found["runs"].items()}
+    base = next(iter(speeds))
+    rows = [_row(name, speeds, found, options.batch, base) for name in speeds]
+    header = ("", "pairs/s", "ms a step", f"x {base}", "CPU s", "peak GB", "x peak")
     header += ("GFLOP/pair", "GFLOP/s", "MFU", "features", "losses", "gradient")
     layers = f", {options.layers} layers" if options.layers else ""
     common.show(
@@ -141,27 +158,28 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> None:
 
 def _row(
     name: str,
-    seconds: dict[str, float],
-    peaks: dict[str, float],
+    speeds: dict[str, Speed],
     found: dict[str, Any],
     batch: int,
     base: str,
 ) -> tuple[str, ...]:
+    one, other = speeds[name], speeds[base]
     ours = found["counts"][OURS]
     work = found["counts"][CANDIDATES[name].module]["flops"]
     peak = ours["peak_flops"]
     # Of the necessary work, which is our count, whoever does it.
-    used = f"{ours['flops'] / seconds[name] / peak:.1%}" if peak else "-"
+    used = f"{ours['flops'] / one.seconds / peak:.1%}" if peak else "-"
     gaps = found["apart"][name]
     return (
         name,
-        f"{batch / seconds[name]:.2f}",
-        f"{1e3 * seconds[name]:.0f}",
-        f"{seconds[base] / seconds[name]:.2f}",
-        f"{peaks[name]:.2f}",
-        f"{peaks[name] / peaks[base]:.2f}",
+        f"{batch / one.seconds:.2f}",
+        f"{1e3 * one.seconds:.0f}",
+        f"{other.seconds / one.seconds:.2f}",
+        f"{one.cpu_seconds:.1f}",
+        f"{one.peak_gb:.2f}",
+        f"{one.peak_gb / other.peak_gb:.2f}",
         f"{work / batch / 1e9:.1f}",
-        f"{work / seconds[name] / 1e9:.0f}",
+        f"{work / one.seconds / 1e9:.0f}",
         used,
         *(_gap(gaps.get(kind)) for kind in ("features", "losses", "gradient")),
     )
@@ -190,7 +208,8 @@ def _notes(found: dict[str, Any], options: argparse.Namespace) -> list[str]:
         "torch bfloat16: the forward pass under torch.autocast, losses in float32; ours"
         " bfloat16: products of bfloat16 summed in float32, losses in float32. Weights"
         " and Adam's moments are float32 everywhere. Peak: of the whole process, or of"
-        " the accelerator's memory where there is one.",
+        " the accelerator's memory where there is one. CPU s: of a step, all cores"
+        " together; it shows whether the machine had other work.",
     ]
     if compiles:
         notes.append(

@@ -106,6 +106,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", type=Path)
     add_case(parser)
+    parser.set_defaults(batch=16)
     options = parser.parse_args()
     write(options.folder, options)
     common.answer({"folder": str(options.folder)})

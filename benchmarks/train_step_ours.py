@@ -67,13 +67,14 @@ def steps(folder: Path, config: models.ModelConfig, count: int) -> dict[str, Any
     state, measured = step(state, batch)
     first = {k: float(v) for k, v in jax.device_get(measured.scalars).items()}
     answer["first"] = {k: first[k] for k in (*TERMS, "total", "grad_norm")}
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
-        state, measured = step(state, batch)
-        jax.block_until_ready((state, measured))
-        times.append(time.perf_counter() - start)
-    return answer | {"times": times, "device_gb": _device_peak()}
+    held = {"state": state}
+
+    def one() -> Any:
+        held["state"], measured = step(held["state"], batch)
+        return held["state"], measured
+
+    taken = common.timed(one, count)
+    return answer | taken | {"device_gb": _device_peak()}
 
 
 def features(folder: Path, config: models.ModelConfig) -> dict[str, Any]:

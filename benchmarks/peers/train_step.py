@@ -5,7 +5,6 @@ python -m benchmarks.peers.train_step FOLDER steps --dtype bfloat16
 """
 
 import argparse
-import time
 from pathlib import Path
 from typing import Any
 
@@ -54,13 +53,13 @@ def steps(folder: Path, dtype: str, count: int) -> dict[str, Any]:
     first = {name: float(value) for name, value in step().items()}
     squares = [p.grad.double().square().sum() for p in model.parameters()]
     first["grad_norm"] = float(sum(squares)) ** 0.5
-    times = []
-    for _ in range(count):
-        start = time.perf_counter()
+
+    def one() -> None:
         step()
         _synchronize()
-        times.append(time.perf_counter() - start)
-    return {"first": first, "times": times, "device_gb": _device_peak()}
+
+    taken = common.timed(one, count)
+    return {"first": first, "device_gb": _device_peak()} | taken
 
 
 @torch.no_grad()

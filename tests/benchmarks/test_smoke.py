@@ -29,7 +29,7 @@ def test_a_training_step_beside_the_peer(bench):
 
 def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys):
     first = {"total": 2.0, "grad_norm": 3.0}
-    run = {"times": [2.0], "peak_gb": 4.0, "device_gb": None}
+    run = {"times": [2.0], "cpu_times": [4.0], "peak_gb": 4.0, "device_gb": None}
     wrong = run | {"first": first | {"total": 2.1}, "times": [1.0], "peak_gb": 1.0}
     runs = {"torch float32": [run | {"first": first}], "ours float32": [wrong]}
     outputs = {"image": np.ones(4), "text": np.ones(4)}
@@ -57,13 +57,23 @@ def test_efa_in_blocks_and_all_at_once(bench):
         assert max(float(row["value"]), float(row["gradient"])) < 1e-5, name
 
 
-def test_scaling_keeps_the_losses(bench):
+def test_scaling_measures_on_many_devices(bench, monkeypatch):
+    real, asked = common.child, []
+
+    def child(*arguments, environment):
+        """One device is left out: its steps are those of the two."""
+        asked.append(environment["XLA_FLAGS"])
+        return found if len(asked) == 1 else real(*arguments, environment=environment)
+
+    found = {"times": [0.5], "losses": [3.0, 2.0]}
+    monkeypatch.setattr(common, "child", child)
     small = (*TINY, "--batch", "4", "--devices", "1", "2")
     out = bench("benchmarks.scaling", *small, "--steps", "1", "--repeats", "1")
     title, rows = table(out)
     assert title == "Scaling, demo, global batch 4, simulated devices"
-    assert list(rows) == ["1 device", "2 devices"]
-    assert float(rows["2 devices"]["losses apart"]) < 1e-5
+    assert asked == [f"--xla_force_host_platform_device_count={n}" for n in (1, 2)]
+    assert rows["1 device"]["pairs/s"] == "8.0"
+    assert float(rows["2 devices"]["last loss"]) > 0
     assert "share this machine's cores" in out
 
 
