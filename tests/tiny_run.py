@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped demo config, shrunk to seconds: what the tests of whole runs share."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 from configs import demo
 
+ROOT = Path(__file__).parents[1]
 IDENTITIES, IMAGES, VAL, TEST = 16, 2, 4, 8
 
 
@@ -44,3 +50,32 @@ def tiny_config(folder: Path, preset: str = "plus", **changes):
         for key, value in changes.items():
             c.update_from_flattened_dict({key.replace("__", "."): value})
     return c
+
+
+def train_until_killed(folder: Path, run: Path, *, after: int, preset: str = "plus"):
+    """The tiny run in a process of its own, killed once checkpoint `after` is there."""
+    script = (
+        "import sys; from pathlib import Path\n"
+        "from tests.tiny_run import tiny_config\n"
+        "from fmfa_jax.training import loop\n"
+        "loop.train(tiny_config(Path(sys.argv[1]), sys.argv[3]), sys.argv[2])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(folder), str(run), preset],
+        cwd=ROOT,
+        env=os.environ
+        | {
+            "PYTHONPATH": str(ROOT),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        },
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+    saved = run / "checkpoints" / str(after)
+    deadline = time.monotonic() + 240
+    while not saved.exists() and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint within 240 s"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    _, errors = process.communicate()
+    assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]

@@ -3,11 +3,6 @@
 
 import hashlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,9 +12,8 @@ from safetensors.numpy import load_file
 
 from fmfa_jax.training import build, loop
 from fmfa_jax.training.checkpoints import CheckpointMismatchError
-from tests.tiny_run import tiny_config
+from tests.tiny_run import tiny_config, train_until_killed
 
-ROOT = Path(__file__).parents[3]
 LAST = "model_last.safetensors"
 
 
@@ -122,31 +116,7 @@ def test_less_memory_gives_the_same_run_and_the_same_model_flops(folder, whole):
 def test_a_killed_run_goes_on_bit_identically(folder, whole):
     """kill -9 after the checkpoint of step 5; the same command resumes from it."""
     killed = folder / "killed"
-    script = (
-        "import sys; from pathlib import Path\n"
-        "from tests.tiny_run import tiny_config\n"
-        "from fmfa_jax.training import loop\n"
-        "loop.train(tiny_config(Path(sys.argv[1])), sys.argv[2])\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder), str(killed)],
-        cwd=ROOT,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        },
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-    )
-    saved = killed / "checkpoints" / "5"
-    deadline = time.monotonic() + 240
-    while not saved.exists() and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint within 240 s"
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    _, errors = process.communicate()
-    assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
+    train_until_killed(folder, killed, after=5)
     assert not (killed / LAST).exists()
     loop.train(tiny_config(folder), str(killed))
     assert_same_weights(whole, killed)

@@ -11,7 +11,7 @@ from safetensors.numpy import load_file
 from data_pipeline.records import Split
 from fmfa_jax.training import build, loop
 from fmfa_jax.training.checkpoints import CheckpointMismatchError
-from tests.tiny_run import tiny_config
+from tests.tiny_run import tiny_config, train_until_killed
 
 LAST = "model_last.safetensors"
 
@@ -69,6 +69,14 @@ def test_stopping_in_the_second_epoch_is_bit_identical(folder, whole):
     assert_same_weights(whole, part)
     want = {r["step"]: r["total"] for r in rows(whole) if "total" in r}
     assert {r["step"]: r["total"] for r in rows(part) if "total" in r} == want
+
+
+def test_a_killed_run_goes_on_bit_identically_with_its_memory(folder, whole):
+    """kill -9 in the second epoch, when the memory is read at every step."""
+    killed = folder / "killed"
+    train_until_killed(folder, killed, after=10, preset="weak")
+    loop.train(tiny_config(folder, "weak"), str(killed))
+    assert_same_weights(whole, killed)
 
 
 def test_the_memory_is_not_in_the_weights(whole):
