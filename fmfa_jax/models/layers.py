@@ -6,6 +6,8 @@ must not lose digits (norms, softmax, accumulation, weight gradients) is at leas
 float32 whatever comes in.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -139,23 +141,83 @@ def attend(
         value: what those positions hold.
         mask: "none", or "causal" for positions that see only themselves and the past.
     """
-    batch, targets, width = query.shape
+    if _has_fused_attention(query.dtype):
+        heads = [x.reshape(*x.shape[:2], -1, HEAD_WIDTH) for x in (query, key, value)]
+        mixed = jax.nn.dot_product_attention(
+            *heads, is_causal=mask == "causal", implementation="cudnn"
+        )
+        return mixed.reshape(query.shape)
     heads = [
-        x.reshape(batch, -1, width // HEAD_WIDTH, HEAD_WIDTH)
+        x.reshape(*x.shape[:2], -1, HEAD_WIDTH).swapaxes(1, 2)
         for x in (query, key, value)
     ]
-    mixed = jax.nn.dot_product_attention(
-        *heads,
-        is_causal=mask == "causal",
-        implementation=_attention_implementation(query.dtype),
-    )
-    return mixed.reshape(batch, targets, width)
+    return softmax_mix(*heads, mask).swapaxes(1, 2).reshape(query.shape)
 
 
-def _attention_implementation(dtype: DTypeLike) -> str:
+def _has_fused_attention(dtype: DTypeLike) -> bool:
     """A fused kernel (cuDNN) exists for half precision on NVIDIA only."""
-    fused = dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
-    return "cudnn" if fused else "xla"
+    return dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def softmax_mix(
+    query: Float[Array, "b h t c"],
+    key: Float[Array, "b h s c"],
+    value: Float[Array, "b h s c"],
+    mask: str,
+) -> Float[Array, "b h t c"]:
+    """`softmax(query key^T / sqrt(c)) value` of each head; `mask` as in `attend`.
+
+    The gradient is written out for the sake of the order of axes: every product of
+    `jax.nn.dot_product_attention` that meets the [t,s] scores turns them round first,
+    which on a CPU takes as long as the product. And as in `project`, bfloat16 operands
+    meet bfloat16 operands.
+    """
+    return _mix_forward(query, key, value, mask)[0]
+
+
+def _mix_forward(
+    query: Array, key: Array, value: Array, mask: str
+) -> tuple[Array, tuple[Array, ...]]:
+    scores = _product(query * HEAD_WIDTH**-0.5, key, (3, 3))
+    if mask == "causal":
+        seen = jnp.tri(*scores.shape[2:], dtype=bool)
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+    shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = _product(shares, value, (3, 2)).astype(value.dtype)
+    return mixed, (query, key, value, shares, mixed)
+
+
+def _mix_backward(
+    mask: str, kept: tuple[Array, ...], cotangent: Array
+) -> tuple[Array, Array, Array]:
+    del mask  # What was hidden has no share, and so no gradient.
+    query, key, value, shares, mixed = kept
+    wide = at_least_float32(value.dtype)
+    # Of softmax's gradient, what all columns of a row have in common.
+    common = jnp.sum(cotangent.astype(wide) * mixed.astype(wide), -1, keepdims=True)
+    scores = shares.astype(wide) * (_product(cotangent, value, (3, 3)) - common)
+    scores = (scores * HEAD_WIDTH**-0.5).astype(value.dtype)
+    gradients = (
+        _product(scores, key, (3, 2)),
+        _product(scores, query, (2, 2)),
+        _product(shares, cotangent, (2, 2)),
+    )
+    return tuple(gradient.astype(value.dtype) for gradient in gradients)
+
+
+softmax_mix.defvjp(_mix_forward, _mix_backward)
+
+
+def _product(left: Array, right: Array, contracted: tuple[int, int]) -> Array:
+    """One product for each head, over an axis of each side, summed in float32."""
+    first, second = contracted
+    return lax.dot_general(
+        left,
+        right,
+        (((first,), (second,)), ((0, 1), (0, 1))),
+        preferred_element_type=at_least_float32(left.dtype),
+    )
 
 
 class Attention(nnx.Module):

@@ -129,7 +129,43 @@ def test_weight_gradient_of_bfloat16_is_summed_and_kept_in_float32():
 
 def test_fused_attention_is_for_half_precision_on_a_gpu(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    assert layers._attention_implementation(jnp.bfloat16) == "cudnn"
-    assert layers._attention_implementation(jnp.float32) == "xla"
+    assert layers._has_fused_attention(jnp.bfloat16)
+    assert not layers._has_fused_attention(jnp.float32)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-    assert layers._attention_implementation(jnp.bfloat16) == "xla"
+    assert not layers._has_fused_attention(jnp.bfloat16)
+
+
+def jax_attention(query, key, value, mask):
+    """JAX's own, with the axes that `softmax_mix` has."""
+    heads = [x.swapaxes(1, 2) for x in (query, key, value)]
+    causal = mask == "causal"
+    return jax.nn.dot_product_attention(*heads, is_causal=causal).swapaxes(1, 2)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal"])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)]
+)
+def test_attention_and_its_gradients_equal_those_of_jax(mask, dtype, tolerance):
+    sources = 6 if mask == "causal" else 7
+    query, cotangent = draw(0, 2, 3, 6, 64), draw(3, 2, 3, 6, 64)
+    key, value = draw(1, 2, 3, sources, 64), draw(2, 2, 3, sources, 64)
+    given = [x.astype(dtype) for x in (query, key, value, cotangent)]
+    found, pull = jax.vjp(lambda *x: layers.softmax_mix(*x, mask), *given[:3])
+    wanted, reference = jax.vjp(
+        lambda *x: jax_attention(*x, mask), *(x.astype(jnp.float32) for x in given[:3])
+    )
+    results = found, *pull(given[3])
+    for ours, theirs in zip(
+        results, (wanted, *reference(given[3].astype(jnp.float32))), strict=True
+    ):
+        assert ours.dtype == dtype
+        error = jnp.linalg.norm(ours.astype(jnp.float32) - theirs)
+        assert error < tolerance * jnp.linalg.norm(theirs)
+
+
+def test_attention_of_large_scores_stays_finite():
+    query = 1e3 * draw(0, 1, 1, 4, 64)
+    found, pull = jax.vjp(lambda x: layers.softmax_mix(x, x, x, "causal"), query)
+    assert jnp.isfinite(found).all()
+    assert all(jnp.isfinite(x).all() for x in pull(jnp.ones_like(found)))
