@@ -32,8 +32,8 @@ COMMANDS = [
 ]
 PYTHON = [block for language, block in BLOCKS if language == "python"]
 
-# Set-up and whole suites: their parts run elsewhere in the tests.
-ONLY_READ = ("make ", "pip install ")
+# Set-up, whole suites and hours of training: their parts run elsewhere in the tests.
+ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
 
 TINY = [
     "--config.model.preset=demo",
