@@ -46,7 +46,7 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.context_length = 77  # text positions, start and end included
     c.model.irr_layers = 4  # depth of the interaction encoder
     c.model.dtype = "auto"  # of the towers: float32 | bfloat16 | auto (CPU: float32)
-    c.model.remat = "none"  # none | full: recompute activations, less memory
+    c.model.remat = "none"  # none | elementwise | full: recompute, for less memory
 
     c.init = ConfigDict()
     c.init.path = ""  # weights to start from: any form that fmfa_jax.weights reads

@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 HEAD_WIDTH = 64
 DTYPES = ("float32", "bfloat16")
-REMATS = ("none", "full")
+REMATS = ("none", "elementwise", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,9 @@ class ModelConfig:
         dtype: "float32" or "bfloat16", the operands of the towers' products.
             Parameters, norms and outputs stay float32 (float64 parameters are
             computed in float64).
-        remat: "full" recomputes each block in the backward pass, "none" stores it.
+        remat: what the backward pass computes again instead of storing it: "none";
+            "elementwise", of each block all but the products of matrices, which is
+            most of the memory and little of the work; "full", each whole block.
     """
 
     image_size: tuple[int, int]

@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float
 
 from fmfa_jax.models.config import HEAD_WIDTH
 
 # CLIP's; Flax would take 1e-6.
 NORM_EPSILON = 1e-5
+# What no backward pass should have to compute again, see `ModelConfig.remat`.
+PRODUCT = "product"
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
@@ -119,7 +122,7 @@ class Linear(nnx.Module):
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         """The product, its bias added in float32, in x's dtype."""
-        return self.wide(x).astype(x.dtype)
+        return checkpoint_name(self.wide(x).astype(x.dtype), PRODUCT)
 
     def wide(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         """The same, left in float32: for logits."""
@@ -184,7 +187,9 @@ def _mix_forward(
         seen = jnp.tri(*scores.shape[2:], dtype=bool)
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    shares = checkpoint_name(shares, PRODUCT)
     mixed = _product(shares, value, (3, 2)).astype(value.dtype)
+    mixed = checkpoint_name(mixed, PRODUCT)
     return mixed, (query, key, value, shares, mixed)
 
 
@@ -263,6 +268,13 @@ class Mlp(nnx.Module):
         return self.down(quick_gelu(self.up(x)))
 
 
+# Or what cuDNN made, whose kernel cannot name what it makes.
+_keeps_products = jax.checkpoint_policies.save_from_both_policies(
+    jax.checkpoint_policies.save_only_these_names(PRODUCT),
+    lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention"),
+)
+
+
 class Blocks(nnx.Module):
     """A stack of pre-norm transformer blocks, run by one `lax.scan`.
 
@@ -286,9 +298,10 @@ class Blocks(nnx.Module):
         def body(x: Array, block: "Blocks") -> tuple[Array, None]:
             return block.one(x, mask=mask), None
 
-        if remat == "full":
+        if remat != "none":
+            policy = _keeps_products if remat == "elementwise" else None
             # The scan keeps iterations apart already; CSE barriers would only cost.
-            body = jax.checkpoint(body, prevent_cse=False)
+            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         x, _ = lax.scan(body, x, self)
         return x
 

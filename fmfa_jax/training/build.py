@@ -34,7 +34,7 @@ CHOICES = {
     "data.cache": ("none", "memory", "disk"),
     "model.preset": tuple(models.PRESETS),
     "model.dtype": ("auto", "float32", "bfloat16"),
-    "model.remat": ("none", "full"),
+    "model.remat": models.config.REMATS,
     "loss.a_sdm_weight": ("none", "official", "paper", "plus"),
     "loss.efa_rule": ("official", "plus"),
     "loss.itc_positives": ("pair", "person"),

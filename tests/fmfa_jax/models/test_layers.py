@@ -51,7 +51,7 @@ def loop(blocks):
     return value_and_gradients(run, blocks, draw(9, 2, 5, 64))
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("remat", ["none", "elementwise", "full"])
 def test_scanned_blocks_equal_a_loop_in_value_and_gradient(blocks, loop, remat):
     def scan(blocks, x):
         return blocks(x, mask="causal", remat=remat)

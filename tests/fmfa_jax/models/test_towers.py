@@ -93,12 +93,13 @@ def cosine(one, other):
 def test_remat_reaches_every_stack(tiny, tiny_params, inputs):
     """Equal values are shown for the blocks alone; here, that all three are asked."""
     found = {}
-    for remat in ("none", "full"):
+    for remat in ("none", "elementwise", "full"):
         config = dataclasses.replace(tiny, remat=remat)
         program = str(jax.make_jaxpr(outputs(config))(tiny_params, *inputs))
-        found[remat] = program.count("policy=None")
-    assert found["none"] == 0
-    assert found["full"] >= 3
+        found[remat] = program.count("policy="), program.count("policy=None")
+    assert found["none"] == (0, 0)
+    assert found["full"][1] >= 3
+    assert found["elementwise"] == (found["full"][0], 0)
 
 
 def test_bfloat16_towers_stay_close_and_give_float32(half, plain):

@@ -212,6 +212,20 @@ def test_a_tower_forwards_and_backwards():
     assert count_flops(jax.value_and_grad(unrolled), blocks, x) == 3 * forward
 
 
+@pytest.mark.parametrize("remat", ["elementwise", "full"])
+def test_what_remat_computes_again(remat):
+    blocks, x = tower(128, 3), shape(2, 24, 128)
+
+    def forward(blocks, x):
+        return jnp.sum(blocks(x, mask="none", remat=remat))
+
+    counted = count_flops(jax.value_and_grad(forward, argnums=(0, 1)), blocks, x)
+    once = products_of_a_tower(2, 24, 128, 3)
+    # Full: all products but each block's last, whose result no gradient needs.
+    last = 3 * 2 * 2 * 24 * 4 * 128**2
+    assert counted == (3 * once if remat == "elementwise" else 4 * once - last)
+
+
 @pytest.mark.parametrize("way", ["forward", "gradient"])
 def test_a_tower_as_xla_counts_it(way):
     blocks, x = tower(128, 2), shape(2, 24, 128)
