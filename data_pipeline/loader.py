@@ -104,8 +104,8 @@ def train_batches(
         pairs = ids(step)
         length = captions.cut(pairs)
         fitting = captions.lengths <= length
-        replace = _Replacement(split, seed, step, rows.start, fitting, bad_images)
-        image, pairs = _training_images(pictures, pairs[rows], replace)
+        replace = _Replacement(split, seed, step, pairs, fitting, bad_images)
+        image, pairs = _training_images(pictures, rows, replace)
         return {
             "image": image,
             "tokens": captions.tokens[pairs, :length],
@@ -228,47 +228,41 @@ class _Replacement:
     split: Split
     seed: int
     step: int
-    offset: int  # of this process's rows in the global batch
+    batch: Int64[np.ndarray, "b"]  # of all processes
     fitting: Bool[np.ndarray, "p"]  # pairs whose captions are short enough for it
     bad_images: BadImages
 
-    def candidates(self, row: int, taken: Int64[np.ndarray, "b"]) -> Iterator[int]:
-        """Yield the row's own pair, then the ones to try in its place.
+    def candidates(self, row: int) -> Iterator[int]:
+        """Yield the pair of a row of the global batch, then what to try in its place.
 
-        A pair that the batch holds already is passed over, so that it stays one of a
-        kind (the weak method's memory has one row for each). Nor is a caption taken
-        that is longer than what the batch was cut to.
+        None of these is in the batch already, nor in the place of another row: a pair
+        stays one of a kind (the weak method's memory has one row for each). Nor has
+        any a caption that is longer than what the batch was cut to.
         """
-        yield int(taken[row])
-        where = (self.step, self.offset + row)
-        size = len(self.split.pairs)
+        yield int(self.batch[row])
         others = order.replacement_ids(
-            *where, seed=self.seed, size=size, count=_ATTEMPTS
+            self.step, row, seed=self.seed, batch=self.batch, usable=self.fitting
         )
-        yield from (
-            int(pair) for pair in others if self.fitting[pair] and pair not in taken
-        )
+        yield from (int(pair) for pair in others[:_ATTEMPTS])
 
 
 def _training_images(
-    pictures: _Pictures, pairs: Int64[np.ndarray, "b"], replace: _Replacement
+    pictures: _Pictures, rows: slice, replace: _Replacement
 ) -> tuple[UInt8[np.ndarray, "b h w 3"], Int64[np.ndarray, "b"]]:
-    """Read the pairs' pictures; return them with the pairs that were really taken."""
-    images = np.empty((len(pairs), *pictures.image_size, 3), np.uint8)
-    taken = pairs.copy()
-    for row in range(len(pairs)):
-        taken[row], images[row] = _first_readable(pictures, row, taken, replace)
+    """Read the rows' pictures; return them with the pairs that were really taken."""
+    taken = replace.batch[rows].copy()
+    images = np.empty((len(taken), *pictures.image_size, 3), np.uint8)
+    for i in range(len(taken)):
+        taken[i], images[i] = _first_readable(pictures, rows.start + i, replace)
     return images, taken
 
 
 def _first_readable(
-    pictures: _Pictures,
-    row: int,
-    taken: Int64[np.ndarray, "b"],
-    replace: _Replacement,
+    pictures: _Pictures, row: int, replace: _Replacement
 ) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
     split, bad_images = pictures.split, replace.bad_images
-    for candidate in replace.candidates(row, taken):
+    tried = 0
+    for candidate in replace.candidates(row):
         index = int(split.pair_images[candidate])
         path = split.images[index].path
         bad_images.see(path)
@@ -276,9 +270,11 @@ def _first_readable(
             return candidate, pictures.read(index)
         except (ImageError, OSError) as error:
             bad_images.add(path, str(error), images=len(split.images))
+        tried += 1
     raise ImageError(
-        f"step {replace.step}, row {replace.offset + row}: neither pair {taken[row]} "
-        f"nor any of {_ATTEMPTS} others has a readable picture; the last: {path}"
+        f"step {replace.step}, row {row}: neither pair {replace.batch[row]} nor any of "
+        f"the {tried - 1} others that may stand in for it has a readable picture; the "
+        f"last: {path}. Mend the files, or make the batch smaller than half the pairs"
     )
 
 

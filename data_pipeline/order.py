@@ -10,7 +10,7 @@ stream of a PCG64, which NumPy promises never to change, and not the output of
 from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Int, Int64, UInt64
+from jaxtyping import Bool, Int, Int64, UInt64
 
 SHUFFLE, ROUNDS, MEMBERS, REPLACEMENTS = 1, 2, 3, 4
 """Salts: every use of a seed draws from a stream of its own."""
@@ -129,19 +129,31 @@ class IdentityOrder:
 
 
 def replacement_ids(
-    step: int, position: int, *, seed: int, size: int, count: int
+    step: int,
+    position: int,
+    *,
+    seed: int,
+    batch: Int[np.ndarray, "b"],
+    usable: Bool[np.ndarray, "p"],
 ) -> Int64[np.ndarray, "n"]:
     """Return the pairs to try in turn where the one at a position is unusable.
+
+    The pairs outside the batch, in an order that belongs to the step, are dealt out to
+    its rows. So no two rows can take the same one, and a process need not know which
+    pictures the others could not read: a batch stays the same on any number of them.
 
     Args:
         step: the step of the global batch.
         position: the row in the global batch.
         seed: the run's seed.
-        size: pairs in the data set.
-        count: how many to return.
+        batch: the pairs of the global batch.
+        usable: which pairs may stand in at all.
     """
-    words = random_words(count, seed, REPLACEMENTS, step, position)
-    return (words % np.uint64(size)).astype(np.int64)
+    outside = usable.copy()
+    outside[batch] = False
+    pool = np.flatnonzero(outside)
+    words = random_words(len(pool), seed, REPLACEMENTS, step)
+    return pool[np.argsort(words, kind="stable")][position :: len(batch)]
 
 
 def _identities_per_batch(batch_size: int, per_identity: int) -> int:

@@ -88,6 +88,14 @@ def same(left: Batches, right: Batches) -> bool:
     )
 
 
+def joined(parts: list[Batches]) -> Batches:
+    """Put the rows of all processes together, in the order of the processes."""
+    return [
+        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
+        for step in zip(*parts, strict=True)
+    ]
+
+
 def test_training_batches_equal_the_slow_reader(
     split: Split, tokenizer: Tokenizer
 ) -> None:
@@ -126,11 +134,7 @@ def test_processes_share_each_global_batch(
         train(split, tokenizer, process_index=p, process_count=processes, **common)
         for p in range(processes)
     ]
-    joined = [
-        {name: np.concatenate([part[name] for part in step]) for name in step[0]}
-        for step in zip(*parts, strict=True)
-    ]
-    assert same(joined, whole)
+    assert same(joined(parts), whole)
 
 
 def test_captions_are_cut_to_the_longest_of_their_batch(
@@ -240,30 +244,34 @@ def test_free_memory_respects_the_control_group(
 def test_unreadable_pictures_are_replaced_and_listed(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    images = 200
+    images, size = 200, 120
     split = write_split(tmp_path, images=images, broken=(7,))
     Path(split.images[11].path).unlink()
-    settings = {"batch_size": 40, "stop_step": 10}
+    settings = {"batch_size": size, "stop_step": 4}
     bad = BadImages()
     batches = train(split, tokenizer, bad_images=bad, **settings)
+    usable = np.ones(2 * images, bool)
     for step, batch in enumerate(batches):
-        ids = order.batch_ids(step, seed=3, size=2 * images, batch_size=40)
+        ids = order.batch_ids(step, seed=3, size=2 * images, batch_size=size)
         for row, pair in enumerate(ids):
             if pair // 2 in (7, 11):
                 tried = order.replacement_ids(
-                    step, row, seed=3, size=2 * images, count=16
+                    step, row, seed=3, batch=ids, usable=usable
                 )
                 pair = next(i for i in tried if i // 2 not in (7, 11))
             assert batch["pair"][row] == pair
+        assert len(set(batch["pair"])) == size
         assert same([batch], [oracle(split, tokenizer, batch["pair"])])
     assert [Path(b.path).name for b in bad.entries] == ["11.jpg", "7.jpg"]
     assert "No such file" in bad.entries[0].reason
     assert "Truncated" in bad.entries[1].reason
-    # The same rows are replaced alike wherever they are read.
-    right = train(
-        split, tokenizer, process_index=1, process_count=2, start_step=2, **settings
-    )
-    assert same(right, [{k: v[20:] for k, v in b.items()} for b in batches[2:]])
+    # The same rows are replaced alike on any number of processes, from any step on.
+    for processes in (2, 4):
+        share = {**settings, "start_step": 1, "process_count": processes}
+        parts = [
+            train(split, tokenizer, process_index=p, **share) for p in range(processes)
+        ]
+        assert same(joined(parts), batches[1:])
 
 
 def test_more_than_one_percent_unreadable_is_an_error(
@@ -375,13 +383,41 @@ def test_an_unreadable_picture_ends_an_evaluation(tmp_path: Path) -> None:
         list(loader.gallery_batches(split, image_size=SIZE, batch_size=4))
 
 
+@pytest.mark.parametrize("cache", image_cache.CACHES)
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_each_picture_is_read_by_one_process_only(
+    split: Split, tokenizer: Tokenizer, processes: int, cache: str
+) -> None:
+    """A batch's pictures by the processes whose rows they are; a gallery's once."""
+    batches = [order.batch_ids(s, seed=3, size=28, batch_size=8) for s in range(9)]
+    share = 8 // processes
+    galleries = []
+    for p in range(processes):
+        source = _Memory(split)
+        counted = Split("train", split.images, split.pairs, source)
+        rows = {"process_index": p, "process_count": processes}
+        train(counted, tokenizer, cache=cache, stop_step=9, **rows)
+        own = np.concatenate([ids[p * share : (p + 1) * share] for ids in batches]) // 2
+        if cache == "none":
+            assert sorted(source.asked) == sorted(own)
+        else:
+            assert set(source.asked) == set(own)
+        source.asked.clear()
+        list(loader.gallery_batches(counted, image_size=SIZE, batch_size=8, **rows))
+        galleries.append(source.asked)
+    assert sorted(i for gallery in galleries for i in gallery) == list(range(14))
+    assert max(map(len, galleries)) <= 2 * share
+
+
 class _Memory:
     """An image source that holds the files' bytes, as TFDS shards do."""
 
     def __init__(self, split: Split) -> None:
         self._files = [Path(image.path).read_bytes() for image in split.images]
+        self.asked: list[int] = []
 
     def read(self, index: int) -> bytes:
+        self.asked.append(index)
         return self._files[index]
 
 

@@ -86,13 +86,31 @@ def test_identity_rounds_take_everyone_and_every_pair_in_time() -> None:
 
 
 def test_replacements_are_fixed_by_seed_step_and_position() -> None:
+    usable = np.ones(50, bool)
+    usable[40:] = False
+
     def draw(step: int, position: int, seed: int = 3) -> list[int]:
-        ids = order.replacement_ids(step, position, seed=seed, size=50, count=6)
-        return ids.tolist()
+        ids = np.array(shuffle(step, seed, size=50))
+        return order.replacement_ids(
+            step, position, seed=seed, batch=ids, usable=usable
+        ).tolist()
 
     assert draw(1, 2) == draw(1, 2)
     assert len({tuple(draw(s, p)) for s in range(5) for p in range(5)}) == 25
-    assert draw(1, 2, seed=4) != draw(1, 2) and set(draw(1, 2)) <= set(range(50))
+    assert draw(1, 2, seed=4) != draw(1, 2)
+
+
+def test_replacements_deal_out_what_is_outside_the_batch() -> None:
+    usable = np.arange(50) % 7 != 0
+    for step in range(10):
+        ids = shuffle(step, size=50)
+        dealt = [
+            order.replacement_ids(step, p, seed=1, batch=np.array(ids), usable=usable)
+            for p in range(5)
+        ]
+        outside = [i for i in range(50) if i % 7 and i not in ids]
+        assert sorted(np.concatenate(dealt)) == outside
+        assert max(map(len, dealt)) - min(map(len, dealt)) <= 1
 
 
 def test_what_cannot_be_ordered_says_both_numbers() -> None:
