@@ -21,8 +21,8 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from fmfa_jax.training import manifests
-from fmfa_jax.training.lifecycle import share
 from fmfa_jax.training.manifests import CorruptCheckpointError, Manifest
+from fmfa_jax.training.processes import share
 
 CORRUPT = "corrupt"
 _ITEM = "state"

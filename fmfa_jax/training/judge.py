@@ -10,6 +10,7 @@ import jax
 
 from fmfa_jax import evaluation, models, weights
 from fmfa_jax.training import build
+from fmfa_jax.training.processes import share
 from fmfa_jax.training.session import Session, save_model
 from fmfa_jax.training.sharding import replicated
 
@@ -17,9 +18,13 @@ LAST, BEST = "model_last.safetensors", "model_best.safetensors"
 
 
 def about(session: Session, name: str) -> dict[str, str]:
-    """What a weight file of the run says of itself; empty where there is none."""
-    path = session.workdir / name
-    return dict(weights.read_archive(path).metadata) if path.is_file() else {}
+    """What a weight file of the run says of itself; empty where there is none.
+
+    Process 0, which writes it, tells the others: they may look too early or too late.
+    """
+    path, writer = session.workdir / name, session.processes.index == 0
+    there = writer and path.is_file()
+    return share(dict(weights.read_archive(path).metadata) if there else {})
 
 
 def summary(metrics: evaluation.RetrievalMetrics) -> str:

@@ -1,172 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How processes of one run find each other, agree, stop together and never hang."""
+"""How a run ends: on a signal, on an error, or because it hangs; never half."""
 
 import faulthandler
-import importlib.util
-import json
 import os
 import signal
+import sys
 import threading
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
-from fmfa_jax.training.manifests import flatten
-
 STALLED_EXIT = 70
+FAILED_EXIT = 1
+
+CLOSE_SECONDS = 30
+"""A process that fails is given so long to finish the save that it has begun, ..."""
+
+EXIT_SECONDS = 3
+"""... and so long to leave together with others that fail alike."""
 
 
-@dataclass(frozen=True)
-class Processes:
-    """This process among all processes of the run."""
+def leave_with_the_others() -> None:
+    """Make an uncaught error end this process, one of several, in bounded time.
 
-    index: int
-    count: int
-    launcher: str
-
-
-def initialize_distributed(*, heartbeat_seconds: int = 100) -> Processes:
-    """Join the other processes of the run, if there are any.
-
-    Detected, in this order: COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID (under
-    Open MPI the latter two may be left out), SLURM (`srun` with several tasks), Open
-    MPI, a Cloud TPU. Otherwise nothing is done and the run has one process. Call it
-    before anything else uses JAX; a second call only reports.
-
-    Args:
-        heartbeat_seconds: a process silent for so long is dead and ends the run.
-
-    Raises:
-        ValueError: the environment announces processes but lacks a part.
+    Without it a process that fails waits for minutes, at its exit, for others that
+    wait for it. Where all fail alike they still leave in order. Call it once, after
+    the processes have found each other.
     """
-    launcher = detect_launcher(os.environ)
-    if launcher == "none" or jax.distributed.is_initialized():
-        return Processes(jax.process_index(), jax.process_count(), launcher)
-    explicit: dict[str, Any] = {}
-    if launcher == "environment":
-        explicit = explicit_processes(os.environ)
-    jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=heartbeat_seconds)
-    return Processes(jax.process_index(), jax.process_count(), launcher)
+    previous, who = sys.excepthook, _who()
+
+    def hook(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        previous(kind, error, trace)
+        _write(_farewell(who, error))
+        _end_within(EXIT_SECONDS, "")
+
+    sys.excepthook = hook
 
 
-def detect_launcher(environ: Mapping[str, str]) -> str:
-    """Return what started the run: environment | slurm | openmpi | tpu | none."""
-    if any(environ.get(name) for name in _EXPLICIT):
-        return "environment"
-    if "SLURM_STEP_NODELIST" in environ and _number(environ, _SLURM_TASKS) > 1:
-        return "slurm"
-    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
-        if "OMPI_MCA_orte_hnp_uri" not in environ:  # Open MPI 5 has dropped it
-            raise ValueError(
-                "Open MPI started several processes but names no coordinator: pass "
-                "one to all of them, mpirun -x COORDINATOR_ADDRESS=HOST:PORT ..."
-            )
-        return "openmpi"
-    return "tpu" if _on_tpu(environ) else "none"
+def _end_within(seconds: int | float, last_words: str) -> None:
+    """End this process after so long, with its stacks, if it has not left by itself."""
+
+    def end() -> None:
+        if last_words:
+            _write(f"\n{last_words}Not done within {seconds:g} s; all stacks follow.\n")
+            faulthandler.dump_traceback(file=2, all_threads=True)
+        os._exit(FAILED_EXIT)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
 
 
-def explicit_processes(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return jax.distributed.initialize's arguments from COORDINATOR_ADDRESS & co.
-
-    Raises:
-        ValueError: names the variables that are missing.
-    """
-    found = {
-        "COORDINATOR_ADDRESS": environ.get("COORDINATOR_ADDRESS"),
-        "NUM_PROCESSES": environ.get("NUM_PROCESSES")
-        or environ.get("OMPI_COMM_WORLD_SIZE"),
-        "PROCESS_ID": environ.get("PROCESS_ID") or environ.get("OMPI_COMM_WORLD_RANK"),
-    }
-    missing = [name for name, value in found.items() if not value]
-    if missing:
-        raise ValueError(
-            f"wanted {', '.join(found)} together, missing: {', '.join(missing)}; set "
-            "them in every process or unset all of them to run a single one"
-        )
-    return {
-        "coordinator_address": found["COORDINATOR_ADDRESS"],
-        "num_processes": int(found["NUM_PROCESSES"] or 0),
-        "process_id": int(found["PROCESS_ID"] or 0),
-    }
+def _farewell(who: str, error: BaseException) -> str:
+    return (
+        f"{who} ends: {type(error).__name__}: {error}\nThe others end, too. Where the "
+        "error speaks of a connection, a timeout or a peer, another process has ended "
+        "or hangs, and its output has the cause. The last checkpoint is intact; the "
+        "same command on all hosts resumes from it.\n"
+    )
 
 
-_EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
-_SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    return int(environ.get(name) or 0)
-
-
-def _on_tpu(environ: Mapping[str, str]) -> bool:
-    if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
-        return False
-    pod = ("MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
-    if any(environ.get(name) for name in pod):
-        return True
-    chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
-    return chips and importlib.util.find_spec("libtpu") is not None
-
-
-def gather(value: Any) -> list[Any]:
-    """Return every process's JSON `value`, in the order of the processes.
-
-    All processes must call it. With one process it is a JSON round trip.
-    """
-    text = json.dumps(value).encode()
-    if jax.process_count() == 1:
-        return [json.loads(text)]
-    sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
-    row = np.zeros(int(sizes.max()), np.uint8)
-    row[: len(text)] = np.frombuffer(text, np.uint8)
-    rows = np.asarray(multihost_utils.process_allgather(row))
-    return [
-        json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
-    ]
-
-
-def share(value: Any) -> Any:
-    """Return process 0's JSON `value` on every process; all must call it."""
-    return gather(value)[0]
-
-
-def agree(values: Mapping[str, Any]) -> None:
-    """Compare `values` over all processes; return only if they are the same.
-
-    Args:
-        values: JSON values, nested mappings allowed: configuration, fingerprint of
-            the data, version of the code.
-
-    Raises:
-        ValueError: on every process alike, naming each differing key, the values and
-            the processes that hold them.
-    """
-    found = [flatten(each) for each in gather(values)]
-    lines = []
-    for key in sorted(set().union(*found)):
-        holders: dict[str, list[int]] = {}
-        for index, each in enumerate(found):
-            text = json.dumps(each[key]) if key in each else "absent"
-            holders.setdefault(text, []).append(index)
-        if len(holders) > 1:
-            lines.append(f"  {key}: " + "; ".join(map(_holding, holders.items())))
-    if lines:
-        raise ValueError(
-            "the processes of this run disagree:\n" + "\n".join(lines) + "\nStart all "
-            "of them with the same command, data and code"
-        )
-
-
-def _holding(item: tuple[str, list[int]]) -> str:
-    text, indices = item
-    noun = "process" if len(indices) == 1 else "processes"
-    return f"{text} on {noun} {', '.join(map(str, indices))}"
+def _who() -> str:
+    return f"process {jax.process_index()} of {jax.process_count()}"
 
 
 class StopSignal:
@@ -242,12 +141,12 @@ class Watchdog:
         self._last = "the start"
         self._done = threading.Event()
         self._thread: threading.Thread | None = None
-        self._index = 0
+        self._who, self._peers = "", False
 
     def __enter__(self) -> "Watchdog":
+        # Asked now: JAX may not answer any more when it is needed.
+        self._who, self._peers = _who(), jax.process_count() > 1
         if self._seconds > 0:
-            # Asked now: JAX may not answer any more when it is needed.
-            self._index = jax.process_index()
             self._thread = threading.Thread(
                 target=self._watch, name="watchdog", daemon=True
             )
@@ -263,6 +162,10 @@ class Watchdog:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
+        if error is not None and self._peers:
+            # Closing the checkpoints waits for peers that may be gone.
+            limit = min(self._seconds or CLOSE_SECONDS, CLOSE_SECONDS)
+            _end_within(limit, _farewell(self._who, error))
 
     def beat(self, what: str) -> None:
         """Report progress; `what` ("step 12") is named if nothing follows."""
@@ -278,7 +181,7 @@ class Watchdog:
 
     def _end(self) -> None:
         _write(
-            f"\nwatchdog: process {self._index} has made no progress for "
+            f"\nwatchdog: {self._who} has made no progress for "
             f"{self._seconds:g} s; the last was {self._last}. A peer that died or "
             "hangs is the usual cause. All stacks follow; the last checkpoint is "
             "intact and the same command resumes from it.\n"

@@ -109,7 +109,9 @@ def prepare(session: Session, checkpoints: Checkpoints) -> Training:
     # What is computed twice to save memory is no progress.
     lean = replace(session, model=replace(session.model, remat="none"))
     progress = methods.make_method(lean, steps_per_epoch=plan.epoch).loss
-    interval = Interval(model_flops(progress, state, session.mesh))
+    count = model_flops(progress, state, session.mesh)
+    # Only process 0 writes the log; a trace more takes seconds.
+    interval = Interval(count if session.processes.index == 0 else lambda batch: 0)
     restored = checkpoints.restore_latest(state)
     state, start = (state, 0) if restored is None else restored
     return Training(plan, method, step, state, start, origin, interval)

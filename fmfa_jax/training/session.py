@@ -16,7 +16,13 @@ from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 from fmfa_jax import models, weights
 from fmfa_jax.training import build
 from fmfa_jax.training.environment import code_version
-from fmfa_jax.training.lifecycle import Processes, agree, initialize_distributed
+from fmfa_jax.training.processes import (
+    Processes,
+    agree,
+    check_shared,
+    initialize_distributed,
+    together,
+)
 from fmfa_jax.training.sharding import check_batch_size, make_mesh, replicated
 
 
@@ -59,17 +65,21 @@ def open_session(config: ConfigDict, workdir: str) -> Session:
             disagree.
         FileNotFoundError: the data set is not there; says what was looked for.
     """
-    build.validate(config)
-    if config.run.compilation_cache:
-        jax.config.update("jax_compilation_cache_dir", config.run.compilation_cache)
     processes = initialize_distributed()
-    mesh = make_mesh(fsdp=config.mesh.fsdp)
-    check_batch_size(config.train.batch_size, mesh, chunks=config.train.chunks)
-    check_batch_size(config.eval.batch_size, mesh)
-    data = build.dataset(config)
-    # Asked for now, because a missing split would only be told after the training.
-    for name in {build.chosen_on(config, data), "test"}:
-        data.evaluation_split(name)
+    if config.run.compilation_cache:
+        keep_programs(config.run.compilation_cache, processes)
+    with together("opening the run"):
+        build.validate(config)
+        mesh = make_mesh(fsdp=config.mesh.fsdp)
+        check_batch_size(config.train.batch_size, mesh, chunks=config.train.chunks)
+        check_batch_size(config.eval.batch_size, mesh)
+        data = build.dataset(config)
+        # Asked for now, because a missing split would only be told after the training.
+        for name in {build.chosen_on(config, data), "test"}:
+            data.evaluation_split(name)
+        tokenizer = open_tokenizer(config.data.tokenizer)
+        classes = len(data.train.identities)
+        model = build.model_config(config, tokenizer, classes=classes)
     agree(
         {
             "config": build.flat(config),
@@ -77,9 +87,23 @@ def open_session(config: ConfigDict, workdir: str) -> Session:
             "code": code_version(),
         }
     )
-    tokenizer = open_tokenizer(config.data.tokenizer)
-    model = build.model_config(config, tokenizer, classes=len(data.train.identities))
+    check_shared(Path(workdir))
     return Session(config, Path(workdir), processes, mesh, data, tokenizer, model)
+
+
+def keep_programs(folder: str, processes: Processes) -> None:
+    """Keep compiled programs in `folder`; call it before anything is compiled.
+
+    Process 0 writes and all read, but not on CPUs: there JAX looks for a program under
+    another name in each process. The first would load its own and wait for the others
+    to compile, and gloo waits for 30 s only; so several CPU processes go without.
+    """
+    if processes.count > 1 and jax.default_backend() == "cpu":
+        logging.warning("run.compilation_cache is not used by several CPU processes")
+        return
+    jax.config.update("jax_compilation_cache_dir", folder)
+    # Also the many small programs: to save a checkpoint takes about a hundred.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
@@ -89,6 +113,13 @@ def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         The nested dict, and a JSON record: the file's SHA-256, what was loaded,
         resized, ignored and newly initialised.
     """
+    with together("loading the first weights"):
+        params, origin = _first_params(session)
+    agree({"weights": origin.get("sha256", "")})
+    return params, origin
+
+
+def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
     init = session.config.init
     params = models.init_params(session.model, session.config.seed)
     if not init.path:

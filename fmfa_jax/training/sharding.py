@@ -20,7 +20,7 @@ def make_mesh(*, fsdp: int = 1, devices: list | None = None) -> Mesh:
     Raises:
         ValueError: `fsdp` does not divide the number of devices.
     """
-    devices = jax.devices() if devices is None else devices
+    devices = by_process(jax.devices() if devices is None else devices)
     if fsdp < 1 or len(devices) % fsdp:
         possible = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
         raise ValueError(
@@ -31,6 +31,16 @@ def make_mesh(*, fsdp: int = 1, devices: list | None = None) -> Mesh:
     # Auto axes: with jax.make_mesh's Explicit default the gradient of x @ w with a
     # batch-sharded x raises ShardingTypeError.
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def by_process(devices: list) -> list:
+    """Devices in the order of their processes, as the rows of a batch are.
+
+    A TPU slice numbers its devices by their place in it, not by host; then a row would
+    meet other random numbers than on one host, and a copy of the parameters (fsdp)
+    would spread over hosts without need.
+    """
+    return sorted(devices, key=lambda device: device.process_index)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, chunks: int = 1) -> None:

@@ -16,14 +16,16 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmfa_jax.training.checkpoints import CheckpointMismatchError, Checkpoints
-from fmfa_jax.training.lifecycle import (
-    StopSignal,
+from fmfa_jax.training.lifecycle import StopSignal
+from fmfa_jax.training.logs import RunLog
+from fmfa_jax.training.processes import (
     agree,
+    check_shared,
     gather,
     initialize_distributed,
     share,
+    together,
 )
-from fmfa_jax.training.logs import RunLog
 
 ROWS = 8
 
@@ -80,6 +82,13 @@ def saved_and_restored(folder):
     return {"step": step, "same": all(local), "said": said, "refused": refused}
 
 
+def half(index):
+    """What fails on process 1 alone."""
+    with together("opening the data"):
+        if index == 1:
+            raise OSError("no such disk")
+
+
 def main():
     """Do everything that needs two processes, once."""
     folder = Path(sys.argv[1])
@@ -93,12 +102,16 @@ def main():
         folder / "run", start_step=0, stop_step=1, pairs_per_step=1, tensorboard="none"
     ) as log:
         log.write_json(f"from_{me.index}.json", {})
+    check_shared(folder / "run")
+    own = folder / f"own-{me.index}"
     report = {
         "processes": [me.index, me.count, me.launcher],
         "gathered": gather(mine),
         "shared": share(mine),
         "agreed": message(lambda: agree(common), ValueError),
         "disagreed": message(lambda: agree(other), ValueError),
+        "half": message(lambda: half(me.index), (OSError, RuntimeError)),
+        "own": message(lambda: check_shared(own), ValueError),
         "checkpoints": saved_and_restored(folder / "checkpoints"),
         "stop": stop_step(me.index),
     }

@@ -2,6 +2,7 @@
 """The same training on 1, 2, 4 and 8 devices, replicated or sharded; one compile."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from fmfa_jax import losses, models
 from fmfa_jax.losses import association
 from fmfa_jax.training import sharding, supervised, weak
 from fmfa_jax.training.optimizer import make_optimizer
-from fmfa_jax.training.sharding import make_mesh, to_devices
+from fmfa_jax.training.sharding import by_process, make_mesh, to_devices
 from fmfa_jax.training.step import make_state, make_step
 
 ROWS, STEPS, PAIRS, VOCAB = 16, 5, 48, 80
@@ -144,3 +145,9 @@ def test_chunks_that_do_not_divide_are_refused():
         sharding.check_batch_size(24, mesh, chunks=4)
     with pytest.raises(ValueError, match="at least 1, got 0"):
         sharding.check_batch_size(24, mesh, chunks=0)
+
+
+def test_devices_come_process_by_process():
+    hosts = [0, 0, 1, 1, 0, 0, 1, 1]  # a 2 x 4 slice of two hosts, row by row
+    devices = [SimpleNamespace(id=i, process_index=p) for i, p in enumerate(hosts)]
+    assert [each.id for each in by_process(devices)] == [0, 1, 4, 5, 2, 3, 6, 7]

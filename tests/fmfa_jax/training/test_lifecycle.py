@@ -14,21 +14,21 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import yaml
 
 from fmfa_jax.training import environment as environment_module
 from fmfa_jax.training.checkpoints import Checkpoints
 from fmfa_jax.training.environment import code_version, environment
-from fmfa_jax.training.lifecycle import (
-    STALLED_EXIT,
+from fmfa_jax.training.lifecycle import STALLED_EXIT, StopSignal, Watchdog
+from fmfa_jax.training.processes import (
     Processes,
-    StopSignal,
-    Watchdog,
     agree,
     detect_launcher,
     explicit_processes,
     gather,
     initialize_distributed,
     share,
+    together,
 )
 
 ROOT = Path(__file__).parents[3]
@@ -138,6 +138,19 @@ def test_processes_that_disagree_are_told_what_about(peers):
         assert "batch" not in peer["disagreed"]
 
 
+def test_what_fails_on_one_process_is_told_on_all(peers):
+    failed = "opening the data failed on other processes:\n  process 1: OSError: "
+    assert [peer["half"] for peer in peers] == [f"{failed}no such disk", "no such disk"]
+
+
+def test_a_run_folder_that_is_not_shared_is_refused_on_all(peers, programs):
+    for peer in peers:
+        assert "process 1 does not see what process 0 writes into" in peer["own"]
+        assert "all hosts share" in peer["own"]
+    left = [path.name for path in programs["folder"].rglob(".seen-*")]
+    assert left == []
+
+
 def test_all_processes_stop_at_the_same_step(peers):
     steps = [peer["stop"][0] for peer in peers]
     assert steps[0] == steps[1] > 5
@@ -202,6 +215,8 @@ def test_one_process_agrees_with_itself():
     agree({"config": {"sizes": (1, 2)}})
     assert gather({"a": (1, 2)}) == [{"a": [1, 2]}]
     assert share("x") == "x"
+    with pytest.raises(OSError, match="gone"), together("reading"):
+        raise OSError("gone")
 
 
 def test_alone_nothing_is_initialized(monkeypatch):
@@ -226,6 +241,7 @@ MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
         (MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3"}, "openmpi"),
         (MPI | {"COORDINATOR_ADDRESS": "h:1"}, "environment"),
         (MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, "none"),
+        ({"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "none"),
         ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "tpu"),
         ({"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"}, "none"),
     ],
@@ -246,8 +262,51 @@ def test_explicit_processes_are_complete_or_refused():
     assert (
         explicit_processes(address | {"NUM_PROCESSES": "4", "PROCESS_ID": "3"}) == found
     )
+    local = address | MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}
+    assert explicit_processes(local) == found | {"local_device_ids": [1]}
+    several = local | {"JAX_LOCAL_DEVICE_IDS": "2,3"}
+    assert explicit_processes(several) == found | {"local_device_ids": [2, 3]}
+    pod = {"NUM_PROCESSES": "4", "JOB_COMPLETION_INDEX": "3"}
+    assert explicit_processes(address | pod) == found
     with pytest.raises(ValueError, match="missing: NUM_PROCESSES, PROCESS_ID"):
         explicit_processes(address)
+
+
+def launching(language):
+    """The blocks of a language in docs/launching.md."""
+    text = (ROOT / "docs" / "launching.md").read_text()
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
+
+
+def test_the_manifest_says_what_is_read():
+    service, job = yaml.safe_load_all(*launching("yaml"))
+    spec = job["spec"]
+    pod = spec["template"]["spec"]
+    (container,) = pod["containers"]
+    environ = {each["name"]: each["value"] for each in container["env"]}
+    first = f"{job['metadata']['name']}-0.{pod['subdomain']}"
+    assert spec["completionMode"] == "Indexed"
+    for index in range(spec["completions"]):
+        given = environ | {"JOB_COMPLETION_INDEX": str(index)}
+        assert detect_launcher(given) == "environment"
+        assert explicit_processes(given) == {
+            "coordinator_address": f"{first}:8476",
+            "num_processes": spec["parallelism"],
+            "process_id": index,
+        }
+    assert spec["completions"] == spec["parallelism"]
+    assert service["metadata"]["name"] == pod["subdomain"]
+    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
+    assert (ROOT / container["command"][1]).is_file()
+
+
+def test_the_scripts_of_the_recipes_are_well_formed():
+    blocks = launching("bash")
+    assert len(blocks) == 4
+    for block in blocks:
+        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
+        for config in re.findall(r"--config=(\S+)", block):
+            assert (ROOT / config).is_file()
 
 
 def test_the_environment_says_what_ran_where():
