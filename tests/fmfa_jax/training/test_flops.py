@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FLOPs counted from programs, against counts by hand and by XLA."""
+"""FLOPs counted from programs, against counts by hand, by XLA and by torch."""
 
 import types
 
@@ -7,9 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.extend.core import Primitive
 from jax.sharding import PartitionSpec
+from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.peers import fmfa
+from fmfa_jax import models
 from fmfa_jax.models.layers import Blocks
 from fmfa_jax.training.flops import count_flops, peak_flops
 from fmfa_jax.training.sharding import make_mesh
@@ -236,6 +240,40 @@ def test_a_tower_as_xla_counts_it(way):
     # XLA also counts norms, softmax and activations, which are little.
     assert counted < by_xla(slow, blocks, x) < 1.05 * counted
     assert by_xla(fast, blocks, x) < 0.7 * counted, "XLA counts a scan's body once"
+
+
+def by_torch(module, x, **options):
+    """Value and gradient of a module as torch's own counter sees it."""
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        module(x, **options).sum().backward()
+    return counter.get_total_flops()
+
+
+def test_a_tower_as_torch_counts_it():
+    with torch.device("meta"):
+        peer = fmfa.Transformer(128, 3)
+        rows = torch.zeros(2, 24, 128, requires_grad=True)
+    gradient = jax.value_and_grad(scanned, argnums=(0, 1))
+    counted = count_flops(gradient, tower(128, 3), shape(2, 24, 128))
+    assert counted == by_torch(peer, rows, mask="none")
+
+
+def test_an_image_tower_as_torch_counts_it():
+    """Its patches are a convolution there, and pixels need no gradient in either."""
+    config = models.ModelConfig(
+        **{**vars(models.PRESETS["demo"]), "classes": 5, "irr_layers": 1}
+    )
+    names = fmfa.Sizes.__dataclass_fields__
+    with torch.device("meta"):
+        peer = fmfa.ImageTower(fmfa.Sizes(**{n: getattr(config, n) for n in names}))
+        pixels = torch.zeros(2, 3, *config.image_size)
+
+    def summed(params, pixels):
+        return models.bind(config, params).encode_images(pixels).sum()
+
+    given = models.param_shapes(config), shape(2, *config.image_size, 3)
+    counted = count_flops(jax.value_and_grad(summed), *given)
+    assert counted == by_torch(peer, pixels)
 
 
 def fused(name, outputs):
