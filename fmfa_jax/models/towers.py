@@ -112,12 +112,12 @@ class TextTower(nnx.Module):
         """Token ids -> projected tokens in float32."""
         self._check(ids)
         dtype = compute_dtype(self.config.dtype, self.embedding[...])
-        x = (self.embedding[...][ids] + self.position[...]).astype(dtype)
+        x = (self.embedding[...][ids] + self.position[: ids.shape[1]]).astype(dtype)
         x = self.blocks(x, mask="causal", remat=self.config.remat)
         return project(self.ln_final(x), self.projection[...])
 
     def _check(self, ids: Int[Array, "b l"]) -> None:
-        if ids.shape[1] != self.config.context_length:
+        if ids.shape[1] > self.config.context_length:
             raise ValueError(
                 f"The text tower was built for {self.config.context_length} positions "
                 f"and got {ids.shape[1]}: tokenise to that length, or build the model "
