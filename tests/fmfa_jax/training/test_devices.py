@@ -75,8 +75,10 @@ def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
         loss, keys = weak.make_loss(config, WEAK, mesh), weak.BATCH_KEYS
         memory = weak.make_memory(config, WEAK, mesh, pairs=PAIRS)
 
+    # Ten times the paper's. Adam's first steps have the size of the rate whatever the
+    # gradient's, so at 1e-3 rounding grew tenfold a step (2e-7, then up to 2e-5).
     def rate(step):
-        return 1e-3
+        return 1e-4
 
     optimizer = make_optimizer(rate, groups="irra")
     state = make_state(models.init_params(config, 0), optimizer, mesh, memory)
@@ -93,8 +95,9 @@ def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
 
 
 def assert_same_params(got, want):
+    """To less than a hundredth of the 5e-4 that five steps move a parameter."""
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-5), got, want
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=4e-6), got, want
     )
 
 
@@ -105,7 +108,7 @@ def test_devices_and_chunks_agree(method, devices, chunks):
     want_scalars, want, _ = trained(method, 1)
     got_scalars, got, _ = trained(method, devices, chunks=chunks)
     for ours, theirs in zip(got_scalars, want_scalars, strict=True):
-        for name in theirs.keys() - {"grad_norm"}:
+        for name in theirs:
             np.testing.assert_allclose(
                 ours[name], theirs[name], rtol=1e-5, atol=1e-5, err_msg=name
             )
