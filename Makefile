@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-hosts bench lint clean
+.PHONY: demo test bench lint clean
 
 # The stamps hold the installed state: nothing is installed twice.
 .venv/product: requirements.lock
@@ -25,12 +25,10 @@ lint: .venv/dev
 
 HOSTS := tests/fmfa_jax/training/test_hosts.py
 
+# Up to four real processes, which wait for each other for 30 s at most, have the
+# machine to themselves.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --ignore=$(HOSTS)
-
-# Up to four real processes, which wait for each other for 30 s at most: not beside
-# other work.
-test-hosts: .venv/dev
 	$(BIN)/python -m pytest $(HOSTS)
 
 bench: .venv/dev

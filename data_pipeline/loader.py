@@ -82,8 +82,7 @@ def train_batches(
         per_identity: K.
         cache: of decoded pictures: "none", "memory" or "disk".
         cache_dir: where the disk cache lies; None for the temporary folder.
-        caption_buckets: lengths below `context_length`; the tokens of a batch are cut
-            to the smallest that holds its longest caption, on all processes alike.
+        caption_buckets: lengths below l; a batch is cut to the smallest that fits.
 
     Raises:
         ValueError: at once, where the settings do not fit the data or each other.

@@ -29,14 +29,14 @@ STEPS, BATCH, IDENTITIES = 5, 16, 8
 
 # Two steps an epoch: the weak method mines from its third step on. An eps far above
 # the gradients' rounding, as the real configs have it: a key's bias has a gradient of
-# exactly 0, and Adam with a small one would make whole steps of its noise. At a rate
-# of 1e-3 rounding grew tenfold a step.
+# exactly 0, and Adam with a small one would make whole steps of its noise. The rate is
+# the paper's: at 1e-3 rounding grew tenfold a step.
 SETTINGS = {
     "data.options.identities": IDENTITIES,
     "train.batch_size": BATCH,
     "train.epochs": 3,
     "train.stop_step": STEPS,
-    "optimizer.lr": 1e-4,
+    "optimizer.lr": 1e-5,
     "optimizer.eps": 1e-3,
     "checkpoint.every_steps": STEPS,
     "data.caption_buckets": (),

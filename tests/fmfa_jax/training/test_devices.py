@@ -63,6 +63,14 @@ def batches():
         }
 
 
+@pytest.fixture(scope="module", autouse=True)
+def quick_compiles():
+    """Half the time to compile, which is nearly all of it here."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @functools.cache
 def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
     """Scalars of five steps and the last parameters, as NumPy."""
@@ -75,10 +83,10 @@ def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
         loss, keys = weak.make_loss(config, WEAK, mesh), weak.BATCH_KEYS
         memory = weak.make_memory(config, WEAK, mesh, pairs=PAIRS)
 
-    # Ten times the paper's. Adam's first steps have the size of the rate whatever the
-    # gradient's, so at 1e-3 rounding grew tenfold a step (2e-7, then up to 2e-5).
+    # The paper's. Adam's first steps have the size of the rate whatever the gradient's,
+    # so at 1e-3 rounding grew tenfold a step (2e-7, then up to 2e-5).
     def rate(step):
-        return 1e-4
+        return 1e-5
 
     optimizer = make_optimizer(rate, groups="irra")
     state = make_state(models.init_params(config, 0), optimizer, mesh, memory)
@@ -95,9 +103,9 @@ def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
 
 
 def assert_same_params(got, want):
-    """To less than a hundredth of the 5e-4 that five steps move a parameter."""
+    """Closely: five steps move a parameter by 5e-5."""
     jax.tree.map(
-        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=4e-6), got, want
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), got, want
     )
 
 

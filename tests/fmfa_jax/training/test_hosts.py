@@ -185,7 +185,7 @@ def rows(run: Path) -> list[dict]:
 
 
 def assert_same_run(got: Path, want: Path) -> None:
-    """The same losses at the same steps, and the same parameters, to 1e-5."""
+    """The same losses to 1e-5; parameters to 1e-6 (five steps move them by 4e-5)."""
     ours, theirs = rows(got), rows(want)
     assert [row["step"] for row in ours] == list(range(1, STEPS + 1))
     for a, b in zip(ours, theirs, strict=True):
@@ -197,7 +197,7 @@ def assert_same_run(got: Path, want: Path) -> None:
     assert ours.keys() == theirs.keys()
     for name in theirs:
         np.testing.assert_allclose(
-            ours[name], theirs[name], rtol=0, atol=1e-5, err_msg=name
+            ours[name], theirs[name], rtol=0, atol=1e-6, err_msg=name
         )
 
 
