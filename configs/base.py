@@ -67,7 +67,8 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.loss.scale = 50.0  # 1 / tau
     c.loss.a_sdm_weight = "official"  # official | paper | plus
     c.loss.a_sdm_alpha = 0.1  # strength of that weight
-    c.loss.efa_rule = "official"  # official | plus
+    c.loss.efa_rule = "official"  # official | plus (without padding, by person)
+    c.loss.mlm_rule = "official"  # official | plus (padding is not looked at)
     c.loss.itc_positives = "pair"  # pair | person (same identity counts as a match)
 
     c.weak = ConfigDict()  # the weak method; as it stands: its official code
@@ -170,6 +171,7 @@ def with_preset(
         config.loss.a_sdm_weight = "plus"
         config.loss.a_sdm_alpha = 2.0
         config.loss.efa_rule = "plus"
+        config.loss.mlm_rule = "plus"
         config.optimizer.groups = "irra"
     if preset.endswith("plus"):
         # Padding takes no part in any loss there, so that it need not be computed.

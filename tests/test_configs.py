@@ -49,7 +49,7 @@ def test_the_presets_differ_where_they_say():
     assert (official.loss.a_sdm_weight, official.loss.a_sdm_alpha) == ("official", 0.1)
     assert (paper.loss.a_sdm_weight, paper.loss.a_sdm_alpha) == ("paper", 10.0)
     assert get("rstp", "paper").loss.a_sdm_alpha == 1.0
-    assert plus.loss.efa_rule == "plus"
+    assert (plus.loss.efa_rule, plus.loss.mlm_rule) == ("plus", "plus")
     assert get("icfg", "paper").train.epochs == 100
     assert get("cuhk", "weak-paper").weak.itc_reduction == "sum"
     assert get("rstp", "weak").train.epochs == 16
@@ -73,6 +73,15 @@ def test_a_config_without_a_loss_is_refused():
         for loss in config.losses:
             config.losses[loss] = 0.0
     with pytest.raises(ValueError, match="at least one loss"):
+        build.validate(config)
+
+
+@pytest.mark.parametrize("name", ["efa", "mlm"])
+def test_cutting_padding_that_a_released_loss_counts_is_refused(name):
+    config = get("cuhk", "plus").copy_and_resolve_references()
+    with config.unlocked():
+        config.loss[f"{name}_rule"] = "official"
+    with pytest.raises(ValueError, match=f"wanted loss.{name}_rule=plus or no buckets"):
         build.validate(config)
 
 

@@ -99,6 +99,7 @@ class FMFA(nnx.Module):
         image_tokens: Float[Array, "b n d"],
         labels: Int[Array, "b l"],
         capacity: int,
+        lengths: Int[Array, " b"] | None = None,
     ) -> MaskedLogits:
         """Guess the masked words of captions from the words left and the picture.
 
@@ -108,13 +109,17 @@ class FMFA(nnx.Module):
             labels: the original id of each masked position, 0 elsewhere.
             capacity: labelled positions that are scored per caption; the first ones
                 are taken and the others counted in `dropped`.
+            lengths: of the captions, whose padding is then not looked at; None: it is,
+                as in the official code.
         """
         if not self.config.irr_layers:
             raise ValueError(
                 "This model has no interaction encoder: it was built with "
                 "irr_layers=0. Set irr_layers (4 in the paper), or drop the mlm loss."
             )
-        return self.irr(text_tokens, image_tokens, labels, capacity=capacity)
+        return self.irr(
+            text_tokens, image_tokens, labels, capacity=capacity, lengths=lengths
+        )
 
 
 def init_params(config: ModelConfig, seed: int | Array = 0) -> dict[str, Any]:

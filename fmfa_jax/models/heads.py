@@ -101,13 +101,14 @@ class InteractionEncoder(nnx.Module):
         labels: Int[Array, "b l"],
         *,
         capacity: int,
+        lengths: Int[Array, " b"] | None = None,
     ) -> MaskedLogits:
         """Logits of the labelled rows; see `FMFA.masked_logits`."""
         dtype = compute_dtype(self.config.dtype, self.ln_text.scale[...])
         text = self.ln_text(text_tokens.astype(dtype))
         image = self.ln_image(image_tokens.astype(dtype))
         x = self.cross_attention.cross(text, image)
-        x = self.blocks(x, mask="none", remat=self.config.remat)
+        x = self.blocks(x, mask="none", remat=self.config.remat, lengths=lengths)
         rows = labelled_rows(labels, capacity=capacity)
         # Everything from here on is per position, so the others can go: 85 % of the
         # vocabulary projection would be for rows without a label.

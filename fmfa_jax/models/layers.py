@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, DTypeLike, Float
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from fmfa_jax.models.config import HEAD_WIDTH
 
@@ -135,6 +135,7 @@ def attend(
     value: Float[Array, "b s w"],
     *,
     mask: str,
+    lengths: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b t w"]:
     """Multi-head scaled dot-product attention with heads of 64.
 
@@ -143,18 +144,23 @@ def attend(
         key: one row per position that is looked at.
         value: what those positions hold.
         mask: "none", or "causal" for positions that see only themselves and the past.
+        lengths: of each row's keys, at least 1; those beyond are not looked at. None:
+            all are.
     """
     if _has_fused_attention(query.dtype):
         heads = [x.reshape(*x.shape[:2], -1, HEAD_WIDTH) for x in (query, key, value)]
         mixed = jax.nn.dot_product_attention(
-            *heads, is_causal=mask == "causal", implementation="cudnn"
+            *heads,
+            is_causal=mask == "causal",
+            key_value_seq_lengths=lengths,
+            implementation="cudnn",
         )
         return mixed.reshape(query.shape)
     heads = [
         x.reshape(*x.shape[:2], -1, HEAD_WIDTH).swapaxes(1, 2)
         for x in (query, key, value)
     ]
-    return softmax_mix(*heads, mask).swapaxes(1, 2).reshape(query.shape)
+    return softmax_mix(*heads, lengths, mask).swapaxes(1, 2).reshape(query.shape)
 
 
 def _has_fused_attention(dtype: DTypeLike) -> bool:
@@ -162,29 +168,33 @@ def _has_fused_attention(dtype: DTypeLike) -> bool:
     return dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def softmax_mix(
     query: Float[Array, "b h t c"],
     key: Float[Array, "b h s c"],
     value: Float[Array, "b h s c"],
+    lengths: Int[Array, " b"] | None,
     mask: str,
 ) -> Float[Array, "b h t c"]:
-    """`softmax(query key^T / sqrt(c)) value` of each head; `mask` as in `attend`.
+    """`softmax(query key^T / sqrt(c)) value` of each head; masks as in `attend`.
 
     The gradient is written out for the sake of the order of axes: every product of
     `jax.nn.dot_product_attention` that meets the [t,s] scores turns them round first,
     which on a CPU takes as long as the product. And as in `project`, bfloat16 operands
     meet bfloat16 operands.
     """
-    return _mix_forward(query, key, value, mask)[0]
+    return _mix_forward(query, key, value, lengths, mask)[0]
 
 
 def _mix_forward(
-    query: Array, key: Array, value: Array, mask: str
+    query: Array, key: Array, value: Array, lengths: Array | None, mask: str
 ) -> tuple[Array, tuple[Array, ...]]:
     scores = _product(query * HEAD_WIDTH**-0.5, key, (3, 3))
     if mask == "causal":
         seen = jnp.tri(*scores.shape[2:], dtype=bool)
+        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
+    if lengths is not None:
+        seen = jnp.arange(scores.shape[3]) < lengths[:, None, None, None]
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     shares = checkpoint_name(shares, PRODUCT)
@@ -195,7 +205,7 @@ def _mix_forward(
 
 def _mix_backward(
     mask: str, kept: tuple[Array, ...], cotangent: Array
-) -> tuple[Array, Array, Array]:
+) -> tuple[Array | None, ...]:
     del mask  # What was hidden has no share, and so no gradient.
     query, key, value, shares, mixed = kept
     wide = at_least_float32(value.dtype)
@@ -208,7 +218,7 @@ def _mix_backward(
         _product(scores, query, (2, 2)),
         _product(shares, cotangent, (2, 2)),
     )
-    return tuple(gradient.astype(value.dtype) for gradient in gradients)
+    return *(gradient.astype(value.dtype) for gradient in gradients), None
 
 
 softmax_mix.defvjp(_mix_forward, _mix_backward)
@@ -238,10 +248,16 @@ class Attention(nnx.Module):
         self.qkv = Linear(width, 3 * width, std=width**-0.5, stack=stack)
         self.out = Linear(width, width, std=out_std, stack=stack)
 
-    def __call__(self, x: Float[Array, "b t w"], *, mask: str) -> Float[Array, "b t w"]:
-        """Self-attention over the rows of x; `mask` as in `attend`."""
+    def __call__(
+        self,
+        x: Float[Array, "b t w"],
+        *,
+        mask: str,
+        lengths: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b t w"]:
+        """Self-attention over the rows of x; masks as in `attend`."""
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
-        return self.out(attend(query, key, value, mask=mask))
+        return self.out(attend(query, key, value, mask=mask, lengths=lengths))
 
     def cross(
         self, x: Float[Array, "b t w"], context: Float[Array, "b s w"]
@@ -291,12 +307,17 @@ class Blocks(nnx.Module):
         self.mlp = Mlp(width, out_std=out_std, stack=stack)
 
     def __call__(
-        self, x: Float[Array, "b t w"], *, mask: str, remat: str
+        self,
+        x: Float[Array, "b t w"],
+        *,
+        mask: str,
+        remat: str,
+        lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
-        """Run all blocks; `mask` as in `attend`, `remat` as in `ModelConfig`."""
+        """Run all blocks; masks as in `attend`, `remat` as in `ModelConfig`."""
 
         def body(x: Array, block: "Blocks") -> tuple[Array, None]:
-            return block.one(x, mask=mask), None
+            return block.one(x, mask=mask, lengths=lengths), None
 
         if remat != "none":
             policy = _keeps_products if remat == "elementwise" else None
@@ -305,7 +326,13 @@ class Blocks(nnx.Module):
         x, _ = lax.scan(body, x, self)
         return x
 
-    def one(self, x: Float[Array, "b t w"], *, mask: str) -> Float[Array, "b t w"]:
+    def one(
+        self,
+        x: Float[Array, "b t w"],
+        *,
+        mask: str,
+        lengths: Int[Array, " b"] | None = None,
+    ) -> Float[Array, "b t w"]:
         """One block; its parameters must have lost their leading axis."""
-        x = x + self.attention(self.ln_1(x), mask=mask)
+        x = x + self.attention(self.ln_1(x), mask=mask, lengths=lengths)
         return x + self.mlp(self.ln_2(x))

@@ -37,6 +37,7 @@ CHOICES = {
     "model.remat": models.config.REMATS,
     "loss.a_sdm_weight": ("none", "official", "paper", "plus"),
     "loss.efa_rule": ("official", "plus"),
+    "loss.mlm_rule": ("official", "plus"),
     "loss.itc_positives": ("pair", "person"),
     "weak.rows": ("all", "batch"),
     "weak.exclude": ("rank0", "self"),
@@ -91,12 +92,13 @@ def validate(config: ConfigDict) -> None:
             raise ValueError(unknown(f"config.{key}", str(value), known))
     if not any(config.losses.values()):
         raise ValueError("all weights in config.losses are 0; wanted at least one loss")
-    released_efa = config.losses.get("efa") and config.loss.efa_rule == "official"
-    if config.data.caption_buckets and released_efa:
-        raise ValueError(
-            f"data.caption_buckets={config.data.caption_buckets} cuts padding off, "
-            "which the released EFA counts: wanted loss.efa_rule=plus or no buckets"
-        )
+    for name in ("efa", "mlm") if config.data.caption_buckets else ():
+        if config.losses.get(name) and config.loss[f"{name}_rule"] == "official":
+            raise ValueError(
+                f"data.caption_buckets={config.data.caption_buckets} cuts padding off, "
+                f"which the released {name} counts: wanted loss.{name}_rule=plus or no "
+                "buckets"
+            )
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
@@ -153,6 +155,7 @@ def recipe(config: ConfigDict) -> Recipe:
             itc_positives=c.itc_positives,
         ),
         mask_rate=config.mask.rate,
+        mlm_rule=c.mlm_rule,
         mask_all_captions=config.mask.all_captions,
         augmentation=Augmentation(**config.augment.to_dict()),
     )

@@ -35,6 +35,8 @@ class Recipe:
         weights: loss name -> weight; 0 is not computed.
         options: passed to `losses.objective`.
         mask_rate: share of the ordinary tokens hidden for mlm.
+        mlm_rule: "official", whose interaction encoder looks at padding, too | "plus",
+            where it does not.
         mask_all_captions: the other losses see the masked captions too, as in the
             official code, whose loader edits captions in place. One text pass then
             serves all of them; otherwise there are two.
@@ -44,6 +46,7 @@ class Recipe:
     weights: Mapping[str, float]
     options: losses.Options = field(default_factory=losses.Options)
     mask_rate: float = 0.15
+    mlm_rule: str = "official"
     mask_all_captions: bool = True
     augmentation: Augmentation = field(default_factory=Augmentation)
 
@@ -82,7 +85,10 @@ def make_loss(config: models.ModelConfig, recipe: Recipe) -> Loss:
                 hidden = model.encode_texts(masked)
             capacity = mask_capacity(config.context_length, recipe.mask_rate)
             capacity = min(capacity, tokens.shape[1])
-            mlm = model.masked_logits(hidden, image_tokens, labels, capacity)
+            lengths = None
+            if recipe.mlm_rule == "plus":
+                lengths = tokens.argmax(axis=1) + 1  # the end has the largest id
+            mlm = model.masked_logits(hidden, image_tokens, labels, capacity, lengths)
             features["masked_losses"] = losses.token_losses(mlm.logits, mlm.labels)
             notes |= {"masked_labels": mlm.labels, "dropped": mlm.dropped}
         return features, notes

@@ -55,6 +55,23 @@ def test_gathering_first_gives_the_same_logits(tiny, tiny_params):
     assert not few.dropped.any()
 
 
+def test_hidden_padding_gives_the_logits_of_the_cut_caption(tiny, tiny_params):
+    rng = np.random.default_rng(0)
+    text = jnp.float32(rng.normal(size=(2, tiny.context_length, tiny.embed_dim)))
+    image = jnp.float32(rng.normal(size=(2, tiny.image_tokens, tiny.embed_dim)))
+    labels = np.zeros((2, tiny.context_length), np.int32)
+    labels[0, 2], labels[1, 3] = 11, 12
+    labels = jnp.asarray(labels)
+    lengths = jnp.asarray([5, tiny.context_length])
+    model = models.bind(tiny, tiny_params)
+    whole = model.masked_logits(text, image, labels, 1, lengths).logits
+    cut = model.masked_logits(text[:1, :5], image[:1], labels[:1, :5], 1).logits
+    np.testing.assert_allclose(whole[:1], cut, atol=1e-5)
+    looked_at = model.masked_logits(text, image, labels, 1).logits
+    np.testing.assert_allclose(whole[1], looked_at[1], atol=1e-5)
+    assert abs(whole[0] - looked_at[0]).max() > 1e-3
+
+
 def test_identity_logits_are_one_linear_layer(tiny, tiny_params):
     features = np.random.default_rng(0).normal(size=(3, tiny.embed_dim))
     features = jnp.float32(features)

@@ -135,25 +135,33 @@ def test_fused_attention_is_for_half_precision_on_a_gpu(monkeypatch):
     assert not layers._has_fused_attention(jnp.bfloat16)
 
 
-def jax_attention(query, key, value, mask):
+def jax_attention(query, key, value, mask, lengths):
     """JAX's own, with the axes that `softmax_mix` has."""
     heads = [x.swapaxes(1, 2) for x in (query, key, value)]
-    causal = mask == "causal"
-    return jax.nn.dot_product_attention(*heads, is_causal=causal).swapaxes(1, 2)
+    mixed = jax.nn.dot_product_attention(
+        *heads, is_causal=mask == "causal", key_value_seq_lengths=lengths
+    )
+    return mixed.swapaxes(1, 2)
 
 
+@pytest.mark.parametrize("lengths", [None, (1, 4)])
 @pytest.mark.parametrize("mask", ["none", "causal"])
 @pytest.mark.parametrize(
     ("dtype", "tolerance"), [("float32", 1e-5), ("bfloat16", 0.02)]
 )
-def test_attention_and_its_gradients_equal_those_of_jax(mask, dtype, tolerance):
+def test_attention_and_its_gradients_equal_those_of_jax(
+    mask, dtype, tolerance, lengths
+):
     sources = 6 if mask == "causal" else 7
     query, cotangent = draw(0, 2, 3, 6, 64), draw(3, 2, 3, 6, 64)
     key, value = draw(1, 2, 3, sources, 64), draw(2, 2, 3, sources, 64)
     given = [x.astype(dtype) for x in (query, key, value, cotangent)]
-    found, pull = jax.vjp(lambda *x: layers.softmax_mix(*x, mask), *given[:3])
+    if lengths:
+        lengths = jnp.asarray(lengths)
+    found, pull = jax.vjp(lambda *x: layers.softmax_mix(*x, lengths, mask), *given[:3])
     wanted, reference = jax.vjp(
-        lambda *x: jax_attention(*x, mask), *(x.astype(jnp.float32) for x in given[:3])
+        lambda *x: jax_attention(*x, mask, lengths),
+        *(x.astype(jnp.float32) for x in given[:3]),
     )
     results = found, *pull(given[3])
     for ours, theirs in zip(
@@ -166,6 +174,6 @@ def test_attention_and_its_gradients_equal_those_of_jax(mask, dtype, tolerance):
 
 def test_attention_of_large_scores_stays_finite():
     query = 1e3 * draw(0, 1, 1, 4, 64)
-    found, pull = jax.vjp(lambda x: layers.softmax_mix(x, x, x, "causal"), query)
+    found, pull = jax.vjp(lambda x: layers.softmax_mix(x, x, x, None, "causal"), query)
     assert jnp.isfinite(found).all()
     assert all(jnp.isfinite(x).all() for x in pull(jnp.ones_like(found)))

@@ -32,6 +32,7 @@ HEADS = models.ModelConfig(**{**vars(TOWERS), "classes": 6, "irr_layers": 1})
 FMFA = supervised.Recipe(
     weights={"a_sdm": 1.0, "id": 1.0, "mlm": 1.0, "efa": 1.0},
     options=losses.Options(a_sdm_weight="plus", efa_rule="plus"),
+    mlm_rule="plus",
     augmentation=supervised.Augmentation(pad=2),
 )
 WEAK = weak.WeakRecipe(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from data_pipeline.captions import Captions
 from fmfa_jax.training import build, loop
 from fmfa_jax.training.checkpoints import CheckpointMismatchError
 from tests.tiny_run import tiny_config, train_until_killed
@@ -90,11 +91,19 @@ def assert_same_start(run: Path, whole: Path, steps: int):
             np.testing.assert_allclose(ours[name], theirs[name], rtol=1e-5)
 
 
-def test_captions_cut_to_their_batch_give_the_same_run(folder, whole):
-    run = folder / "cut"
-    config = tiny_config(folder, train__stop_step=3, data__caption_buckets=(28, 40))
-    loop.train(config, str(run))
-    assert_same_start(run, whole, steps=3)
+def test_captions_cut_to_their_batch_give_the_same_run(folder, whole, monkeypatch):
+    lengths, cut = [], Captions.cut
+
+    def watched(self, pairs):
+        lengths.append(cut(self, pairs))
+        return lengths[-1]
+
+    monkeypatch.setattr(Captions, "cut", watched)
+    config = tiny_config(folder, train__stop_step=3, data__caption_buckets=(52, 54))
+    loop.train(config, str(folder / "cut"))
+    assert len(set(lengths)) == 2, "two programs"
+    assert max(lengths) < config.model.context_length, lengths
+    assert_same_start(folder / "cut", whole, steps=3)
 
 
 def test_less_memory_gives_the_same_run_and_the_same_model_flops(folder, whole):
