@@ -38,7 +38,8 @@ def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys)
     counts = {train_step.OURS: work, train_step.PEER: {"flops": 6e9}}
     gaps = train_step.apart(None, runs, runs)
     options = argparse.Namespace(model="demo", layers=None, batch=2)
-    train_step.report({"runs": runs, "counts": counts, "apart": gaps}, options)
+    found = {"counts": counts, "compiled": [5.0], "runs": runs, "apart": gaps}
+    train_step.report(found, options)
     _, rows = table(capsys.readouterr().out)
     ours, torch = rows["ours float32"], rows["torch float32"]
     assert (ours["losses"], torch["losses"]) == ("5e-02 FAR", "0e+00")
