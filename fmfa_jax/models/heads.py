@@ -17,6 +17,7 @@ from fmfa_jax.models.layers import (
     Blocks,
     LayerNorm,
     Linear,
+    at_least_float32,
     compute_dtype,
     quick_gelu,
 )
@@ -107,13 +108,13 @@ class InteractionEncoder(nnx.Module):
         dtype = compute_dtype(self.config.dtype, self.ln_text.scale[...])
         text = self.ln_text(text_tokens.astype(dtype))
         image = self.ln_image(image_tokens.astype(dtype))
-        x = self.cross_attention.cross(text, image)
-        x = self.blocks(x, mask="none", remat=self.config.remat, lengths=lengths)
+        x = self.cross_attention.cross(text, image).astype(at_least_float32(dtype))
+        x = self.blocks(x, dtype, mask="none", remat=self.config.remat, lengths=lengths)
         rows = labelled_rows(labels, capacity=capacity)
         # Everything from here on is per position, so the others can go: 85 % of the
         # vocabulary projection would be for rows without a label.
         x = jnp.take_along_axis(x, rows.position[..., None], axis=1)
-        logits = self.head(self.ln_post(x))
+        logits = self.head(self.ln_post(x).astype(dtype))
         return MaskedLogits(logits, rows.labels, rows.dropped)
 
 

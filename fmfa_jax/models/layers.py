@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layers that both towers and the interaction encoder are made of.
 
-A layer computes in the dtype of its input: whoever enters a tower casts once. What
-must not lose digits (norms, softmax, accumulation, weight gradients) is at least
-float32 whatever comes in.
+A layer computes in the dtype of its input. What must not lose digits (the sums that
+blocks add to, norms, softmax, accumulation, weight gradients) is at least float32
+whatever comes in.
 """
 
 import functools
@@ -309,15 +309,24 @@ class Blocks(nnx.Module):
     def __call__(
         self,
         x: Float[Array, "b t w"],
+        dtype: DTypeLike,
         *,
         mask: str,
         remat: str,
         lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
-        """Run all blocks; masks as in `attend`, `remat` as in `ModelConfig`."""
+        """Run all blocks.
+
+        Args:
+            x: what the blocks add to; it stays as wide as it comes, float32 or more.
+            dtype: what they compute in.
+            mask: as in `attend`.
+            remat: as in `ModelConfig`.
+            lengths: as in `attend`.
+        """
 
         def body(x: Array, block: "Blocks") -> tuple[Array, None]:
-            return block.one(x, mask=mask, lengths=lengths), None
+            return block.one(x, dtype, mask=mask, lengths=lengths), None
 
         if remat != "none":
             policy = _keeps_products if remat == "elementwise" else None
@@ -329,10 +338,11 @@ class Blocks(nnx.Module):
     def one(
         self,
         x: Float[Array, "b t w"],
+        dtype: DTypeLike,
         *,
         mask: str,
         lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
         """One block; its parameters must have lost their leading axis."""
-        x = x + self.attention(self.ln_1(x), mask=mask, lengths=lengths)
-        return x + self.mlp(self.ln_2(x))
+        x = x + self.attention(self.ln_1(x).astype(dtype), mask=mask, lengths=lengths)
+        return x + self.mlp(self.ln_2(x).astype(dtype))

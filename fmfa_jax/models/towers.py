@@ -8,7 +8,7 @@ tokens, since the fine-grained losses need patches and words.
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, DTypeLike, Float, Int
 
 from fmfa_jax.models.config import ModelConfig
 from fmfa_jax.models.layers import (
@@ -63,22 +63,23 @@ class ImageTower(nnx.Module):
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """Normalised pictures -> projected tokens in float32, the class token first."""
         self._check(pixels)
-        x = self._embed(pixels)
-        x = self.blocks(self.ln_pre(x), mask="none", remat=self.config.remat)
-        return project(self.ln_post(x), self.projection[...])
+        dtype = compute_dtype(self.config.dtype, self.patch.kernel[...])
+        x = self.ln_pre(self._embed(pixels, dtype))
+        x = self.blocks(x, dtype, mask="none", remat=self.config.remat)
+        return project(self.ln_post(x).astype(dtype), self.projection[...])
 
-    def _embed(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n e"]:
-        """Class token and patches, with their positions, in the compute dtype."""
+    def _embed(
+        self, pixels: Float[Array, "b h w 3"], dtype: DTypeLike
+    ) -> Float[Array, "b n e"]:
+        """Class token and patches, with their positions, in at least float32."""
         config, kernel = self.config, self.patch.kernel[...]
-        dtype = compute_dtype(config.dtype, kernel)
         cut = patches_of(pixels.astype(dtype), patch=config.patch, stride=config.stride)
         patches = project(cut, kernel.reshape(-1, config.image_width))
         first = jnp.broadcast_to(
             self.class_token[...].astype(patches.dtype),
             (patches.shape[0], 1, patches.shape[2]),
         )
-        x = jnp.concatenate([first, patches], axis=1) + self.position[...]
-        return x.astype(dtype)
+        return jnp.concatenate([first, patches], axis=1) + self.position[...]
 
     def _check(self, pixels: Float[Array, "b h w 3"]) -> None:
         if pixels.shape[1:3] != self.config.image_size:
@@ -112,9 +113,9 @@ class TextTower(nnx.Module):
         """Token ids -> projected tokens in float32."""
         self._check(ids)
         dtype = compute_dtype(self.config.dtype, self.embedding[...])
-        x = (self.embedding[...][ids] + self.position[: ids.shape[1]]).astype(dtype)
-        x = self.blocks(x, mask="causal", remat=self.config.remat)
-        return project(self.ln_final(x), self.projection[...])
+        x = self.embedding[...][ids] + self.position[: ids.shape[1]]
+        x = self.blocks(x, dtype, mask="causal", remat=self.config.remat)
+        return project(self.ln_final(x).astype(dtype), self.projection[...])
 
     def _check(self, ids: Int[Array, "b l"]) -> None:
         if ids.shape[1] > self.config.context_length:

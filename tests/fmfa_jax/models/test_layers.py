@@ -28,7 +28,7 @@ def unrolled(blocks, x, *, mask):
     """Slow oracle of the scan: a loop over the layers' own parameters."""
     for layer in range(blocks.ln_1.scale[...].shape[0]):
         one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], blocks)
-        x = one.one(x, mask=mask)
+        x = one.one(x, x.dtype, mask=mask)
     return x
 
 
@@ -54,7 +54,7 @@ def loop(blocks):
 @pytest.mark.parametrize("remat", ["none", "elementwise", "full"])
 def test_scanned_blocks_equal_a_loop_in_value_and_gradient(blocks, loop, remat):
     def scan(blocks, x):
-        return blocks(x, mask="causal", remat=remat)
+        return blocks(x, x.dtype, mask="causal", remat=remat)
 
     (_, fast), fast_gradients = value_and_gradients(scan, blocks, draw(9, 2, 5, 64))
     (_, slow), slow_gradients = loop

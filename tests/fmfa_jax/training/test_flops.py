@@ -192,12 +192,14 @@ def tower(width, layers):
 
 
 def scanned(blocks, x):
-    return jnp.sum(blocks(x, mask="none", remat="none"))
+    return jnp.sum(blocks(x, x.dtype, mask="none", remat="none"))
 
 
 def unrolled(blocks, x):
     for layer in range(blocks.ln_1.scale[...].shape[0]):
-        x = jax.tree.map(lambda leaf, i=layer: leaf[i], blocks).one(x, mask="none")
+        x = jax.tree.map(lambda leaf, i=layer: leaf[i], blocks).one(
+            x, x.dtype, mask="none"
+        )
     return jnp.sum(x)
 
 
@@ -221,7 +223,7 @@ def test_what_remat_computes_again(remat):
     blocks, x = tower(128, 3), shape(2, 24, 128)
 
     def forward(blocks, x):
-        return jnp.sum(blocks(x, mask="none", remat=remat))
+        return jnp.sum(blocks(x, x.dtype, mask="none", remat=remat))
 
     counted = count_flops(jax.value_and_grad(forward, argnums=(0, 1)), blocks, x)
     once = products_of_a_tower(2, 24, 128, 3)
