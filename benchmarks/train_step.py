@@ -50,8 +50,10 @@ CANDIDATES = {
     REFERENCE: Candidate(PEER, "float32"),
     "torch bfloat16 autocast": Candidate(PEER, "bfloat16"),
     "ours float32": Candidate(OURS, "float32", "none"),
+    "ours float32, elementwise": Candidate(OURS, "float32", "elementwise"),
     "ours float32, remat": Candidate(OURS, "float32", "full"),
     "ours bfloat16": Candidate(OURS, "bfloat16", "none"),
+    "ours bfloat16, elementwise": Candidate(OURS, "bfloat16", "elementwise"),
     "ours bfloat16, remat": Candidate(OURS, "bfloat16", "full"),
 }
 ON_CPU = (REFERENCE, "torch bfloat16 autocast", "ours float32, remat")
