@@ -49,6 +49,25 @@ def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys)
     assert (ours["MFU"], torch["MFU"]) == ("40.0%", "20.0%")
 
 
+def test_the_time_of_a_step_is_shared_out(bench):
+    sizes = (*TINY, "--batch", "4", "--classes", "10", "--irr-layers", "1")
+    first, second = bench("benchmarks.profile", *sizes, "--top", "3").split("\n## ")[1:]
+    title, rows = table("\n## " + first)
+    assert title == "One step, demo, batch 4, float32, remat full"
+    shares = {name: float(row["share"].rstrip("%")) for name, row in rows.items()}
+    assert shares["products of matrices"] > 0
+    assert sum(shares.values()) == pytest.approx(100, abs=0.5)
+    assert len(table("\n## " + second)[1]) == 3
+
+
+def test_attention_of_three_engines(bench):
+    title, rows = table(bench("benchmarks.attention", "--batch", "1", "--repeats", "1"))
+    assert title == "Attention of 1 x 193 tokens, 12 heads, value and gradient"
+    assert float(rows["ours, float32"]["from torch's"]) < 1e-5
+    assert float(rows["ours, bfloat16"]["from torch's"]) < 1e-2
+    assert rows["torch, float32"]["x torch"] == "1.00"
+
+
 def test_efa_in_blocks_and_all_at_once(bench):
     small = ("--rows", "9", "--batch", "4", "--width", "16", "--repeats", "1")
     title, rows = table(bench("benchmarks.efa", *small))
