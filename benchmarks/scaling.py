@@ -11,6 +11,7 @@ the processes take turns.
 """
 
 import argparse
+import os
 import statistics
 from typing import Any
 
@@ -51,7 +52,10 @@ def _ask(count: int, options: argparse.Namespace, *, simulated: bool) -> dict:
     variables = {}
     if simulated:
         flag = f"--xla_force_host_platform_device_count={count}"
-        variables = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu"}
+        # XLA has a thread for each core or device. A collective keeps one until all
+        # devices have come, so with no more two in different orders wait for ever.
+        threads = str(4 * max(count, os.cpu_count() or 1))
+        variables = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": threads}
     only = ("--only", str(count))
     return common.child("benchmarks.scaling", *flags, *only, environment=variables)
 

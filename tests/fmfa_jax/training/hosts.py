@@ -35,6 +35,7 @@ class Hosts:
                 "PYTHONPATH": str(ROOT),
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={share}",
+                "NPROC": str(4 * share),  # see tests/conftest.py
                 # Half the time to compile, and each program once.
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                 "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled-{count}"),
