@@ -67,6 +67,8 @@ def train_until_killed(folder: Path, run: Path, *, after: int, preset: str = "pl
         | {
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            # As `quick_compiles` has it, for the same bits.
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         },
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -12,6 +12,14 @@ DEVICES = 2
 
 
 @pytest.fixture(scope="module")
+def quick_compiles():
+    """Half the time to compile, which is most of the time of small runs."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
 def two_devices():
     """Runs take two of the simulated devices: on two cores, eight only wait."""
     with pytest.MonkeyPatch.context() as patch:

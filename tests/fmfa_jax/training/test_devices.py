@@ -15,6 +15,8 @@ from fmfa_jax.training.optimizer import make_optimizer
 from fmfa_jax.training.sharding import by_process, make_mesh, to_devices
 from fmfa_jax.training.step import make_state, make_step
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 ROWS, STEPS, PAIRS, VOCAB = 16, 5, 48, 80
 TOWERS = models.ModelConfig(
     image_size=(32, 16),
@@ -62,14 +64,6 @@ def batches():
             "image_id": (pair // 2).astype(np.int32),
             "pair": pair.astype(np.int32),
         }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compiles():
-    """Half the time to compile, which is nearly all of it here."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @functools.cache

@@ -17,7 +17,7 @@ LAST = "model_last.safetensors"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, two_devices):
+def folder(tmp_path_factory, two_devices, quick_compiles):
     return tmp_path_factory.mktemp("weak")
 
 
