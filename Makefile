@@ -23,7 +23,7 @@ lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-HOSTS := tests/fmfa_jax/training/test_hosts.py
+HOSTS := tests/fmfa_jax/machines/test_hosts.py
 
 # Up to four real processes, which wait for each other for 30 s at most, have the
 # machine to themselves.

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
     if flags.FLAGS["verbosity"].using_default_value:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as data_pipeline.schedule
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as data_pipeline.prefetch
     # Imported here, so that a mistyped flag is answered at once.
     from fmfa_jax.training import loop
 

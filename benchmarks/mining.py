@@ -90,7 +90,7 @@ def _jax(
     import jax
     import jax.numpy as jnp
 
-    from fmfa_jax.losses.association import mine, take_rows
+    from fmfa_jax.methods.weak import mine, take_rows
 
     jax.block_until_ready(jax.random.normal(jax.random.key(0), (8, WIDTH)))
     base = common.peak_gb()
@@ -113,7 +113,7 @@ def _dense(bank: Bank, image: Any) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from fmfa_jax.losses.association.memory import as_float
+    from fmfa_jax.methods.weak.memory import as_float
 
     products = jnp.matmul(image, as_float(bank["image"]).T, precision="highest")
     return tuple(jax.lax.top_k(products * bank["inverse_norm"], LINKS + 1))
@@ -123,7 +123,7 @@ def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
     """All four losses, their gradient, and the update of the donated bank."""
     import jax
 
-    from fmfa_jax.losses.association import (
+    from fmfa_jax.methods.weak import (
         WeakInputs,
         WeakOptions,
         update_bank,
@@ -158,7 +158,7 @@ def _filled(rows: int, dtype: str) -> Bank:
     import jax
     import jax.numpy as jnp
 
-    from fmfa_jax.losses.association import init_bank, update_bank
+    from fmfa_jax.methods.weak import init_bank, update_bank
 
     def write(number: Any, bank: Bank) -> Bank:
         key = jax.random.fold_in(jax.random.key(0), number)

@@ -66,9 +66,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from benchmarks.train_step_case import LR, make_batch
     from fmfa_jax import models
-    from fmfa_jax.training import supervised
+    from fmfa_jax.machines.mesh import check_batch_size, make_mesh, to_devices
+    from fmfa_jax.methods import fmfa as supervised
     from fmfa_jax.training.optimizer import make_optimizer
-    from fmfa_jax.training.sharding import check_batch_size, make_mesh, to_devices
     from fmfa_jax.training.step import make_state, make_step
 
     mesh = make_mesh(devices=jax.devices()[: options.only])

@@ -81,7 +81,7 @@ def write(folder: Path, options: argparse.Namespace) -> None:
     import jax
 
     from fmfa_jax import models, weights
-    from fmfa_jax.training.augment import mask_tokens
+    from fmfa_jax.methods.views import mask_tokens
 
     heads = {"classes": options.classes, "irr_layers": options.irr_layers}
     towers = ("image_layers", "text_layers") if options.layers else ()

@@ -24,11 +24,11 @@ from benchmarks.train_step_case import (
 )
 from benchmarks.unrolled import xla_flops
 from fmfa_jax import models, weights
-from fmfa_jax.training import supervised
-from fmfa_jax.training.flops import count_flops, peak_flops
+from fmfa_jax.machines.flops import count_flops, peak_flops
+from fmfa_jax.machines.mesh import make_mesh, to_devices
+from fmfa_jax.methods import fmfa as supervised
 from fmfa_jax.training.gradients import Loss, loss_and_gradient
 from fmfa_jax.training.optimizer import make_optimizer
-from fmfa_jax.training.sharding import make_mesh, to_devices
 from fmfa_jax.training.step import make_state, make_step
 
 TERMS = ("a_sdm", "id", "mlm", "efa")

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """XLA's own count of a program's FLOPs: it counts a loop's body once, so unroll first.
 
-The slow peer of `fmfa_jax.training.flops.count_flops`, which multiplies instead.
+The slow peer of `fmfa_jax.machines.flops.count_flops`, which multiplies instead.
 """
 
 from collections.abc import Callable

@@ -16,8 +16,8 @@ from data_pipeline.bad_images import BadImages
 from data_pipeline.captions import Captions
 from data_pipeline.image_cache import ImageCache, open_cache
 from data_pipeline.images import ImageError, decode_resized
+from data_pipeline.prefetch import Batch, map_steps
 from data_pipeline.records import Split
-from data_pipeline.schedule import Batch, map_steps
 from data_pipeline.tokenizer import Tokenizer
 
 SAMPLERS = ("shuffle", "identity")

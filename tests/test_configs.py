@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import PRESETS, base
-from fmfa_jax.training import build
+from fmfa_jax.training import settings as build
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("cuhk", "icfg", "rstp", "folder", "demo")

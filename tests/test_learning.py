@@ -8,9 +8,9 @@ import numpy as np
 
 from configs import demo_start
 from fmfa_jax import weights
+from fmfa_jax.machines.mesh import make_mesh
 from fmfa_jax.training import loop
 from fmfa_jax.training import session as sessions
-from fmfa_jax.training.sharding import make_mesh
 
 
 def test_unseen_people_are_found_again_after_the_towers_were_parted(

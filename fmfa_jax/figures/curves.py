@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fmfa_jax import losses
 from fmfa_jax.figures import plots
-from fmfa_jax.losses.association import objective as association_objective
+from fmfa_jax.methods.weak import objective as association_objective
 
 _LOSSES = ("total", *losses.TERMS, *association_objective.TERMS)
 _SHOWN = ("r1", "mAP")

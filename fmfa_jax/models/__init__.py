@@ -2,7 +2,6 @@
 """CLIP towers and the heads of FMFA, as Flax NNX modules over plain parameters."""
 
 from fmfa_jax.models.config import PRESETS, ModelConfig
-from fmfa_jax.models.encode import image_features, text_features
 from fmfa_jax.models.fmfa import (
     FMFA,
     IMAGE_MEAN,
@@ -15,6 +14,7 @@ from fmfa_jax.models.fmfa import (
     param_shapes,
 )
 from fmfa_jax.models.heads import MaskedLogits
+from fmfa_jax.models.retriever import image_features, text_features
 
 __all__ = [
     "FMFA",

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipeline.images import ImageError, decode_resized
-from data_pipeline.schedule import cores
+from data_pipeline.prefetch import cores
 from fmfa_jax.search.shards import Stamp
 from fmfa_jax.search.store import BadFile, SearchError
 

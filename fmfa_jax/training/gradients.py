@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fmfa_jax.training.sharding import BATCH_AXES
+from fmfa_jax.machines.mesh import BATCH_AXES
 
 Scalars = dict[str, Any]  # arrays on the device or fetched from it
 Batch = Mapping[str, jax.Array]

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from fmfa_jax.training.flops import count_flops
+from fmfa_jax.machines.flops import count_flops
 from fmfa_jax.training.gradients import Batch, Loss, Measured, loss_and_gradient
 
 Shapes = tuple[tuple[int, ...], ...]

@@ -9,10 +9,10 @@ from typing import Any
 import jax
 
 from fmfa_jax import evaluation, models, weights
-from fmfa_jax.training import build
-from fmfa_jax.training.processes import share
+from fmfa_jax.machines.mesh import replicated
+from fmfa_jax.machines.processes import share
+from fmfa_jax.training import settings as build
 from fmfa_jax.training.session import Session, save_model
-from fmfa_jax.training.sharding import replicated
 
 LAST, BEST = "model_last.safetensors", "model_best.safetensors"
 

@@ -12,21 +12,22 @@ from ml_collections import ConfigDict
 
 from data_pipeline.loader import BadImages, train_batches
 from fmfa_jax.figures import write_curves
-from fmfa_jax.training import build, methods
-from fmfa_jax.training.checkpoints import Checkpoints
-from fmfa_jax.training.environment import environment
-from fmfa_jax.training.flops import peak_flops
+from fmfa_jax.machines.flops import peak_flops
+from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
+from fmfa_jax.machines.mesh import to_devices
+from fmfa_jax.methods import method as methods
+from fmfa_jax.run.checkpoints import Checkpoints
+from fmfa_jax.run.environment import environment
+from fmfa_jax.run.log import METRICS, RunLog, write_json, write_table
+from fmfa_jax.training import settings as build
 from fmfa_jax.training.interval import Interval, model_flops
 from fmfa_jax.training.judge import BEST, LAST, Judge
-from fmfa_jax.training.lifecycle import StopSignal, Watchdog
-from fmfa_jax.training.logs import METRICS, RunLog, write_json, write_table
 from fmfa_jax.training.session import (
     Session,
     first_params,
     open_session,
     save_model,
 )
-from fmfa_jax.training.sharding import to_devices
 from fmfa_jax.training.step import State, make_state, make_step
 
 

@@ -14,16 +14,16 @@ from ml_collections import ConfigDict
 from data_pipeline.records import PersonDataset
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 from fmfa_jax import models, weights
-from fmfa_jax.training import build
-from fmfa_jax.training.environment import code_version
-from fmfa_jax.training.processes import (
+from fmfa_jax.machines.mesh import check_batch_size, make_mesh, replicated
+from fmfa_jax.machines.processes import (
     Processes,
     agree,
     check_shared,
     initialize_distributed,
     together,
 )
-from fmfa_jax.training.sharding import check_batch_size, make_mesh, replicated
+from fmfa_jax.run.environment import code_version
+from fmfa_jax.training import settings as build
 
 
 @dataclass(frozen=True)

@@ -13,12 +13,12 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from fmfa_jax.training.gradients import Loss, Measured, loss_and_gradient
-from fmfa_jax.training.sharding import (
+from fmfa_jax.machines.mesh import (
     batch_sharding,
     replicated,
     state_shardings,
 )
+from fmfa_jax.training.gradients import Loss, Measured, loss_and_gradient
 
 # A state is {"params", "opt_state", "step"} and, for the weak method, "memory": a plain
 # pytree, so optax, orbax and donation need no wrapper.

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import weak_ablation
-from fmfa_jax.training import build
+from fmfa_jax.training import settings as build
 
 
 def parsed(arguments, monkeypatch):

@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import image_cache, loader, order, schedule
+from data_pipeline import image_cache, loader, order
+from data_pipeline import prefetch as schedule
 from data_pipeline.bad_images import BadImage, BadImages, TooManyBadImagesError
 from data_pipeline.images import ImageError
 from data_pipeline.records import Pair, Picture, Split

@@ -6,7 +6,8 @@ import functools
 import jax
 import pytest
 
-from fmfa_jax.training import session, sharding
+from fmfa_jax.machines import mesh as sharding
+from fmfa_jax.training import session
 
 DEVICES = 2
 

@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from fmfa_jax import losses, models
-from fmfa_jax.losses import association
-from fmfa_jax.training import sharding, supervised, weak
+from fmfa_jax.machines import mesh as sharding
+from fmfa_jax.machines.mesh import by_process, make_mesh, to_devices
+from fmfa_jax.methods import fmfa as supervised
+from fmfa_jax.methods import weak as association
+from fmfa_jax.methods.weak import method as weak
 from fmfa_jax.training.optimizer import make_optimizer
-from fmfa_jax.training.sharding import by_process, make_mesh, to_devices
 from fmfa_jax.training.step import make_state, make_step
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")

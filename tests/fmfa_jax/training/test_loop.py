@@ -11,8 +11,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipeline.captions import Captions
-from fmfa_jax.training import build, loop
-from fmfa_jax.training.checkpoints import CheckpointMismatchError
+from fmfa_jax.run.checkpoints import CheckpointMismatchError
+from fmfa_jax.training import loop
+from fmfa_jax.training import settings as build
 from tests.tiny_run import tiny_config, train_until_killed
 
 LAST = "model_last.safetensors"

@@ -16,9 +16,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmfa_jax.training import manifests
-from fmfa_jax.training.checkpoints import CheckpointMismatchError, Checkpoints
-from fmfa_jax.training.manifests import CorruptCheckpointError
+from fmfa_jax.run import manifests
+from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
+from fmfa_jax.run.manifests import CorruptCheckpointError
 
 ROOT = Path(__file__).parents[3]
 IDENTITY = {"model": {"width": 8, "image_size": (64, 32)}, "method": "fmfa"}
@@ -241,8 +241,8 @@ def test_newer_steps_are_not_overtaken_unseen(folder):
 KILLED = """
 import os, signal, sys
 import jax.numpy as jnp
-from fmfa_jax.training import manifests
-from fmfa_jax.training.checkpoints import Checkpoints
+from fmfa_jax.run import manifests
+from fmfa_jax.run.checkpoints import Checkpoints
 
 checkpoints = Checkpoints(sys.argv[1], identity={"run": 1}, keep=2)
 checkpoints.save(1, {"x": jnp.arange(1000)})

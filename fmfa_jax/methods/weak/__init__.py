@@ -6,15 +6,22 @@ pairs are thresholded cosines, made anew at every step, and the only state is a 
 of one image row and one text row for every training pair.
 """
 
-from fmfa_jax.losses.association.checks import (
+from fmfa_jax.losses.groups import global_loss, group_targets
+from fmfa_jax.losses.links import (
+    linked_share,
+    local_loss,
+    local_relations,
+    local_targets,
+    reverse_kl,
+)
+from fmfa_jax.methods.weak.checks import (
     MinedQuality,
     check_batch_size,
     check_indices,
     mined_precision,
     start_warning,
 )
-from fmfa_jax.losses.association.groups import global_loss, group_targets
-from fmfa_jax.losses.association.memory import (
+from fmfa_jax.methods.weak.memory import (
     Bank,
     BankUpdate,
     bank_rows,
@@ -23,24 +30,17 @@ from fmfa_jax.losses.association.memory import (
     take_rows,
     update_bank,
 )
-from fmfa_jax.losses.association.mining import (
+from fmfa_jax.methods.weak.mining import (
     Mined,
     confidence,
     mine,
     nearest_rows,
 )
-from fmfa_jax.losses.association.objective import (
+from fmfa_jax.methods.weak.objective import (
     WeakInputs,
     WeakOptions,
     WeakResult,
     weak_objective,
-)
-from fmfa_jax.losses.association.relations import (
-    linked_share,
-    local_loss,
-    local_relations,
-    local_targets,
-    reverse_kl,
 )
 
 __all__ = [

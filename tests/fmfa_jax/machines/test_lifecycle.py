@@ -16,11 +16,8 @@ import numpy as np
 import pytest
 import yaml
 
-from fmfa_jax.training import environment as environment_module
-from fmfa_jax.training.checkpoints import Checkpoints
-from fmfa_jax.training.environment import code_version, environment
-from fmfa_jax.training.lifecycle import STALLED_EXIT, StopSignal, Watchdog
-from fmfa_jax.training.processes import (
+from fmfa_jax.machines.lifecycle import STALLED_EXIT, StopSignal, Watchdog
+from fmfa_jax.machines.processes import (
     Processes,
     agree,
     detect_launcher,
@@ -30,13 +27,16 @@ from fmfa_jax.training.processes import (
     share,
     together,
 )
+from fmfa_jax.run import environment as environment_module
+from fmfa_jax.run.checkpoints import Checkpoints
+from fmfa_jax.run.environment import code_version, environment
 
 ROOT = Path(__file__).parents[3]
 PEER = Path(__file__).with_name("lifecycle_peer.py")
 
 STALLED = """
 import time
-from fmfa_jax.training.lifecycle import Watchdog
+from fmfa_jax.machines.lifecycle import Watchdog
 
 def wait_for_a_peer():
     time.sleep(60)
@@ -50,7 +50,7 @@ with Watchdog(1.5) as watchdog:
 
 IMPATIENT = """
 import os, signal
-from fmfa_jax.training.lifecycle import StopSignal
+from fmfa_jax.machines.lifecycle import StopSignal
 
 with StopSignal() as stop:
     os.kill(os.getpid(), signal.SIGTERM)

@@ -15,10 +15,10 @@ from data_pipeline.order import steps_per_epoch
 from data_pipeline.records import PersonDataset, Split
 from data_pipeline.tokenizer import Tokenizer
 from fmfa_jax import losses, models
-from fmfa_jax.losses import association
+from fmfa_jax.methods import weak as association
+from fmfa_jax.methods.fmfa import Augmentation, Recipe
+from fmfa_jax.methods.weak.method import WeakRecipe
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
-from fmfa_jax.training.supervised import Augmentation, Recipe
-from fmfa_jax.training.weak import WeakRecipe
 
 # The keys that decide what a run computes; a checkpoint made under other values is
 # refused. The rest (paths, logging, evaluation) may change between two sessions.

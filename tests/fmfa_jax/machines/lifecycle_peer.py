@@ -15,10 +15,8 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmfa_jax.training.checkpoints import CheckpointMismatchError, Checkpoints
-from fmfa_jax.training.lifecycle import StopSignal
-from fmfa_jax.training.logs import RunLog
-from fmfa_jax.training.processes import (
+from fmfa_jax.machines.lifecycle import StopSignal
+from fmfa_jax.machines.processes import (
     agree,
     check_shared,
     gather,
@@ -26,6 +24,8 @@ from fmfa_jax.training.processes import (
     share,
     together,
 )
+from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
+from fmfa_jax.run.log import RunLog
 
 ROWS = 8
 

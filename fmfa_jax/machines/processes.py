@@ -15,8 +15,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fmfa_jax.training.lifecycle import leave_with_the_others
-from fmfa_jax.training.manifests import flatten
+from fmfa_jax.machines.lifecycle import leave_with_the_others
+from fmfa_jax.run.manifests import flatten
 
 
 @dataclass(frozen=True)

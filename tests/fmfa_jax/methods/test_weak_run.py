@@ -9,8 +9,9 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipeline.records import Split
-from fmfa_jax.training import build, loop
-from fmfa_jax.training.checkpoints import CheckpointMismatchError
+from fmfa_jax.run.checkpoints import CheckpointMismatchError
+from fmfa_jax.training import loop
+from fmfa_jax.training import settings as build
 from tests.tiny_run import tiny_config, train_until_killed
 
 LAST = "model_last.safetensors"

@@ -10,7 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from tests.fmfa_jax.training.host import Job
+from tests.fmfa_jax.machines.host import Job
 
 ROOT = Path(__file__).parents[3]
 DEVICES, PATIENCE = 4, 600

@@ -20,9 +20,9 @@ import jax
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from fmfa_jax.training import manifests
-from fmfa_jax.training.manifests import CorruptCheckpointError, Manifest
-from fmfa_jax.training.processes import share
+from fmfa_jax.machines.processes import share
+from fmfa_jax.run import manifests
+from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
 
 CORRUPT = "corrupt"
 _ITEM = "state"

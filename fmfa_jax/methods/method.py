@@ -10,8 +10,10 @@ import jax
 import numpy as np
 
 from data_pipeline.records import Split
-from fmfa_jax.losses import association
-from fmfa_jax.training import build, supervised, weak
+from fmfa_jax.methods import fmfa as supervised
+from fmfa_jax.methods import weak as association
+from fmfa_jax.methods.weak import method as weak
+from fmfa_jax.training import settings as build
 from fmfa_jax.training.gradients import Loss, Measured
 from fmfa_jax.training.session import Session
 

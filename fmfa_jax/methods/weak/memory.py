@@ -23,7 +23,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from fmfa_jax.losses.association.relations import inverse_norm
+from fmfa_jax.losses.links import inverse_norm
 
 Bank = dict[str, Array]
 AXIS = "data"  # the mesh axis that the rows are spread over

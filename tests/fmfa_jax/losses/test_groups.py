@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.losses.association import (
+from fmfa_jax.methods.weak import (
     Mined,
     confidence,
     global_loss,

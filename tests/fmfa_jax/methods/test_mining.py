@@ -6,14 +6,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.losses.association import (
+from fmfa_jax.methods.weak import (
     init_bank,
     mine,
     mined_precision,
     nearest_rows,
     update_bank,
 )
-from fmfa_jax.losses.association.mining import _top_k_in_chunks
+from fmfa_jax.methods.weak.mining import _top_k_in_chunks
 
 update = jax.jit(update_bank)
 mine_rows = jax.jit(mine, static_argnames=("links", "exclude", "threshold"))

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmfa_jax.training.logs import RunLog, write_json, write_table, write_text
+from fmfa_jax.run.log import RunLog, write_json, write_table, write_text
 
 
 class Terminal(io.StringIO):

@@ -14,14 +14,14 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.arithmetic import EXACT
-from fmfa_jax.losses.association.memory import (
+from fmfa_jax.losses.links import inverse_norm
+from fmfa_jax.methods.weak.memory import (
     AXIS,
     Bank,
     as_float,
     first_row,
     over_shards,
 )
-from fmfa_jax.losses.association.relations import inverse_norm
 
 # Rows compared at once: on a CPU a block and its cosines stay near the cache; an
 # accelerator wants few, large products.

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.losses import association
-from fmfa_jax.losses.association import (
+from fmfa_jax.methods import weak as association
+from fmfa_jax.methods.weak import (
     WeakInputs,
     WeakOptions,
     confidence,

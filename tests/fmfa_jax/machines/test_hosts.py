@@ -18,10 +18,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipeline import order
-from fmfa_jax.training import manifests
-from fmfa_jax.training.lifecycle import FAILED_EXIT, STALLED_EXIT
-from tests.fmfa_jax.training.host import BATCH, IDENTITIES, STEPS, Job
-from tests.fmfa_jax.training.hosts import Hosts
+from fmfa_jax.machines.lifecycle import FAILED_EXIT, STALLED_EXIT
+from fmfa_jax.run import manifests
+from tests.fmfa_jax.machines.host import BATCH, IDENTITIES, STEPS, Job
+from tests.fmfa_jax.machines.hosts import Hosts
 from tests.tiny_run import IMAGES, TEST, VAL
 
 HOST = Path(__file__).with_name("host.py")
@@ -35,7 +35,7 @@ SPEEDS = ("steps_per_second", "pairs_per_second", "model_flops_per_second", "mfu
 CONFIG = """
 import json, os
 from pathlib import Path
-from tests.fmfa_jax.training import host
+from tests.fmfa_jax.machines import host
 
 host.share_programs(int(os.environ["PROCESS_ID"]))
 if "HOSTS_TRAP" in os.environ:

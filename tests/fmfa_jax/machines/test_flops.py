@@ -14,9 +14,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.peers import fmfa
 from fmfa_jax import models
+from fmfa_jax.machines.flops import count_flops, peak_flops
+from fmfa_jax.machines.mesh import make_mesh
 from fmfa_jax.models.layers import Blocks
-from fmfa_jax.training.flops import count_flops, peak_flops
-from fmfa_jax.training.sharding import make_mesh
 
 
 def shape(*sizes):

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from fmfa_jax import models
-from fmfa_jax.losses import association
-from fmfa_jax.training.augment import augment_images, mask_tokens
+from fmfa_jax.methods import weak as association
+from fmfa_jax.methods.fmfa import Augmentation
+from fmfa_jax.methods.views import augment_images, mask_tokens
 from fmfa_jax.training.gradients import Batch, Loss, Measured
-from fmfa_jax.training.supervised import Augmentation
 
 # What the loader delivers and the step may see.
 BATCH_KEYS = ("image", "tokens", "pair", "image_id")

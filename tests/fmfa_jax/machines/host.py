@@ -21,8 +21,8 @@ from typing import Any
 from jax._src import cache_key, compilation_cache
 
 from data_pipeline.records import Split
+from fmfa_jax.run.log import write_json
 from fmfa_jax.training import loop, session
-from fmfa_jax.training.logs import write_json
 from tests.tiny_run import tiny_config
 
 STEPS, BATCH, IDENTITIES = 5, 16, 8

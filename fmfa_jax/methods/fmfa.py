@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from fmfa_jax import losses, models
-from fmfa_jax.training.augment import (
+from fmfa_jax.methods.views import (
     augment_images,
     content_mask,
     mask_capacity,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fmfa_jax.models import IMAGE_MEAN, IMAGE_STD, normalize_images
-from fmfa_jax.training.augment import (
+from fmfa_jax.machines.mesh import BATCH_AXES, make_mesh
+from fmfa_jax.methods.views import (
     augment_images,
     content_mask,
     erase_box,
@@ -16,7 +16,7 @@ from fmfa_jax.training.augment import (
     mask_tokens,
     random_crop,
 )
-from fmfa_jax.training.sharding import BATCH_AXES, make_mesh
+from fmfa_jax.models import IMAGE_MEAN, IMAGE_STD, normalize_images
 
 KEY = jax.random.key(3)
 MASK, START, END = 97, 98, 99

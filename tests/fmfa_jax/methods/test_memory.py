@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fmfa_jax.losses.association import (
+from fmfa_jax.methods.weak import (
     WeakInputs,
     bank_rows,
     bank_shardings,

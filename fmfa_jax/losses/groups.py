@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.arithmetic import wide
-from fmfa_jax.losses.association.mining import Mined, confidence
-from fmfa_jax.losses.association.relations import cosine_matrix, reverse_kl
+from fmfa_jax.losses.links import cosine_matrix, reverse_kl
+from fmfa_jax.methods.weak.mining import Mined, confidence
 
 
 def global_loss(

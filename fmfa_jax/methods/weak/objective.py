@@ -13,15 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from fmfa_jax.losses.association.groups import global_loss
-from fmfa_jax.losses.association.memory import Bank, take_rows
-from fmfa_jax.losses.association.mining import Mined, mine
-from fmfa_jax.losses.association.relations import (
+from fmfa_jax.losses.groups import global_loss
+from fmfa_jax.losses.links import (
     linked_share,
     local_loss,
     local_relations,
 )
 from fmfa_jax.losses.matching import itc
+from fmfa_jax.methods.weak.memory import Bank, take_rows
+from fmfa_jax.methods.weak.mining import Mined, mine
 
 TERMS = ("itc", "local", "global", "consistency")
 

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The run folder: checkpoints, logs, and what a run was made on."""
