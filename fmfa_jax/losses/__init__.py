@@ -1,23 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Losses: pure functions of arrays over the global batch, float32 inside."""
+"""Losses as pure functions of arrays over the global batch."""
 
 from fmfa_jax.losses.alignment import efa
+from fmfa_jax.losses.arithmetic import cosines
 from fmfa_jax.losses.identity import identity_loss
-from fmfa_jax.losses.masked_language import masked_language_loss, token_losses
-from fmfa_jax.losses.matching import cmpm, cosines, itc, sdm
-from fmfa_jax.losses.objective import TERMS, Inputs, Options, objective
+from fmfa_jax.losses.links import global_loss, local_loss
+from fmfa_jax.losses.masked_language import labelled_mean, token_losses
+from fmfa_jax.losses.matching import cmpm, itc, sdm
 
 __all__ = [
-    "TERMS",
-    "Inputs",
-    "Options",
     "cmpm",
     "cosines",
     "efa",
+    "global_loss",
     "identity_loss",
     "itc",
-    "masked_language_loss",
-    "objective",
+    "labelled_mean",
+    "local_loss",
     "sdm",
     "token_losses",
 ]

@@ -32,23 +32,23 @@ def efa(
     scale: float = 14.0,
     threshold: float = 0.5,
 ) -> Float[Array, ""]:
-    """How much better words and patches fit their own pair's groups than others'.
+    """Words and patches should fit the groups of their own pair better than others'.
 
-    Each word gathers the patches that it resembles into one vector, its group. A pair
+    Each word pools the patches that it resembles into one vector, its group. A pair
     (i, j) scores by the best group of j for every word (and every patch) of i.
 
     Args:
-        text_tokens: all positions.
-        image_tokens: the class token first, which takes no part.
+        text_tokens: All positions.
+        image_tokens: All tokens; the first, the class token, is ignored.
         rule: "official", as released: all positions, log-sum-exp, row-normalised
-            scores, margins; its value is nearly constant. "plus": padding takes no
-            part, scores are means of cosines, and a contrast with temperature in both
-            directions has all pairs of one person for positives.
-        person: identity of each pair; wanted by "plus".
-        text_mask: which positions hold words; wanted by "plus".
+            scores, margins; its value is nearly constant. "plus": padding is left out,
+            scores are means of cosines, and a contrast with temperature in both
+            directions takes all pairs of one person as positives.
+        person: Identity of each pair; needed by "plus".
+        text_mask: Positions that hold words; needed by "plus".
         scale: 1 / temperature of "plus".
-        threshold: share of a word's range of similarities below which "plus" leaves a
-            patch out of the group; "official" takes 1 / number of patches.
+        threshold: "plus" leaves a patch out of a word's group below this share of the
+            word's range of similarities; "official" uses 1 / number of patches.
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}, got {rule!r}.")
@@ -91,7 +91,8 @@ def grouped_patches(
     """For each word the mean of its own picture's patches, weighed by similarity.
 
     Dot products are scaled to 0..1 over the patches, those up to `threshold` dropped,
-    the rest made to sum to 1. A word that finds all patches equal gets zeros.
+    and the rest normalised to sum to 1. A word equally similar to all patches gets
+    zeros.
     """
     similar = jnp.einsum("bld,bpd->blp", text, patches, precision=EXACT)
     low = similar.min(axis=-1, keepdims=True)
@@ -112,10 +113,10 @@ def best_cosines(
 ) -> Float[Array, "x b b"]:
     """For row x of item i the largest cosine with a group of item j, at [x, i, j].
 
-    Groups outside of `mask` do not count; 0 where an item has none. Computed for a few
-    positions x of all items at a time, one product of matrices each, and computed again
-    in the backward pass. Positions and not items are walked, since a batch that is
-    spread over devices must stay spread.
+    Groups outside `mask` do not count; an item without any scores 0. Computed for a few
+    positions x of all items at a time, as one matrix product, and recomputed in the
+    backward pass. The loop runs over positions, not items, so that a batch sharded over
+    devices stays sharded.
     """
     rows, groups = unit(rows), unit(groups)
     any_group = mask.any(axis=1)
@@ -140,7 +141,7 @@ def _mean_scores(
 
 
 def _margin_loss(scores: Float[Array, "b b"], *, margin: float) -> Float[Array, ""]:
-    """Log-sum-exp over each column of the gaps to the row's and to the column's own.
+    """Log-sum-exp over each column of the gaps to the row's and the column's own score.
 
     Both reduce over the same axis, as in the released code.
     """

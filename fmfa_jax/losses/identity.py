@@ -16,9 +16,9 @@ def identity_loss(
     """Cross-entropy of both modalities' identity scores, averaged.
 
     Args:
-        image_logits: scores of the pictures.
-        text_logits: scores of the captions, from the same classifier.
-        person: the identity of each pair, 0..k-1.
+        image_logits: Scores of the pictures.
+        text_logits: Scores of the captions, from the same classifier.
+        person: Identity of each pair, 0..k-1.
     """
     both = [_cross_entropy(x, person) for x in (image_logits, text_logits)]
     return sum(both) / 2

@@ -1,43 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Relations between the pairs of one batch: who is near whom, in both modalities.
+"""Losses that link pairs without identity labels: within a batch, and to mined rows.
 
-Source: Dual-Granularity Cross-Modal Identity Association (arXiv 2507.06744); the
-equation numbers in this package are that paper's.
+Source: Dual-Granularity Cross-Modal Identity Association (arXiv 2507.06744); equation
+numbers are that paper's.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fmfa_jax.losses.arithmetic import EXACT, wide
+from fmfa_jax.losses.arithmetic import cosines, wide
 
 EPSILON = 1e-6  # added to the target before its logarithm, as in the official code
-_SMALLEST = 1e-30  # squared norms below this belong to no direction
-
-
-def inverse_norm(features: Float[Array, "*n d"]) -> Float[Array, "*n"]:
-    """One over the length of each row, float32 at least; 0 for a zero row.
-
-    Its gradient is finite everywhere, and zero for a zero row.
-    """
-    features = wide(features)
-    square = jnp.sum(features * features, axis=-1)
-    lives = square > _SMALLEST
-    return jnp.where(lives, 1.0 / jnp.sqrt(jnp.where(lives, square, 1.0)), 0.0)
-
-
-def cosine_matrix(
-    left: Float[Array, "rows d"], right: Float[Array, "columns d"]
-) -> Float[Array, "rows columns"]:
-    """All cosines, in float32 at least and at full precision.
-
-    Reduced-precision products err by up to 4e-3, too coarse for a threshold. The norms
-    divide the products, not the features: half the rounding, which a scale of 50 and an
-    exponential would magnify.
-    """
-    left, right = wide(left), wide(right)
-    products = jnp.matmul(left, right.T, precision=EXACT)
-    return products * (inverse_norm(left)[:, None] * inverse_norm(right)[None, :])
+ROWS = ("all", "batch")
+TARGETS = ("owner", "union")
 
 
 def local_relations(
@@ -47,15 +25,14 @@ def local_relations(
     threshold: float = 0.7,
     image_id: Int[Array, " b"] | None = None,
 ) -> Bool[Array, "b b"]:
-    """M (3)-(5): pairs whose images AND whose texts are nearer than `threshold`.
+    """M (3)-(5): pairs whose images AND texts are both closer than `threshold`.
 
     Symmetric, with a true diagonal. With `image_id`, captions of one image are linked
-    whatever their cosines: that they show the same person is known, not guessed.
-    No gradient flows through it.
+    whatever their cosines: they are known to show the same person. No gradient flows.
     """
     image, text = jax.lax.stop_gradient((image, text))
-    linked = cosine_matrix(image, image) > threshold
-    linked &= cosine_matrix(text, text) > threshold
+    linked = cosines(image, image) > threshold
+    linked &= cosines(text, text) > threshold
     if image_id is not None:
         linked |= image_id[:, None] == image_id[None, :]
     return linked | jnp.eye(len(image), dtype=bool)
@@ -64,8 +41,8 @@ def local_relations(
 def linked_share(relations: Bool[Array, "b b"]) -> Float[Array, ""]:
     """Share in [0, 1] of the pairs (i, j), i != j, that are linked.
 
-    Near one, the features are almost collinear and thresholds mean nothing: what an
-    untrained tower yields.
+    Near 1 the features are almost collinear, as untrained towers make them, and
+    thresholds mean nothing.
     """
     size = len(relations)
     return (jnp.sum(relations) - size) / jnp.float32(max(size * (size - 1), 1))
@@ -80,10 +57,10 @@ def reverse_kl(
     """KL(p || q) of each row, p = softmax(logits), q = softmax(targets) + EPSILON.
 
     Args:
-        logits: similarity logits; these carry the gradient.
-        targets: target logits, -inf where no probability belongs. A constant.
-        columns: the live columns; a dead one has p = 0 and changes neither the value
-            nor the gradient. At least one must live.
+        logits: Similarity logits, which carry the gradient.
+        targets: Target logits, -inf where there is no probability. Constant.
+        columns: Live columns; a dead one has p = 0 and changes neither value nor
+            gradient. At least one must be live.
     """
     if columns is not None:
         logits = jnp.where(columns, logits, -jnp.inf)
@@ -115,17 +92,154 @@ def local_loss(
 ) -> Float[Array, ""]:
     """Local association (3)-(10), image to text plus text to image.
 
-    On an augmented view of the same pairs this is the consistency loss (19)-(21).
+    On augmented views of the same pairs this is the consistency loss (19)-(21).
 
     Args:
-        image: image features, any scale.
-        text: text features, any scale.
+        image: Image features of any length.
+        text: Text features of any length.
         scale: 1 / tau of the logits.
-        threshold: cosine above which two pairs are linked.
-        strength: target logit of a linked pair (lambda).
-        image_id: see `local_relations`.
+        threshold: Cosine above which two pairs are linked.
+        strength: Target logit of a linked pair (lambda).
+        image_id: See `local_relations`.
     """
     relations = local_relations(image, text, threshold=threshold, image_id=image_id)
     targets = local_targets(relations, strength=strength)
-    logits = scale * cosine_matrix(image, text)
+    logits = scale * cosines(image, text)
     return jnp.mean(reverse_kl(logits, targets) + reverse_kl(logits.T, targets))
+
+
+class Mined(NamedTuple):
+    """Rows of the memory linked to each anchor, nearest first.
+
+    Attributes:
+        similarity: Cosine of the anchor's image and the row's image; -inf: no row.
+        slot: Row number, which is the index of the training pair.
+        valid: Whether the row counts as the same person.
+    """
+
+    similarity: Float[Array, "b k"]
+    slot: Int[Array, "b k"]
+    valid: Bool[Array, "b k"]
+
+
+def confidence(mined: Mined) -> Float[Array, "b k"]:
+    """Target weights (14) of the mined rows: the less similar, the heavier.
+
+    w = 1 - exp(s) / (e + sum of exp(s) over the anchor's valid rows); 0 where invalid.
+    """
+    similarity = jnp.where(mined.valid, mined.similarity, -jnp.inf)
+    mass = jnp.exp(similarity)
+    total = jnp.e + jnp.sum(mass, axis=1, keepdims=True)
+    return jnp.where(mined.valid, 1.0 - mass / total, 0.0)
+
+
+def global_loss(
+    image: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    mined: Mined,
+    mined_image: Float[Array, "b k d"],
+    mined_text: Float[Array, "b k d"],
+    *,
+    scale: float = 50.0,
+    rows: str = "all",
+    targets: str = "owner",
+    index: Int[Array, " b"] | None = None,
+    image_id: Int[Array, " b"] | None = None,
+) -> Float[Array, ""]:
+    """Global association (11)-(18), text to image plus image to text.
+
+    The columns are the batch, then every mined row: the image mined for an anchor is a
+    positive of its text, and the text mined for it a positive of its image.
+
+    Args:
+        image: Image features; only these and `text` carry a gradient.
+        text: Text features.
+        mined: Rows linked to each anchor.
+        mined_image: Image features of these rows.
+        mined_text: Text features of these rows.
+        scale: 1 / tau of the logits.
+        rows: Anchors that the mean is over: "all", batch and mined rows (the official
+            code), or "batch" (the paper).
+        targets: See `group_targets`.
+        index: Row of each pair; needed for targets="union".
+        image_id: See `group_targets`.
+    """
+    size, links = mined.slot.shape
+    group = group_targets(mined, targets=targets, index=index, image_id=image_id)
+    live = jnp.concatenate([jnp.ones(size, bool), mined.valid.reshape(-1)])
+    images = _with_mined(image, mined_image)
+    texts = _with_mined(text, mined_text)
+    if rows == "all":
+        owner = jnp.concatenate([jnp.arange(size), jnp.repeat(jnp.arange(size), links)])
+        # A mined row's target is uniform over its owner's group.
+        members = jnp.where(jnp.isfinite(group), 1.0, -jnp.inf)[owner[size:]]
+        wanted, weight = jnp.concatenate([group, members]), live
+    elif rows == "batch":
+        wanted, weight = group, live[:size]
+    else:
+        raise ValueError(f"rows: wanted one of {ROWS}, got {rows!r}")
+    anchors = len(wanted)
+    loss = reverse_kl(
+        scale * cosines(texts[:anchors], images), wanted, columns=live
+    ) + reverse_kl(scale * cosines(images[:anchors], texts), wanted, columns=live)
+    return jnp.sum(jnp.where(weight, loss, 0.0)) / jnp.sum(weight)
+
+
+def group_targets(
+    mined: Mined,
+    *,
+    targets: str = "owner",
+    index: Int[Array, " b"] | None = None,
+    image_id: Int[Array, " b"] | None = None,
+) -> Float[Array, "b c"]:
+    """Target logits (13) of each anchor over the batch and all mined rows.
+
+    1 for the anchor's own pair, the confidence for rows mined for it, else -inf.
+
+    Args:
+        mined: Rows linked to each anchor.
+        targets: "owner": a mined row belongs to the anchor that mined it and is a
+            negative of all others (the official code). "union": columns that hold the
+            same training pair belong together, so a batch mate whose row was mined is
+            a positive with the mined weight, a row mined by two anchors is a positive
+            of both, and an anchor's own row mined by another counts as its own pair.
+        index: Row of each pair; needed for "union".
+        image_id: Image of each pair; batch mates that share it get 1, like the own
+            pair. None: unknown.
+    """
+    size, links = mined.slot.shape
+    weight = jnp.where(mined.valid, confidence(mined), -jnp.inf)
+    same = jnp.eye(size, dtype=bool)
+    if image_id is not None:
+        same |= image_id[:, None] == image_id[None, :]
+    if targets == "union":
+        if index is None:
+            raise ValueError("targets='union' needs the index of each pair, got None")
+        return _union_targets(mined, weight, same, index)
+    if targets != "owner":
+        raise ValueError(f"targets: wanted one of {TARGETS}, got {targets!r}")
+    mates = jnp.where(same, 1.0, -jnp.inf)
+    own = jnp.repeat(jnp.eye(size, dtype=bool), links, axis=1)
+    return jnp.concatenate(
+        [mates, jnp.where(own, weight.reshape(1, -1), -jnp.inf)], axis=1
+    )
+
+
+def _union_targets(
+    mined: Mined, weight: Array, same: Bool[Array, "b b"], index: Int[Array, " b"]
+) -> Float[Array, "b c"]:
+    """Targets by training pair: columns that hold the same pair share a target."""
+    slots = jnp.concatenate([index, mined.slot.reshape(-1)])
+    own = jnp.any(same[:, :, None] & (index[None, :, None] == slots), axis=1)
+    # [b, c, k]: is column c the anchor's k-th mined row? Invalid ones weigh -inf.
+    is_mined = slots[None, :, None] == mined.slot[:, None, :]
+    mined_weight = jnp.max(jnp.where(is_mined, weight[:, None], -jnp.inf), axis=2)
+    return jnp.where(own, 1.0, mined_weight)
+
+
+def _with_mined(
+    features: Float[Array, "b d"], mined: Float[Array, "b k d"]
+) -> Float[Array, "c d"]:
+    """The batch, then the rows mined for it, owner by owner."""
+    constant = jax.lax.stop_gradient(mined).reshape(-1, mined.shape[-1])
+    return jnp.concatenate([wide(features), constant])

@@ -10,20 +10,21 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from fmfa_jax.losses.arithmetic import EXACT, same_person, shares, unit, wide
+from fmfa_jax.losses.arithmetic import (
+    EXACT,
+    cosines,
+    same_person,
+    shares,
+    unit,
+    wide,
+)
 
 EPSILON = 1e-8
-# The strength that each rule of A-SDM was published or tuned with.
+# The strength that each rule of A-SDM was published or tuned with; the paper's depends
+# on the data set (1 on RSTPReid).
 ALPHA = {"official": 0.1, "paper": 10.0, "plus": 2.0}
 WEIGHTS = ("none", *ALPHA)
 REDUCTIONS = ("mean", "sum")
-
-
-def cosines(
-    text: Float[Array, "b d"], image: Float[Array, "b d"]
-) -> Float[Array, "b b"]:
-    """Cosine of every caption (rows) with every picture (columns), in float32."""
-    return jnp.matmul(unit(text), unit(image).T, precision=EXACT)
 
 
 def sdm(
@@ -39,20 +40,20 @@ def sdm(
 
     L = mean_i w_i sum_j P_ij (log P_ij - log(q_ij + 1e-8)), P = softmax_j(scale c_ij),
     and the same with c transposed: a reverse KL (Jiang and Ye, CVPR 2023, eq. 5-7).
-    The adaptive form (A-SDM, arXiv 2509.13754) weighs rows that miss their match:
+    The adaptive form (A-SDM, arXiv 2509.13754) weighs up rows that miss their match.
 
     Args:
-        image: global features, any length.
-        text: global features, any length.
-        person: identity of each pair.
+        image: Global features of any length.
+        text: Global features of any length.
+        person: Identity of each pair.
         scale: 1 / temperature.
-        weight: "none": w = 1. "official", what the released code computes: 1 + alpha
+        weight: "none": w = 1. "official", as the released code computes it: 1 + alpha
             (c at the row's best column - c at its first column of the same person), or
-            1 where these columns are one; a hit on another picture of the person counts
+            1 where both are one column; a hit on another picture of the person counts
             as a miss. "paper", the printed formula: 1 + alpha (max_k P_ik - P_ii).
             "plus", ours: 1 + alpha (max_k P_ik - max over the person's k of P_ik),
-            taken as a constant. The other two pass gradients through w.
-        alpha: strength of the weight; None: .1 official, 10 paper, 2 plus.
+            held constant. The other two pass gradients through w.
+        alpha: Strength of the weight; None: the rule's own, see `ALPHA`.
     """
     if weight not in WEIGHTS:
         raise ValueError(f"weight must be one of {WEIGHTS}, got {weight!r}.")
@@ -120,12 +121,12 @@ def itc(
     """Image-text contrast: symmetric InfoNCE over the batch (Radford et al. 2021).
 
     Args:
-        image: global features, any length.
-        text: global features, any length.
+        image: Global features of any length.
+        text: Global features of any length.
         scale: 1 / temperature.
-        reduction: of the two directions, "mean" or "sum".
-        person: identity of each pair, all of whose members then share the target
-            evenly; None: only the pair itself is a match.
+        reduction: "mean" or "sum" over the two directions.
+        person: Identity of each pair; all pairs of a person then share the target
+            evenly. None: only the pair itself matches.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")

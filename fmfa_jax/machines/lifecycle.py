@@ -16,18 +16,18 @@ STALLED_EXIT = 70
 FAILED_EXIT = 1
 
 CLOSE_SECONDS = 30
-"""A process that fails is given so long to finish the save that it has begun, ..."""
+"""A process that fails has this long to finish a save that it has begun."""
 
 EXIT_SECONDS = 3
-"""... and so long to leave together with others that fail alike."""
+"""After that it has this long to leave together with others that fail alike."""
 
 
 def leave_with_the_others() -> None:
     """Make an uncaught error end this process, one of several, in bounded time.
 
-    Without it a process that fails waits for minutes, at its exit, for others that
-    wait for it. Where all fail alike they still leave in order. Call it once, after
-    the processes have found each other.
+    Otherwise a failing process waits at its exit, for minutes, for others that wait
+    for it. Where all fail alike, they still leave in order. Call it once, after the
+    processes have found each other.
     """
     previous, who = sys.excepthook, _who()
 
@@ -42,7 +42,7 @@ def leave_with_the_others() -> None:
 
 
 def _end_within(seconds: int | float, last_words: str) -> None:
-    """End this process after so long, with its stacks, if it has not left by itself."""
+    """End this process after a while, with its stacks, unless it leaves by itself."""
 
     def end() -> None:
         if last_words:
@@ -73,9 +73,9 @@ class StopSignal:
 
     A context manager, entered on the main thread after `initialize_distributed`. The
     first signal only marks the stop; a second one ends the process at once. With
-    several processes JAX's preemption service takes SIGTERM and makes all of them
-    stop at the same step, whichever of them was told; there a second SIGINT, not a
-    second SIGTERM, ends a process at once.
+    several processes, JAX's preemption service takes SIGTERM and makes all of them stop
+    at the same step, whichever was told; there a second SIGINT, not a second SIGTERM,
+    ends a process at once.
     """
 
     def __init__(self) -> None:
@@ -101,10 +101,10 @@ class StopSignal:
         self._previous.clear()
 
     def requested(self, step: int) -> bool:
-        """Say whether to save and leave now; call it once a step, on all processes.
+        """Whether to save and leave now; all processes call it once a step.
 
         Args:
-            step: the step that was just finished, the same on all processes.
+            step: The step that was just finished, the same on all processes.
         """
         if jax.process_count() == 1:
             return bool(self.name)
@@ -130,12 +130,12 @@ class Watchdog:
     """Ends a process that has stopped making progress, and shows where it hangs.
 
     A stuck peer makes JAX wait for ever, without an error. A context manager; report
-    progress with `beat`. Idle time is counted in the watchdog's own ticks, so a
-    suspended process is not taken for a stuck one.
+    progress with `beat`. Idle time is counted in the watchdog's own ticks, so that a
+    suspended process does not look stuck.
     """
 
     def __init__(self, seconds: int | float) -> None:
-        """Set the limit: it must exceed the longest compilation; 0 is off."""
+        """Set the limit, which must exceed the longest compilation; 0: off."""
         self._seconds = seconds
         self._ticks = 0
         self._last = "the start"
@@ -144,7 +144,7 @@ class Watchdog:
         self._who, self._peers = "", False
 
     def __enter__(self) -> "Watchdog":
-        # Asked now: JAX may not answer any more when it is needed.
+        # Asked now: later, when it is needed, JAX may no longer answer.
         self._who, self._peers = _who(), jax.process_count() > 1
         if self._seconds > 0:
             self._thread = threading.Thread(
@@ -163,7 +163,7 @@ class Watchdog:
         if self._thread is not None:
             self._thread.join()
         if error is not None and self._peers:
-            # Closing the checkpoints waits for peers that may be gone.
+            # Closing the checkpoints waits for peers, which may be gone.
             limit = min(self._seconds or CLOSE_SECONDS, CLOSE_SECONDS)
             _end_within(limit, _farewell(self._who, error))
 
@@ -191,5 +191,5 @@ class Watchdog:
 
 
 def _write(text: str) -> None:
-    # Unbuffered: a signal may arrive inside of print(), which cannot be re-entered.
+    # Unbuffered: a signal may arrive inside print(), which cannot be re-entered.
     os.write(2, text.encode())

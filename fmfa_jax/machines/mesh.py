@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh, and where batches and parameters lie on it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -8,13 +9,13 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-# Smaller parameters stay whole on every device: moving them costs more than they do.
+# Smaller parameters are replicated: moving them costs more than it saves.
 SMALLEST_SHARDED = 2**16
 
 BATCH_AXES = ("data", "fsdp")
 
 
-def make_mesh(*, fsdp: int = 1, devices: list | None = None) -> Mesh:
+def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh [data, fsdp] over all devices of all processes (or those given).
 
     Raises:
@@ -33,21 +34,21 @@ def make_mesh(*, fsdp: int = 1, devices: list | None = None) -> Mesh:
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def by_process(devices: list) -> list:
-    """Devices in the order of their processes, as the rows of a batch are.
+def by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
+    """Devices in process order, which is the order of a batch's rows.
 
-    A TPU slice numbers its devices by their place in it, not by host; then a row would
-    meet other random numbers than on one host, and a copy of the parameters (fsdp)
-    would spread over hosts without need.
+    A TPU slice numbers its devices by position, not by host. A row would then get other
+    random numbers than on one host, and a copy of the parameters (fsdp) would spread
+    over hosts for no reason.
     """
     return sorted(devices, key=lambda device: device.process_index)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, chunks: int = 1) -> None:
-    """Refuse a batch that does not divide over the devices, chunk by chunk.
+    """Refuse a batch that does not divide over devices and chunks.
 
     Raises:
-        ValueError: names all numbers and the nearest batch sizes that do.
+        ValueError: Names all numbers and the nearest batch sizes that do divide.
     """
     n = mesh.size * chunks
     if chunks < 1:
@@ -62,12 +63,12 @@ def check_batch_size(batch_size: int, mesh: Mesh, *, chunks: int = 1) -> None:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch are spread over all devices."""
+    """Sharding of a batch: its rows are spread over all devices."""
     return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Sharding of an array that is whole on every device."""
     return NamedSharding(mesh, P())
 
 
@@ -81,10 +82,10 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
 
 
 def state_shardings(state: Any, mesh: Mesh) -> Any:
-    """A sharding for every leaf of a train state (arrays or shape structs).
+    """Shardings for all leaves of a train state (arrays or shape structs).
 
-    Without an fsdp axis everything is replicated. With one, the longest dimension
-    that it divides is split; arrays below `SMALLEST_SHARDED` values stay whole.
+    Without an fsdp axis everything is replicated. With one, the longest dimension that
+    it divides is split; arrays of fewer than `SMALLEST_SHARDED` values stay whole.
     """
     fsdp = mesh.shape["fsdp"]
 

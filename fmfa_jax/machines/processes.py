@@ -13,10 +13,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from fmfa_jax.machines.lifecycle import leave_with_the_others
-from fmfa_jax.run.manifests import flatten
 
 
 @dataclass(frozen=True)
@@ -33,15 +33,15 @@ def initialize_distributed(*, heartbeat_seconds: int = 100) -> Processes:
 
     Detected, in this order: COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID (under
     Open MPI the latter two may be left out, in an indexed Kubernetes Job the last),
-    SLURM (`srun` with several tasks), Open MPI, a Cloud TPU. Otherwise nothing is done
+    SLURM (`srun` with several tasks), Open MPI, a Cloud TPU. Otherwise nothing happens
     and the run has one process. Call it before anything else uses JAX; a second call
     only reports.
 
     Args:
-        heartbeat_seconds: a process silent for so long is dead and ends the run.
+        heartbeat_seconds: A process silent for longer counts as dead and ends the run.
 
     Raises:
-        ValueError: the environment announces processes but lacks a part.
+        ValueError: The environment announces processes but lacks a part.
     """
     launcher = detect_launcher(os.environ)
     if launcher == "none" or jax.distributed.is_initialized():
@@ -56,13 +56,13 @@ def initialize_distributed(*, heartbeat_seconds: int = 100) -> Processes:
 
 
 def detect_launcher(environ: Mapping[str, str]) -> str:
-    """Return what started the run: environment | slurm | openmpi | tpu | none."""
+    """Return what started the run: environment, slurm, openmpi, tpu or none."""
     if any(environ.get(name) for name in _EXPLICIT):
         return "environment"
     if "SLURM_STEP_NODELIST" in environ and _number(environ, _SLURM_TASKS) > 1:
         return "slurm"
     if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
-        if "OMPI_MCA_orte_hnp_uri" not in environ:  # Open MPI 5 has dropped it
+        if "OMPI_MCA_orte_hnp_uri" not in environ:  # gone in Open MPI 5
             raise ValueError(
                 "Open MPI started several processes but names no coordinator: pass "
                 "one to all of them, mpirun -x COORDINATOR_ADDRESS=HOST:PORT ..."
@@ -75,7 +75,7 @@ def explicit_processes(environ: Mapping[str, str]) -> dict[str, Any]:
     """Return jax.distributed.initialize's arguments from COORDINATOR_ADDRESS & co.
 
     Raises:
-        ValueError: names the variables that are missing.
+        ValueError: Names the variables that are missing.
     """
     found = {
         "COORDINATOR_ADDRESS": environ.get("COORDINATOR_ADDRESS"),
@@ -98,7 +98,7 @@ def explicit_processes(environ: Mapping[str, str]) -> dict[str, Any]:
     }
     local = environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
     if local and not environ.get("PROCESS_ID"):
-        # One GPU a process, as JAX itself has it under Open MPI 4.
+        # One GPU per process, as JAX itself does under Open MPI 4.
         ids = environ.get("JAX_LOCAL_DEVICE_IDS") or local
         arguments["local_device_ids"] = [int(each) for each in ids.split(",")]
     return arguments
@@ -123,7 +123,7 @@ def _on_tpu(environ: Mapping[str, str]) -> bool:
 
 
 def gather(value: Any) -> list[Any]:
-    """Return every process's JSON `value`, in the order of the processes.
+    """Return every process's JSON `value`, in process order.
 
     All processes must call it. With one process it is a JSON round trip.
     """
@@ -139,21 +139,21 @@ def gather(value: Any) -> list[Any]:
     ]
 
 
-def share(value: Any) -> Any:
+def broadcast(value: Any) -> Any:
     """Return process 0's JSON `value` on every process; all must call it."""
     return gather(value)[0]
 
 
 @contextmanager
 def together(what: str) -> Iterator[None]:
-    """Do what may fail on some processes: either all go on after it, or none does.
+    """Run a block on all processes; if it fails on any, raise on all.
 
     Args:
-        what: names it, as "opening the data".
+        what: Name of the block, such as "opening the data".
 
     Raises:
-        Exception: where it failed, what was raised there.
-        RuntimeError: on the other processes, naming who failed and why.
+        Exception: Where it failed, what was raised there.
+        RuntimeError: On the other processes, naming which failed and why.
     """
     failure: Exception | None = None
     try:
@@ -171,14 +171,14 @@ def together(what: str) -> Iterator[None]:
 
 
 def check_shared(folder: Path) -> None:
-    """Make sure that all processes see the same `folder`, which is made if absent.
+    """Check that all processes see the same `folder`, which is created if absent.
 
     Raises:
-        ValueError: on every process alike, naming those that see another one.
+        ValueError: On all processes alike, naming those that see another one.
     """
     if jax.process_count() == 1:
         return
-    marker = folder / f".seen-{share(uuid.uuid4().hex)}"
+    marker = folder / f".seen-{broadcast(uuid.uuid4().hex)}"
     first = jax.process_index() == 0
     with together(f"writing into the run folder {folder}"):
         if first:
@@ -196,17 +196,17 @@ def check_shared(folder: Path) -> None:
 
 
 def agree(values: Mapping[str, Any]) -> None:
-    """Compare `values` over all processes; return only if they are the same.
+    """Check that `values` are the same on all processes.
 
     Args:
         values: JSON values, nested mappings allowed: configuration, fingerprint of
             the data, version of the code.
 
     Raises:
-        ValueError: on every process alike, naming each differing key, the values and
-            the processes that hold them.
+        ValueError: On all processes alike, naming each key that differs, its values
+            and the processes that hold them.
     """
-    found = [flatten(each) for each in gather(values)]
+    found = [flatten_dict(each, sep=".") for each in gather(values)]
     lines = []
     for key in sorted(set().union(*found)):
         holders: dict[str, list[int]] = {}

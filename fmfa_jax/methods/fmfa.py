@@ -1,142 +1,241 @@
 # SPDX-License-Identifier: Apache-2.0
 """FMFA: from a batch with person ids to its named losses (arXiv 2509.13754)."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
 
 from fmfa_jax import losses, models
+from fmfa_jax.losses import alignment, matching
+from fmfa_jax.methods.method import (
+    Batch,
+    Measured,
+    Method,
+    Run,
+    State,
+    check_weights,
+    weighted,
+)
 from fmfa_jax.methods.views import (
+    Augmentation,
     augment_images,
     content_mask,
     mask_capacity,
     mask_tokens,
 )
-from fmfa_jax.training.gradients import Batch, Loss, Measured
+from fmfa_jax.options import Above, Between, OneOf, Options
+
+TERMS = ("a_sdm", "cmpm", "efa", "id", "itc", "mlm", "sdm")
+MLM_RULES = ("official", "plus")
+POSITIVES = ("pair", "person")
 
 
-@dataclass(frozen=True)
-class Augmentation:
-    """Probabilities and sizes of the random views; see augment.py."""
-
-    flip: float = 0.5
-    pad: int = 10
-    erase: float = 0.5
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """What FMFA computes: weights of the losses, their options, and the views.
+@dataclass(frozen=True, kw_only=True)
+class LossOptions(Options, section="loss"):
+    """How the terms compute; the defaults are the released code's.
 
     Attributes:
-        weights: loss name -> weight; 0 is not computed.
-        options: passed to `losses.objective`.
-        mask_rate: share of the ordinary tokens hidden for mlm.
-        mlm_rule: "official", whose interaction encoder looks at padding, too | "plus",
-            where it does not.
-        mask_all_captions: the other losses see the masked captions too, as in the
-            official code, whose loader edits captions in place. One text pass then
-            serves all of them; otherwise there are two.
-        augmentation: of the images.
+        scale: 1 / temperature of sdm, a_sdm and itc.
+        a_sdm_weight: See `matching.sdm`.
+        a_sdm_alpha: Strength of that weight.
+        efa_rule: See `alignment.efa`.
+        mlm_rule: "official": the interaction encoder attends to padding as well;
+            "plus": it does not.
+        itc_positives: "pair", or "person": all pairs of a person match.
     """
 
-    weights: Mapping[str, float]
-    options: losses.Options = field(default_factory=losses.Options)
-    mask_rate: float = 0.15
-    mlm_rule: str = "official"
-    mask_all_captions: bool = True
-    augmentation: Augmentation = field(default_factory=Augmentation)
+    scale: Annotated[float, Above(0)] = 50.0
+    a_sdm_weight: Annotated[str, OneOf(matching.WEIGHTS)] = "official"
+    a_sdm_alpha: Annotated[float, Between(0)] = matching.ALPHA["official"]
+    efa_rule: Annotated[str, OneOf(alignment.RULES)] = "official"
+    mlm_rule: Annotated[str, OneOf(MLM_RULES)] = "official"
+    itc_positives: Annotated[str, OneOf(POSITIVES)] = "pair"
 
 
-def make_loss(config: models.ModelConfig, recipe: Recipe) -> Loss:
-    """FMFA's loss.
+@dataclass(frozen=True, kw_only=True)
+class Masking(Options, section="mask"):
+    """How words are hidden for mlm.
 
-    Args:
-        config: of the model; `irr_layers` > 0 if mlm has a weight, `classes` > 0 if id
-            has one.
-        recipe: see `Recipe`.
-
-    The batch holds image uint8 [b,h,w,3], tokens int32 [b,l], person int32 [b]; l may
-    be less than the context length where every caption of the batch is shorter.
+    Attributes:
+        rate: Share of the ordinary tokens that is chosen.
+        all_captions: The other losses see the masked captions too, as in the official
+            code, whose loader edits captions in place. One text pass then serves all
+            losses; otherwise there are two.
     """
-    masks = bool(recipe.weights.get("mlm"))
-    start_id = config.vocab_size - 2
 
-    def encode(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        model = models.bind(config, params)
-        pixels, tokens, masked, labels = _views(config, recipe, batch, key)
+    rate: Annotated[float, Between(0, 1)] = 0.15
+    all_captions: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What FMFA computes: weights of its terms, their options, and the views."""
+
+    losses: Mapping[str, float]
+    loss: LossOptions = field(default_factory=LossOptions)
+    mask: Masking = field(default_factory=Masking)
+    augment: Augmentation = field(default_factory=Augmentation)
+
+    def __post_init__(self) -> None:
+        check_weights(self.losses, TERMS)
+
+
+@dataclass(frozen=True)
+class FMFA(Method):
+    """SDM or A-SDM, identity, masked language and explicit alignment losses.
+
+    The batch holds image uint8 [b,h,w,3], tokens int32 [b,l] and person int32 [b]; l
+    may be less than the context length where all captions of the batch are shorter.
+    """
+
+    recipe: Recipe
+
+    Recipe: ClassVar[type] = Recipe
+    batch_keys: ClassVar[tuple[str, ...]] = ("image", "tokens", "person")
+
+    @classmethod
+    def check(
+        cls, recipe: Recipe, *, sampler: str, caption_buckets: Sequence[int]
+    ) -> None:
+        """Refuse to cut padding off that a released loss counts."""
+        rules = {"efa": recipe.loss.efa_rule, "mlm": recipe.loss.mlm_rule}
+        for name, rule in rules.items() if caption_buckets else ():
+            if recipe.losses.get(name) and rule == "official":
+                raise ValueError(
+                    f"data.caption_buckets={tuple(caption_buckets)} cuts off padding, "
+                    f"which the released {name} counts: wanted loss.{name}_rule=plus "
+                    "or no buckets"
+                )
+
+    @classmethod
+    def sized(cls, recipe: Recipe, model: models.ModelConfig) -> models.ModelConfig:
+        """A head exists only where its loss has a weight."""
+        return replace(
+            model,
+            classes=model.classes if recipe.losses.get("id") else 0,
+            irr_layers=model.irr_layers if recipe.losses.get("mlm") else 0,
+        )
+
+    @classmethod
+    def for_run(cls, recipe: Recipe, run: Run) -> Self:
+        """FMFA on pairs that all have a person id."""
+        unknown = int(np.sum(run.split.pair_labels < 0))
+        if unknown:
+            raise ValueError(
+                f"FMFA learns from person ids, but {unknown} of the "
+                f"{len(run.split.pairs)} training pairs of {run.dataset} have none; "
+                "give them ids, or train from pairs alone with the preset :weak"
+            )
+        return cls(run.model, recipe)
+
+    def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        """Tokens, global features, identity logits and losses of masked words."""
+        wanted, model = self.recipe.losses, models.bind(self.model, params)
+        pixels, tokens, masked, labels = self._views(batch, key)
         image_tokens = model.encode_images(pixels)
         text_tokens = model.encode_texts(tokens)
         image = models.global_image(image_tokens)
         text = models.global_text(text_tokens, tokens)
-        features = {"image": image, "text": text}
-        notes = {}
-        if recipe.weights.get("efa"):
+        features, notes = {"image": image, "text": text}, {}
+        if wanted.get("efa"):
             features |= {"image_tokens": image_tokens, "text_tokens": text_tokens}
-        if recipe.weights.get("id"):
+        if wanted.get("id"):
             features["image_logits"] = model.identity_logits(image)
             features["text_logits"] = model.identity_logits(text)
-        if masks:
-            hidden = text_tokens
-            if not recipe.mask_all_captions:
-                hidden = model.encode_texts(masked)
-            capacity = mask_capacity(config.context_length, recipe.mask_rate)
-            capacity = min(capacity, tokens.shape[1])
-            lengths = None
-            if recipe.mlm_rule == "plus":
-                lengths = tokens.argmax(axis=1) + 1  # the end has the largest id
-            mlm = model.masked_logits(hidden, image_tokens, labels, capacity, lengths)
-            features["masked_losses"] = losses.token_losses(mlm.logits, mlm.labels)
-            notes |= {"masked_labels": mlm.labels, "dropped": mlm.dropped}
+        if wanted.get("mlm"):
+            shared = self.recipe.mask.all_captions
+            hidden = text_tokens if shared else model.encode_texts(masked)
+            features["masked_losses"], notes = self._guess(
+                model, hidden, image_tokens, tokens, labels
+            )
         return features, notes
 
     def compare(
-        features: Any, notes: Any, batch: Batch, state: Any
-    ) -> tuple[jax.Array, Measured]:
-        del state  # FMFA remembers nothing between steps.
-        notes = dict(notes)
-        scalars = {}
-        if masks:
-            scalars["mlm_dropped"] = notes.pop("dropped").sum().astype(jnp.float32)
-        inputs = losses.Inputs(
-            person=batch["person"],
-            # Hiding words changes nothing here: mask and random words are content, too.
-            text_mask=content_mask(batch["tokens"], start_id=start_id),
-            **features,
-            **notes,
+        self, features: Any, notes: Any, batch: Batch, state: State
+    ) -> tuple[Float[Array, ""], Measured]:
+        """The weighted sum of the terms."""
+        del state
+        f, options, person = features, self.recipe.loss, batch["person"]
+        image, text, scale = f["image"], f["text"], options.scale
+        terms = {
+            "a_sdm": lambda: losses.sdm(
+                image,
+                text,
+                person,
+                scale=scale,
+                weight=options.a_sdm_weight,
+                alpha=options.a_sdm_alpha,
+            ),
+            "cmpm": lambda: losses.cmpm(image, text, person),
+            "efa": lambda: self._efa(f, batch),
+            "id": lambda: losses.identity_loss(
+                f["image_logits"], f["text_logits"], person
+            ),
+            "itc": lambda: losses.itc(
+                image,
+                text,
+                scale=scale,
+                person=person if options.itc_positives == "person" else None,
+            ),
+            "mlm": lambda: losses.labelled_mean(
+                f["masked_losses"], notes["masked_labels"]
+            ),
+            "sdm": lambda: losses.sdm(image, text, person, scale=scale),
+        }
+        total, values = weighted(terms, self.recipe.losses)
+        if "dropped" in notes:
+            values["mlm_dropped"] = notes["dropped"].sum().astype(jnp.float32)
+        return total, Measured(values)
+
+    def _efa(self, features: Any, batch: Batch) -> Float[Array, ""]:
+        """Explicit alignment; only its rule "plus" knows of persons and padding."""
+        rule, extra = self.recipe.loss.efa_rule, {}
+        if rule == "plus":
+            # Hiding words changes nothing here: a mask or random word is content too.
+            mask = content_mask(batch["tokens"], start_id=self.model.vocab_size - 2)
+            extra = {"person": batch["person"], "text_mask": mask}
+        text, image = features["text_tokens"], features["image_tokens"]
+        return losses.efa(text, image, rule=rule, **extra)
+
+    def _guess(
+        self,
+        model: models.FMFA,
+        hidden: Array,
+        image_tokens: Array,
+        tokens: Array,
+        labels: Array,
+    ) -> tuple[Float[Array, "b c"], dict[str, Array]]:
+        """Losses of the masked words, and notes on them."""
+        capacity = mask_capacity(self.model.context_length, self.recipe.mask.rate)
+        capacity = min(capacity, tokens.shape[1])
+        lengths = None
+        if self.recipe.loss.mlm_rule == "plus":
+            lengths = tokens.argmax(axis=1) + 1  # the end token has the largest id
+        mlm = model.masked_logits(hidden, image_tokens, labels, capacity, lengths)
+        notes = {"masked_labels": mlm.labels, "dropped": mlm.dropped}
+        return losses.token_losses(mlm.logits, mlm.labels), notes
+
+    def _views(
+        self, batch: Batch, key: jax.Array
+    ) -> tuple[Array, Int[Array, "b l"], Int[Array, "b l"], Int[Array, "b l"]]:
+        """Pixels, captions for all losses, masked captions and their labels."""
+        k_image, k_text = jax.random.split(key)
+        rows, tokens = batch["row"], batch["tokens"]
+        pixels = augment_images(k_image, batch["image"], self.recipe.augment, rows=rows)
+        if not self.recipe.losses.get("mlm"):
+            return pixels, tokens, tokens, jnp.zeros_like(tokens)
+        masked, labels = mask_tokens(
+            k_text,
+            tokens,
+            rate=self.recipe.mask.rate,
+            mask_id=self.model.vocab_size - 3,
+            rows=rows,
+            context_length=self.model.context_length,
         )
-        values = losses.objective(inputs, recipe.weights, recipe.options)
-        total = values.pop("total")
-        return total, Measured(scalars | values)
-
-    return Loss(encode, compare)
-
-
-def _views(
-    config: models.ModelConfig, recipe: Recipe, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Pixels, the captions that the losses see, the masked ones, and their labels."""
-    k_image, k_text = jax.random.split(key)
-    pixels = augment_images(
-        k_image,
-        batch["image"],
-        flip=recipe.augmentation.flip,
-        pad=recipe.augmentation.pad,
-        erase_probability=recipe.augmentation.erase,
-        rows=batch["row"],
-    )
-    tokens = batch["tokens"]
-    if not recipe.weights.get("mlm"):
-        return pixels, tokens, tokens, jnp.zeros_like(tokens)
-    masked, labels = mask_tokens(
-        k_text,
-        tokens,
-        rate=recipe.mask_rate,
-        mask_id=config.vocab_size - 3,
-        rows=batch["row"],
-        context_length=config.context_length,
-    )
-    return pixels, masked if recipe.mask_all_captions else tokens, masked, labels
+        shown = masked if self.recipe.mask.all_captions else tokens
+        return pixels, shown, masked, labels

@@ -1,127 +1,245 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two methods behind one face: what the loop needs to know of each."""
+"""What a method is: all that training and evaluation ask of one.
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+A method is a frozen dataclass, in one file or folder of this room. Its loss is cut in
+two where rows begin to meet, so that a batch can be encoded in chunks without changing
+a number: `encode` sees each row alone, `compare` the GLOBAL batch. Neither knows how
+many devices there are; XLA inserts the collectives.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float
 
+from data_pipeline.hints import unknown
 from data_pipeline.records import Split
-from fmfa_jax.methods import fmfa as supervised
-from fmfa_jax.methods import weak as association
-from fmfa_jax.methods.weak import method as weak
-from fmfa_jax.training import settings as build
-from fmfa_jax.training.gradients import Loss, Measured
-from fmfa_jax.training.session import Session
+from fmfa_jax import models
 
+Batch = Mapping[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
+Scalars = dict[str, Any]  # arrays on the device, or fetched from it
+State = dict[str, Any]
+"""{"params", "opt_state", "step"} and the method's own entries: a plain pytree."""
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class Measured:
+    """What `compare` reports beside the total.
+
+    Attributes:
+        scalars: Name -> float32 scalar for the log.
+        state: The method's own entries of the train state after this step.
+        records: Arrays for `Method.summarize` on the host, such as mined rows; None
+            where there are none.
+    """
+
+    scalars: Scalars
+    state: State = dataclasses.field(default_factory=dict)
+    records: Any = None
 
 
 @dataclass(frozen=True)
-class Method:
-    """What a run trains with.
+class Run:
+    """What a method may know of the run it is built for.
 
     Attributes:
-        loss: see `make_step`.
-        keys: what of a batch the step may see.
-        memory: makes the banks of a fresh run; None comes back where there are none.
-        judge: (mined links of some steps) -> what the host adds to the log.
-        check: (batch) -> nothing, or an error for a batch that the step cannot take.
-        warning: (scalars of the first step) -> what the user should know, or None.
+        model: Sizes of the model that is trained.
+        mesh: Devices of all processes.
+        split: Training pairs.
+        dataset: Name of the data set, for messages.
+        batch_size: Pairs in a global batch.
+        steps_per_epoch: Steps in an epoch.
     """
 
-    loss: Loss
-    keys: tuple[str, ...]
-    memory: Callable[[], Any]
-    judge: Callable[[Sequence[Any]], dict[str, float]]
-    check: Callable[[HostBatch], None]
-    warning: Callable[[Mapping[str, float]], str | None]
+    model: models.ModelConfig
+    mesh: Mesh
+    split: Split
+    dataset: str
+    batch_size: int
+    steps_per_epoch: int
 
-    def pick(self, batch: HostBatch) -> dict[str, np.ndarray]:
-        """The part of a batch that the step may see."""
-        self.check(batch)
-        return {name: batch[name] for name in self.keys}
 
-    def scalars(self, measured: Measured, links: Sequence[Any]) -> dict[str, float]:
-        """All numbers of a step, fetched from the device: this waits for the step.
+@dataclass(frozen=True)
+class Epoch:
+    """An epoch that is about to begin.
+
+    Attributes:
+        number: 0 for the first.
+        batches: Opens a pass over its batches, on the devices and in the very order in
+            which the steps of the epoch will meet them.
+    """
+
+    number: int
+    batches: Callable[[], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class Method(abc.ABC):
+    """Base of all methods. What is not abstract may be left as it is.
+
+    Attributes:
+        model: Sizes of the model; its heads are those that `sized` asked for.
+    """
+
+    model: models.ModelConfig
+
+    Recipe: ClassVar[type]
+    """Dataclass of the config's sections that the method reads (see `options`)."""
+    batch_keys: ClassVar[tuple[str, ...]]
+    """Entries of a loader's batch that the compiled step may see."""
+
+    @classmethod
+    def check(
+        cls, recipe: Any, *, sampler: str, caption_buckets: Sequence[int]
+    ) -> None:
+        """Refuse settings of the data that this recipe cannot learn from.
+
+        Raises:
+            ValueError: Names the keys that do not go together.
+        """
+        del recipe, sampler, caption_buckets
+
+    @classmethod
+    def sized(cls, recipe: Any, model: models.ModelConfig) -> models.ModelConfig:
+        """The model with the heads that this recipe trains; by default none."""
+        return models.towers_of(model)
+
+    @classmethod
+    def at_test(cls, model: models.ModelConfig) -> models.ModelConfig:
+        """The trained model with the heads that features need; by default none."""
+        return models.towers_of(model)
+
+    @staticmethod
+    def image_features(model: models.ModelConfig, params: Any, images: Array) -> Array:
+        """Features [b,d] that pictures are found by, under the sizes of `at_test`."""
+        return models.image_features(model, params, images)
+
+    @staticmethod
+    def text_features(model: models.ModelConfig, params: Any, ids: Array) -> Array:
+        """Features [b,d] that captions find pictures by."""
+        return models.text_features(model, params, ids)
+
+    @classmethod
+    @abc.abstractmethod
+    def for_run(cls, recipe: Any, run: Run) -> Self:
+        """Build the method for a run.
+
+        Raises:
+            ValueError: The training pairs are not what the method learns from.
+        """
+
+    @abc.abstractmethod
+    def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        """Compute each row from the same row of the batch alone.
 
         Args:
-            measured: of the step.
-            links: of all steps since the last call.
+            params: Parameters, a nested dict.
+            batch: The entries `batch_keys`, and "row", the global row numbers.
+            key: Randomness of this step.
+
+        Returns:
+            (features, notes), two pytrees of arrays [b, ..]. Gradients flow through
+            features; notes are constants.
         """
-        values, links = jax.device_get((measured.scalars, links))
-        values = {name: float(value) for name, value in values.items()}
-        return values | self.judge(links)
 
+    @abc.abstractmethod
+    def compare(
+        self, features: Any, notes: Any, batch: Batch, state: State
+    ) -> tuple[Float[Array, ""], Measured]:
+        """Compute the loss of the global batch; it has no parameters of its own.
 
-def make_method(session: Session, *, steps_per_epoch: int) -> Method:
-    """The method that the config names, ready for `make_step`."""
-    makers = {"fmfa": _supervised, "weak": _weak}
-    return makers[session.config.method](session, steps_per_epoch)
+        Args:
+            features: What `encode` gave.
+            notes: What `encode` gave.
+            batch: See `encode`.
+            state: The train state before the step; no gradient flows into it.
+        """
 
-
-def _supervised(session: Session, steps_per_epoch: int) -> Method:
-    del steps_per_epoch
-    unknown = int(np.sum(session.data.train.pair_labels < 0))
-    if unknown:
-        raise ValueError(
-            f"FMFA learns from person ids, but {unknown} of the "
-            f"{len(session.data.train.pairs)} training pairs of {session.data.name} "
-            "have none; give them ids, or train from pairs alone with the preset :weak"
-        )
-    return Method(
-        loss=supervised.make_loss(session.model, build.recipe(session.config)),
-        keys=("image", "tokens", "person"),
-        memory=lambda: None,
-        judge=lambda links: {},
-        check=lambda batch: None,
-        warning=lambda scalars: None,
-    )
-
-
-def _weak(session: Session, steps_per_epoch: int) -> Method:
-    config, split = session.config, session.data.train
-    if config.data.sampler != "shuffle":
-        raise ValueError(
-            f"the weak method knows no identities to sample: wanted data.sampler="
-            f"shuffle, got {config.data.sampler!r}"
-        )
-    pairs = len(split.pairs)
-    association.check_batch_size(config.train.batch_size, pairs=pairs)
-    recipe = build.weak_recipe(config, first_epoch=steps_per_epoch)
-    return Method(
-        loss=weak.make_loss(session.model, recipe, session.mesh),
-        keys=weak.BATCH_KEYS,
-        memory=lambda: weak.make_memory(
-            session.model, recipe, session.mesh, pairs=pairs
-        ),
-        judge=lambda links: mined_quality(links, split),
-        check=lambda batch: association.check_indices(batch["pair"], pairs=pairs),
-        warning=lambda scalars: association.start_warning(
-            scalars["linked_share"], threshold=recipe.options.threshold
-        ),
-    )
-
-
-def mined_quality(links: Sequence[Any], split: Split) -> dict[str, float]:
-    """Precision and recall of the links of some steps, where ids happen to be known.
-
-    Computed here, outside the step, because ids must never reach it.
-    """
-    persons = split.pair_persons
-    if (persons < 0).all():
+    def initial_state(self) -> State:
+        """The method's own entries of a fresh train state, laid out on the mesh."""
         return {}
-    steps = [
-        association.mined_precision(x["slot"], x["valid"], x["index"], persons)
-        for x in links
-    ]
-    quality = association.MinedQuality(
-        links=sum(step.links for step in steps),
-        correct=sum(step.correct for step in steps),
-        reachable=sum(step.reachable for step in steps),
+
+    def before_epoch(self, state: State, epoch: Epoch) -> State:
+        """Change the method's own entries of the state before an epoch's first step.
+
+        All processes call it alike. It must be a function of state and epoch alone:
+        a run that was killed meanwhile calls it again.
+        """
+        del epoch
+        return state
+
+    def parameter_group(self, path: str) -> tuple[float, bool] | None:
+        """A parameter's learning-rate factor, and whether it decays.
+
+        Args:
+            path: Such as "irr/blocks/ln_1/bias".
+
+        Returns:
+            None to leave the parameter to config.optimizer.groups.
+        """
+        del path
+        return None
+
+    def check_batch(self, batch: HostBatch) -> None:
+        """Refuse a batch that the step cannot take.
+
+        Raises:
+            ValueError: Says what is wrong with it.
+        """
+        del batch
+
+    def summarize(self, records: Sequence[Any]) -> dict[str, float]:
+        """Figures for the log from the records of all steps since the last line."""
+        del records
+        return {}
+
+    def warning(self, scalars: Mapping[str, float]) -> str | None:
+        """What a user should be told after the first step, or None."""
+        del scalars
+        return None
+
+
+def weighted(
+    terms: Mapping[str, Callable[[], Array]], weights: Mapping[str, float]
+) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:
+    """Compute the terms that have a weight, and their weighted sum.
+
+    Args:
+        terms: Name -> what computes it.
+        weights: Name -> weight.
+
+    Returns:
+        The sum, and name -> float32 value without its weight.
+    """
+    values = {name: term() for name, term in terms.items() if weights.get(name)}
+    total = sum(
+        (weights[name] * value for name, value in values.items()), jnp.float32(0)
     )
-    found = {"mined_precision": quality.precision, "mined_recall": quality.recall}
-    return {name: value for name, value in found.items() if not math.isnan(value)}
+    return total, values
+
+
+def check_weights(weights: Mapping[str, float], terms: Sequence[str]) -> None:
+    """Check the section `losses` of a config.
+
+    Raises:
+        ValueError: A term that does not exist, a weight that is not finite or below 0,
+            or no weight at all.
+    """
+    for name, weight in weights.items():
+        if name not in terms:
+            raise ValueError(unknown("config.losses", name, terms))
+        if not (np.isfinite(weight) and weight >= 0):
+            raise ValueError(
+                f"config.losses.{name}: wanted a weight of at least 0, got {weight}"
+            )
+    if not any(weights.values()):
+        raise ValueError("all weights in config.losses are 0; wanted at least one loss")

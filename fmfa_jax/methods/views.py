@@ -1,22 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Random views of a batch, made on the device inside the step.
 
-Every row draws from its own key, fold_in(step key, global row number), so a view does
-not depend on how many devices or hosts share the batch.
+Every row draws from its own key, fold_in(step key, global row number), so views do not
+depend on how many devices or hosts share the batch.
 """
+
+from dataclasses import dataclass
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from fmfa_jax.models import IMAGE_MEAN, normalize_images
+from fmfa_jax.options import Between, Options
 
 ERASE_AREA = (0.02, 0.4)
 ERASE_RATIO = (0.3, 3.3)
 ERASE_TRIES = 10
 
-# Of the chosen tokens: this share becomes the mask, this one a random word.
+# The share of chosen tokens that become the mask, and that become a random word.
 MASK_SHARE, RANDOM_SHARE = 0.8, 0.1
+MASK_RULES = ("bert", "mask", "mask_free")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Augmentation(Options, section="augment"):
+    """Random views of pictures.
+
+    Attributes:
+        flip: Probability of a horizontal flip.
+        pad: Zero padding before the random crop, pixels.
+        erase: Probability that a box is erased.
+    """
+
+    flip: Annotated[float, Between(0, 1)] = 0.5
+    pad: Annotated[int, Between(0, 1024)] = 10
+    erase: Annotated[float, Between(0, 1)] = 0.5
 
 
 def row_numbers(
@@ -24,7 +44,7 @@ def row_numbers(
 ) -> Float[Array, "b count"]:
     """Uniform numbers in [0, 1), each global row from its own key.
 
-    One draw for all that a row needs: every further call of the generator costs
+    One draw for everything that a row needs: each further call of the generator adds
     seconds of compilation.
     """
 
@@ -42,7 +62,7 @@ def below(number: Float[Array, "..."], limit: int | Array) -> Int[Array, "..."]:
 def random_crop(
     numbers: Float[Array, "2"], image: UInt8[Array, "h w 3"], pad: int
 ) -> UInt8[Array, "h w 3"]:
-    """Pad with black on all sides, then cut the original size at a random place."""
+    """Pad with black on all sides, then crop the original size at a random place."""
     h, w, _ = image.shape
     padded = jnp.pad(image, ((pad, pad), (pad, pad), (0, 0)))
     top, left = below(numbers, 2 * pad + 1)
@@ -52,11 +72,11 @@ def random_crop(
 def erase_box(
     numbers: Float[Array, " r"], height: int, width: int
 ) -> tuple[Int[Array, ""], Int[Array, ""], Int[Array, ""], Int[Array, ""]]:
-    """Top, left, height, width of the area to erase (0 x 0 if no try fits).
+    """Top, left, height, width of the box to erase (0 x 0 if no try fits).
 
-    Area uniform in ERASE_AREA of the picture, aspect log-uniform in ERASE_RATIO; the
-    first of ERASE_TRIES that fits is taken (the rule of Zhong et al., "Random Erasing
-    Data Augmentation", as torchvision states it). Wants 2 ERASE_TRIES + 2 numbers.
+    The area is uniform in ERASE_AREA of the picture, the aspect log-uniform in
+    ERASE_RATIO, and the first of ERASE_TRIES that fits is taken (Zhong et al., "Random
+    Erasing Data Augmentation", as in torchvision). Needs 2 ERASE_TRIES + 2 numbers.
     """
     least, most = ERASE_AREA
     area = height * width * (least + numbers[:ERASE_TRIES] * (most - least))
@@ -77,9 +97,9 @@ def erase(
 ) -> Float[Array, "h w 3"]:
     """Fill a random box of a NORMALISED image with CLIP's mean colour vector.
 
-    The mean is not normalised itself, which makes the fill a grey-green instead of the
-    neutral zero: a quirk of the official code that its numbers include. Wants one
-    number more than `erase_box`.
+    The mean itself is not normalised, so the fill is grey-green and not the neutral
+    zero: a quirk of the official code, and part of its numbers. Needs one number more
+    than `erase_box`.
     """
     height, width, _ = pixels.shape
     top, left, h, w = erase_box(numbers[1:], height, width)
@@ -92,30 +112,26 @@ def erase(
 def augment_images(
     key: Key[Array, ""],
     images: UInt8[Array, "b h w 3"],
+    augmentation: Augmentation,
     *,
-    flip: float,
-    pad: int,
-    erase_probability: float,
     rows: Int[Array, " b"] | None = None,
 ) -> Float[Array, "b h w 3"]:
     """Flip, pad and crop, normalise, erase; each image with its own numbers.
 
     Args:
-        key: the step's key.
-        images: [b,h,w,3] uint8.
-        flip: probability of a horizontal flip.
-        pad: zero padding before the crop, pixels.
-        erase_probability: probability that a box is erased.
-        rows: global row numbers; None: 0, 1, ..
+        key: The step's key.
+        images: Pictures as bytes.
+        augmentation: Probabilities and sizes.
+        rows: Global row numbers; None: 0, 1, ..
     """
     rows = jnp.arange(images.shape[0]) if rows is None else rows
 
     def move(numbers: Array, image: Array) -> Array:
-        image = jnp.where(numbers[0] < flip, image[:, ::-1], image)
-        return random_crop(numbers[1:3], image, pad)
+        image = jnp.where(numbers[0] < augmentation.flip, image[:, ::-1], image)
+        return random_crop(numbers[1:3], image, augmentation.pad)
 
     def cover(numbers: Array, pixels: Array) -> Array:
-        return erase(numbers[3:], pixels, erase_probability)
+        return erase(numbers[3:], pixels, augmentation.erase)
 
     numbers = row_numbers(key, rows, 3 + 1 + 2 * ERASE_TRIES + 2)
     pixels = normalize_images(jax.vmap(move)(numbers, images))
@@ -132,28 +148,28 @@ def mask_tokens(
     rows: Int[Array, " b"] | None = None,
     context_length: int | None = None,
 ) -> tuple[Int[Array, "b l"], Int[Array, "b l"]]:
-    """Hide ordinary tokens (0 < id < mask_id); returns (masked tokens, labels).
+    """Hide ordinary tokens (0 < id < mask_id).
 
     Args:
-        key: the step's key.
-        tokens: [b,l] ids.
-        rate: probability that an ordinary token is chosen.
-        mask_id: id of the mask token, which is above every ordinary id.
-        rule: "bert" (IRRA: of the chosen, 80 % mask, 10 % random word, 10 % kept; if
-            none was chosen position 1 is masked) | "mask" (weak method: all chosen
-            become the mask, position 1 always) | "mask_free" (the same without the
-            rule about position 1).
-        rows: global row numbers; None: 0, 1, ..
-        context_length: positions to draw numbers for; None: l. Captions that were cut
-            to the longest of their batch are then masked as without the cut.
+        key: The step's key.
+        tokens: Token ids.
+        rate: Probability that an ordinary token is chosen.
+        mask_id: Id of the mask token, above every ordinary id.
+        rule: "bert" (IRRA: 80 % of the chosen become the mask, 10 % a random word, 10 %
+            stay; position 1 is masked if none was chosen), "mask" (the weak method: all
+            chosen become the mask, and position 1 always does) or "mask_free" (the
+            same, with nothing special about position 1).
+        rows: Global row numbers; None: 0, 1, ..
+        context_length: Positions to draw numbers for; None: l. With it, captions that
+            were cut to the longest of their batch are masked as if they had not been.
 
     Returns:
-        Labels hold the original id where a token was chosen, elsewhere 0. A caption
-        without ordinary tokens stays as it is: masking position 1 there would hide the
-        end token, whose place carries the sentence's feature.
+        Masked tokens and labels, which hold the original id where a token was chosen
+        and 0 elsewhere. A caption without ordinary tokens is left alone: masking its
+        position 1 would hide the end token, whose position carries the feature.
     """
-    if rule not in ("bert", "mask", "mask_free"):
-        raise ValueError(f"wanted a rule among bert, mask, mask_free; got {rule!r}")
+    if rule not in MASK_RULES:
+        raise ValueError(f"wanted a rule among {MASK_RULES}, got {rule!r}")
     length = tokens.shape[1]
     drawn = length if context_length is None else context_length
     rows = jnp.arange(tokens.shape[0]) if rows is None else rows
@@ -176,10 +192,10 @@ def mask_tokens(
 
 
 def mask_capacity(context_length: int, rate: float) -> int:
-    """Rows per caption that the vocabulary projection is computed for.
+    """Rows of each caption that the vocabulary projection is computed for.
 
-    Five standard deviations above the mean of a caption without any padding: a token
-    beyond it is counted (`mlm_dropped`), and practically never met.
+    Five standard deviations above the mean of a caption without padding: tokens beyond
+    it are counted (`mlm_dropped`) and practically never occur.
     """
     mean = rate * context_length
     deviation = (context_length * rate * (1 - rate)) ** 0.5
@@ -187,5 +203,5 @@ def mask_capacity(context_length: int, rate: float) -> int:
 
 
 def content_mask(tokens: Int[Array, "b l"], *, start_id: int) -> Bool[Array, "b l"]:
-    """True where a token is part of the sentence: not padding, start or end."""
+    """True where a token is part of the sentence: no padding, start or end token."""
     return (tokens > 0) & (tokens < start_id)

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CLIP towers and the heads of FMFA, as Flax NNX modules over plain parameters."""
 
-from fmfa_jax.models.config import PRESETS, ModelConfig
+from fmfa_jax.models.config import PRESETS, ModelConfig, towers_of
 from fmfa_jax.models.fmfa import (
     FMFA,
     IMAGE_MEAN,
@@ -31,4 +31,5 @@ __all__ = [
     "normalize_images",
     "param_shapes",
     "text_features",
+    "towers_of",
 ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sizes of a model, and the presets that have a name."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 
 HEAD_WIDTH = 64
@@ -146,3 +146,8 @@ PRESETS: MappingProxyType[str, ModelConfig] = MappingProxyType(
         ),
     }
 )
+
+
+def towers_of(config: ModelConfig) -> ModelConfig:
+    """The same model without any head."""
+    return replace(config, classes=0, irr_layers=0)

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Checkpoints that are verified before they are believed.
+"""Checkpoints that are verified before they are trusted.
 
     folder/<step>/{manifest.json, state/}   the newest `keep` training states
     folder/corrupt/<step>/                  set aside, for a post-mortem
 
-Orbax writes the arrays, asynchronously. The manifest (see `manifests`) is written
-into the temporary folder before Orbax renames it, so a checkpoint that exists is
-complete, also after `kill -9`. Reading never changes the folder: another process may
-evaluate from it while the run goes on.
+Orbax writes the arrays asynchronously. The manifest (see `manifests`) goes into its
+temporary folder before Orbax renames it, so a checkpoint that exists is complete, even
+after `kill -9`. Reading never changes the folder: another process may evaluate from it
+while the run goes on.
 """
 
 import json
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
-from fmfa_jax.machines.processes import share
+from fmfa_jax.machines.processes import broadcast
 from fmfa_jax.run import manifests
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
 
@@ -36,14 +37,14 @@ class Restored(NamedTuple):
 
 
 class CheckpointMismatchError(ValueError):
-    """A sound checkpoint that belongs to something else than this run."""
+    """A sound checkpoint that belongs to another run."""
 
 
 class Checkpoints:
-    """The checkpoints of one run. All processes call every method alike.
+    """The checkpoints of one run. All processes must make the same calls.
 
     A state is any pytree of jax.Arrays: nested dicts, optax's named tuples. It is
-    stored as plain nested dicts keyed by path and comes back in the template's form.
+    stored as nested dicts keyed by path and comes back in the form of the template.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class Checkpoints:
         """Touch nothing on disk yet.
 
         Args:
-            folder: on a file system that all processes share.
-            identity: JSON values, nested mappings allowed, that must be the same for
-                a checkpoint to be usable here (model, method, optimiser, ...).
-            keep: how many of the latest states stay; with 1 a corrupt checkpoint
+            folder: On a file system that all processes share.
+            identity: JSON values, nested mappings allowed, which a checkpoint must
+                have been saved with (model, method, optimiser, ...).
+            keep: How many of the latest states are kept; with 1, a corrupt checkpoint
                 leaves none to fall back to.
-            say: told about corrupt checkpoints, on process 0 only.
+            say: Told about corrupt checkpoints, on process 0 only.
         """
         if keep < 1:
             raise ValueError(f"wanted to keep at least 1 checkpoint, got {keep}")
@@ -83,33 +84,34 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> bool:
         """Start saving `state`; returns once it may be donated or changed.
 
-        Waits for the save before this one and raises its error, if it had one.
+        Waits for the previous save and raises its error, if there was one.
 
         Returns:
-            False when this very step is saved already.
+            False if this very step is already saved.
 
         Raises:
-            ValueError: the folder holds a newer step that was not restored.
+            ValueError: The folder holds a newer step that was not restored.
         """
         if self._newest is not None and self._newest.step == step:
             return False
         manager = self._open(step)
-        # The seal of the running save still needs its own manifest.
+        # The running save is sealed with its own manifest.
         manager.wait_until_finished()
         self._newest = Manifest(step, self._identity, _describe(state))
         arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(_plain(state))})
         return bool(manager.save(step, args=arguments, force=True))
 
     def restore_latest(self, template: Any) -> Restored | None:
-        """Restore the newest state that verifies, or None if there is none at all.
+        """Restore the newest state that verifies; None if there is no checkpoint.
 
         Args:
-            template: a pytree of jax.Arrays or of jax.ShapeDtypeStructs with
-                shardings; gives structure, dtypes, shapes and where to put them.
+            template: A pytree of jax.Arrays, or of jax.ShapeDtypeStructs with
+                shardings: structure, dtypes, shapes and placement of the result.
 
         Raises:
-            CorruptCheckpointError: there are checkpoints, but none verifies.
-            CheckpointMismatchError: of another configuration, or other arrays.
+            CorruptCheckpointError: There are checkpoints, but none verifies.
+            CheckpointMismatchError: It is of another configuration, or holds other
+                arrays.
         """
         self.wait()
         manifest = self._find_newest()
@@ -126,12 +128,12 @@ class Checkpoints:
         return Restored(_unplain(restored[_ITEM], template), manifest.step)
 
     def wait(self) -> None:
-        """Return once the started save is on disk; raises what went wrong."""
+        """Wait until the running save is on disk; raise what went wrong."""
         if self._manager is not None:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Wait, then end the threads of the writer."""
+        """Wait, then end the writer's threads."""
         if self._manager is not None:
             self._manager.close()
             self._manager = None
@@ -153,7 +155,7 @@ class Checkpoints:
         return self._manager
 
     def _make_room(self, step: int) -> None:
-        """Set corrupt steps aside so that their numbers can be used again."""
+        """Set corrupt steps aside, so that their numbers can be used again."""
         if jax.process_index() == 0:
             for each in sorted(self._rejected):
                 target = self._folder / CORRUPT / str(each)
@@ -171,7 +173,7 @@ class Checkpoints:
             )
 
     def _seal(self) -> None:
-        """Write the manifest; called by Orbax, on process 0, just before it renames."""
+        """Write the manifest; Orbax calls it on process 0 just before the rename."""
         manifest = self._newest
         folders = [
             path
@@ -187,7 +189,7 @@ class Checkpoints:
 
     def _find_newest(self) -> Manifest | None:
         """Find the newest sound step; process 0 reads and tells the others."""
-        found = share(self._verify_steps() if jax.process_index() == 0 else None)
+        found = broadcast(self._verify_steps() if jax.process_index() == 0 else None)
         reports, manifest = found["reports"], found["manifest"]
         self._rejected = {int(step) for step in reports}
         lines = [
@@ -262,7 +264,7 @@ def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
 def _check_identity(
     saved: Mapping[str, Any], wanted: Mapping[str, Any], where: str
 ) -> None:
-    lines = _differences(manifests.flatten(saved), manifests.flatten(wanted))
+    lines = _differences(*(flatten_dict(x, sep=".") for x in (saved, wanted)))
     if lines:
         raise CheckpointMismatchError(
             f"{where} belongs to another configuration:\n" + "\n".join(lines) + "\n"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""On what a run was made: versions, hardware, code."""
+"""What a run was made with: versions, hardware, code."""
 
 import hashlib
 import os
@@ -35,7 +35,7 @@ PACKAGES = (
 
 
 def environment() -> dict[str, Any]:
-    """Return what environment.json holds; no host or user names are looked up."""
+    """Return the content of environment.json; no host or user name is looked up."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": [sys.executable, *sys.argv],
@@ -53,10 +53,10 @@ def environment() -> dict[str, Any]:
 
 
 def code_version(root: Path = ROOT) -> str:
-    """Return a digest of the program's sources, the same on hosts with the same code.
+    """Return a digest of the program's sources, equal on hosts with equal code.
 
-    It needs no git and sees changes that were not committed. Configs take no part:
-    what they say is compared by value.
+    It needs no git and sees uncommitted changes. Configs are left out: they are
+    compared by value.
     """
     files = [root / "main.py"]
     for folder in ("data_pipeline", "fmfa_jax"):

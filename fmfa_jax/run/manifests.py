@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""SHA-256 manifests: what makes a checkpoint's damage visible.
+"""SHA-256 manifests, which make damage to a checkpoint visible.
 
-The checkpoint library restores a file with a flipped bit without an error and casts
-a wrong dtype in silence, so every checkpoint folder carries `manifest.json`: sizes
-and digests of its files, the step, the arrays' dtypes and shapes, and the identity
-of the run. This module knows files only, no arrays.
+Orbax restores a file with a flipped bit without an error and silently casts a wrong
+dtype, so every checkpoint folder carries `manifest.json`: sizes and digests of its
+files, the step, the dtypes and shapes of its arrays, and the identity of the run. This
+module knows only files, no arrays.
 """
 
 import hashlib
@@ -16,23 +16,23 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-# Bookkeeping that the library still rewrites after the digests are taken and that
-# no array is read from.
+# Bookkeeping that Orbax still rewrites after the digests are taken, and that no array is
+# read from.
 UNSEALED = frozenset({MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"})
 
 
 class CorruptCheckpointError(ValueError):
-    """A checkpoint's files are not those that its manifest was written for."""
+    """The files of a checkpoint are not the ones its manifest was written for."""
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a checkpoint is, beside its files.
+    """What a checkpoint is, apart from its files.
 
     Attributes:
-        step: training step.
-        identity: what the run is; another identity must not load the checkpoint.
-        arrays: path -> "dtype[shape]" of each array.
+        step: Training step.
+        identity: What the run computes; another run must not load the checkpoint.
+        arrays: Path -> "dtype[shape]" of each array.
     """
 
     step: int
@@ -41,22 +41,12 @@ class Manifest:
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
-    """Return `value` as reading it back from JSON gives it (tuples become lists)."""
+    """Return `value` as it comes back from JSON (tuples become lists)."""
     return json.loads(json.dumps(value, sort_keys=True))
 
 
-def flatten(tree: Any, *, prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as {"a.b.c": value}; an empty mapping is a value."""
-    if not isinstance(tree, Mapping) or not tree:
-        return {prefix: tree}
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        flat |= flatten(value, prefix=f"{prefix}.{key}" if prefix else str(key))
-    return flat
-
-
 def seal(folder: Path, manifest: Manifest) -> None:
-    """Write the manifest of the files that lie in `folder` now."""
+    """Write the manifest of the files that are in `folder` now."""
     names = sorted(_sealed_files(folder))
     with ThreadPoolExecutor(max_workers=4) as pool:
         digests = list(pool.map(lambda name: _digest(folder / name), names))
@@ -70,10 +60,10 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def verify(folder: Path) -> Manifest:
-    """Read the manifest of `folder` and hold every listed file against it.
+    """Read the manifest of `folder` and check every file that it lists.
 
     Raises:
-        CorruptCheckpointError: names the first file that is missing or differs.
+        CorruptCheckpointError: Names the first file that is missing or differs.
     """
     body = _read_body(folder / MANIFEST)
     files = body.pop("files")

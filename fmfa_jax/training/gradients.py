@@ -1,14 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A loss over the GLOBAL batch and its gradient, at once or chunk by chunk.
+"""A method's loss over the GLOBAL batch and its gradient, at once or chunk by chunk.
 
 The mean of the losses of chunks is another loss: the rows of one chunk would never meet
-those of another. So a loss is cut where rows begin to meet, and what lies before the
-cut can be computed in chunks without changing a number (Gao et al., "Scaling Deep
-Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021).
+those of another. A method is therefore cut where rows begin to meet, and what lies
+before the cut is computed in chunks without changing a number (Gao et al., "Scaling
+Deep Contrastive Learning Batch Size under Memory Limited Setup", RepL4NLP 2021).
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -17,55 +16,21 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fmfa_jax.machines.mesh import BATCH_AXES
-
-Scalars = dict[str, Any]  # arrays on the device or fetched from it
-Batch = Mapping[str, jax.Array]
+from fmfa_jax.methods.method import Batch, Method
 
 
-@jax.tree_util.register_dataclass
-@dataclass(frozen=True)
-class Measured:
-    """What a loss reports beside its total.
-
-    Attributes:
-        scalars: name -> float32 scalar, for the log.
-        memory: the weak method's banks after this step; None for the others.
-        links: the weak method's mined rows, to be judged on the host; None otherwise.
-    """
-
-    scalars: Scalars
-    memory: Any = None
-    links: Any = None
-
-
-@dataclass(frozen=True)
-class Loss:
-    """A method's loss in two parts.
-
-    Attributes:
-        encode: (params, batch, key) -> (features, notes), two pytrees of arrays [b,..]:
-            each row from the same row of the batch alone. Gradients flow through
-            features, notes are constants. `batch["row"]` holds global row numbers.
-        compare: (features, notes, batch, state) -> (total, Measured): all that rows
-            have to do with each other. It has no parameters.
-    """
-
-    encode: Callable[[Any, Batch, jax.Array], tuple[Any, Any]]
-    compare: Callable[[Any, Any, Batch, Any], tuple[jax.Array, Measured]]
-
-
-def loss_and_gradient(loss: Loss, *, chunks: int, mesh: Mesh) -> Callable[..., Any]:
+def loss_and_gradient(method: Method, *, chunks: int, mesh: Mesh) -> Callable[..., Any]:
     """The function (params, batch, key, state) -> ((total, Measured), gradient).
 
     Args:
-        loss: see `Loss`.
-        chunks: parts that the batch is encoded in; above 1 activations are kept for one
-            part only, and every part is encoded twice. The loss stays the same.
-        mesh: all arrays lie on it; devices x chunks divides the batch.
+        method: Its loss is differentiated with respect to the parameters.
+        chunks: Parts that the batch is encoded in. Above 1, activations are kept for
+            one part at a time and every part is encoded twice; the loss is the same.
+        mesh: Devices of all arrays; devices x chunks divides the batch.
     """
     if chunks == 1:
-        return _at_once(loss)
-    return _chunk_by_chunk(loss, chunks, mesh)
+        return _at_once(method)
+    return _chunk_by_chunk(method, chunks, mesh)
 
 
 def with_rows(batch: Batch) -> dict[str, jax.Array]:
@@ -74,10 +39,10 @@ def with_rows(batch: Batch) -> dict[str, jax.Array]:
     return {**batch, "row": jnp.arange(size, dtype=jnp.int32)}
 
 
-def _at_once(loss: Loss) -> Callable[..., Any]:
+def _at_once(method: Method) -> Callable[..., Any]:
     def total(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
-        features, notes = loss.encode(params, batch, key)
-        return loss.compare(features, notes, batch, state)
+        features, notes = method.encode(params, batch, key)
+        return method.compare(features, notes, batch, state)
 
     def both(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
         grad = jax.value_and_grad(total, has_aux=True)
@@ -86,19 +51,19 @@ def _at_once(loss: Loss) -> Callable[..., Any]:
     return both
 
 
-def _chunk_by_chunk(loss: Loss, chunks: int, mesh: Mesh) -> Callable[..., Any]:
+def _chunk_by_chunk(method: Method, chunks: int, mesh: Mesh) -> Callable[..., Any]:
     def both(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
         batch = with_rows(batch)
         parts = _split(batch, chunks, mesh)
-        encoded = jax.lax.map(lambda part: loss.encode(params, part, key), parts)
+        encoded = jax.lax.map(lambda part: method.encode(params, part, key), parts)
         features, notes = _join(encoded, mesh)
-        compare = jax.value_and_grad(loss.compare, has_aux=True)
+        compare = jax.value_and_grad(method.compare, has_aux=True)
         value, cotangents = compare(features, notes, batch, state)
 
         def add(grads: Any, part: tuple[Batch, Any]) -> tuple[Any, None]:
             rows, cotangent = part
             _, pull, _ = jax.vjp(
-                lambda p: loss.encode(p, rows, key), params, has_aux=True
+                lambda p: method.encode(p, rows, key), params, has_aux=True
             )
             (grad,) = pull(cotangent)
             return jax.tree.map(jnp.add, grads, grad), None
@@ -111,7 +76,7 @@ def _chunk_by_chunk(loss: Loss, chunks: int, mesh: Mesh) -> Callable[..., Any]:
 
 
 def _split(tree: Any, chunks: int, mesh: Mesh) -> Any:
-    """[b, ..] -> [chunks, b/chunks, ..]: of every device's rows a share in each chunk.
+    """[b, ..] -> [chunks, b/chunks, ..]; each device's rows spread over all chunks.
 
     Rows are dealt out in turn, so that none has to move to another device.
     """
@@ -125,7 +90,7 @@ def _split(tree: Any, chunks: int, mesh: Mesh) -> Any:
 
 
 def _join(tree: Any, mesh: Mesh) -> Any:
-    """[chunks, b/chunks, ..] -> [b, ..], what `_split` undoes."""
+    """[chunks, b/chunks, ..] -> [b, ..], the inverse of `_split`."""
     place = NamedSharding(mesh, P(BATCH_AXES))
 
     def gather(x: jax.Array) -> jax.Array:

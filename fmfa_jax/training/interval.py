@@ -2,50 +2,56 @@
 """What adds up over the steps between two log lines."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
 from fmfa_jax.machines.flops import count_flops
-from fmfa_jax.training.gradients import Batch, Loss, Measured, loss_and_gradient
+from fmfa_jax.methods.method import Batch, Measured, Method, State
+from fmfa_jax.training.gradients import loss_and_gradient
 
 Shapes = tuple[tuple[int, ...], ...]
 
 
 class Interval:
-    """Links that were mined and FLOPs that the model took since the last log line."""
+    """A method's records and the model's FLOPs since the last log line."""
 
     def __init__(self, flops: Callable[[Batch], int]) -> None:
-        """Start with nothing.
+        """Start empty.
 
         Args:
-            flops: of one step on such a batch, see `model_flops`.
+            flops: FLOPs of one step on such a batch, see `model_flops`.
         """
         self._flops = flops
-        self._total, self._links = 0, []
+        self._total, self._records = 0, []
 
     def add(self, batch: Batch, measured: Measured) -> None:
-        """One more step; nothing is fetched from the device."""
+        """Count one more step; nothing is fetched from the device."""
         self._total += self._flops(batch)
-        if measured.links is not None:
-            self._links.append(measured.links)
+        if measured.records is not None:
+            self._records.append(measured.records)
 
     def take(self) -> tuple[int, list[Any]]:
-        """FLOPs over all devices, and the links of each step (still on the device)."""
-        taken = self._total, self._links
-        self._total, self._links = 0, []
+        """FLOPs over all devices, and the records of each step (still on the device)."""
+        taken = self._total, self._records
+        self._total, self._records = 0, []
         return taken
 
 
-def model_flops(loss: Loss, state: Any, mesh: Any) -> Callable[[Batch], int]:
+def model_flops(method: Method, state: State, mesh: Mesh) -> Callable[[Batch], int]:
     """The function batch -> FLOPs of loss and gradient, traced once for each shape.
 
+    What is recomputed to save memory is no progress and does not count.
+
     Args:
-        loss: of a model that recomputes nothing, or recomputation is counted.
-        state: arrays or shapes; not touched.
-        mesh: of the memory, if there is one.
+        method: What is learned.
+        state: Arrays or shapes; not touched.
+        mesh: Devices of the arrays.
     """
-    gradient = loss_and_gradient(loss, chunks=1, mesh=mesh)
+    lean = replace(method, model=replace(method.model, remat="none"))
+    gradient = loss_and_gradient(lean, chunks=1, mesh=mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)
     known: dict[Shapes, int] = {}

@@ -10,8 +10,7 @@ import jax
 
 from fmfa_jax import evaluation, models, weights
 from fmfa_jax.machines.mesh import replicated
-from fmfa_jax.machines.processes import share
-from fmfa_jax.training import settings as build
+from fmfa_jax.machines.processes import broadcast
 from fmfa_jax.training.session import Session, save_model
 
 LAST, BEST = "model_last.safetensors", "model_best.safetensors"
@@ -20,11 +19,11 @@ LAST, BEST = "model_last.safetensors", "model_best.safetensors"
 def about(session: Session, name: str) -> dict[str, str]:
     """What a weight file of the run says of itself; empty where there is none.
 
-    Process 0, which writes it, tells the others: they may look too early or too late.
+    Read on process 0 and broadcast: on a shared disk the others may see a stale file.
     """
     path, writer = session.workdir / name, session.processes.index == 0
     there = writer and path.is_file()
-    return share(dict(weights.read_archive(path).metadata) if there else {})
+    return broadcast(dict(weights.read_archive(path).metadata) if there else {})
 
 
 def summary(metrics: evaluation.RetrievalMetrics) -> str:
@@ -40,9 +39,9 @@ class Judge:
     """Evaluates weights within a session.
 
     Attributes:
-        session: the run.
-        say: told what came out.
-        beat: told before each batch, so that a watchdog sees progress.
+        session: The run.
+        say: Told what came out.
+        beat: Told before each batch, so that a watchdog sees progress.
     """
 
     session: Session
@@ -58,8 +57,17 @@ class Judge:
         step: int,
         pictures: int = 0,
     ) -> evaluation.Evaluation:
-        """Both directions of retrieval on a split, written to eval/ of the run."""
-        session = self.session
+        """Both directions of retrieval on a split, written to eval/ of the run.
+
+        Args:
+            model: Sizes of the model.
+            params: Its parameters.
+            split: "val" or "test".
+            step: Training steps of the weights.
+            pictures: Ranking pictures to draw; above 0 the similarities and the map
+                of the features are drawn too.
+        """
+        session, method = self.session, self.session.settings.learns
         params = jax.device_put(params, replicated(session.mesh))
 
         def encoder(features: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -70,13 +78,13 @@ class Judge:
             return encode
 
         return evaluation.evaluate(
-            encoder(models.image_features),
-            encoder(models.text_features),
+            encoder(method.image_features),
+            encoder(method.text_features),
             session.data.evaluation_split(split),
             tokenizer=session.tokenizer,
             image_size=model.image_size,
             context_length=model.context_length,
-            batch_size=session.config.eval.batch_size,
+            batch_size=session.settings.eval.batch_size,
             folder=session.workdir,
             step=step,
             dataset=session.data.name,
@@ -90,7 +98,7 @@ class Judge:
         Returns:
             The figures for the log, named after the split.
         """
-        name = build.chosen_on(self.session.config, self.session.data)
+        name = self.session.chosen_on
         metrics = self.measure(self.session.model, params, name, step=step).t2i
         self.say(f"step {step}, {name}: {summary(metrics)}")
         if metrics.r1 > float(about(self.session, BEST).get("score", "-inf")):
@@ -120,20 +128,18 @@ class Judge:
     def measure_file(
         self, path: str | Path, title: str, *, step: int = 0
     ) -> weights.LoadReport:
-        """Say the table of a weight file on test; only its towers take part.
+        """Say the table of a weight file on test; only what features need is loaded.
 
         Returns:
             What was loaded from the file, and its SHA-256.
         """
-        towers = dataclasses.replace(self.session.model, classes=0, irr_layers=0)
-        loaded = weights.load_params(path, towers, drop_classifier=True)
+        session = self.session
+        sizes = session.settings.learns.at_test(session.model)
+        loaded = weights.load_params(path, sizes, drop_classifier=True)
+        pictures = session.settings.eval.pictures
         result = self.measure(
-            towers,
-            loaded.params,
-            "test",
-            step=step,
-            pictures=self.session.config.eval.pictures,
+            sizes, loaded.params, "test", step=step, pictures=pictures
         )
         self.say(f"\n{title} on test, percent:")
-        self.say(evaluation.table(result, dataset=self.session.data.name))
+        self.say(evaluation.table(result, dataset=session.data.name))
         return loaded.report

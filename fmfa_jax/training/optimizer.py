@@ -1,15 +1,70 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Adam with coupled decay, the two kinds of parameter groups, and the schedule."""
+"""Adam with coupled decay, parameter groups, and the schedule."""
 
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import jax
 import optax
 
+from fmfa_jax.options import Above, Between, OneOf, Options
+
+GROUPS = ("uniform", "irra")
+EVERY = ("epoch", "step")
+BELOW_ONE = 0.9999999  # at 1 the bias correction divides by 0
 # Groups of IRRA, as its code matches names: "cross", then "bias", then the heads.
 INTERACTION = ("irr/cross_attention", "irr/blocks")
 HEADS = ("classifier", "irr/head")
+
+Group = tuple[float, bool]
+"""A parameter's learning-rate factor, and whether it decays."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamOptions(Options, section="optimizer"):
+    """Adam whose decay is added to the gradient (torch.optim.Adam, not AdamW).
+
+    Attributes:
+        lr: Base learning rate.
+        b1: Decay of the first moment.
+        b2: Decay of the second moment.
+        eps: Added to the root of the second moment.
+        weight_decay: Coupled L2.
+        groups: "uniform" (FMFA's released code: one rate, everything decays) or "irra"
+            (see `group`).
+        head_factor: See `group`.
+        bias_factor: See `group`.
+        clip_norm: Clip the global norm of the gradient first; 0: do not.
+    """
+
+    lr: Annotated[float, Above(0)] = 1e-5
+    b1: Annotated[float, Between(0, BELOW_ONE)] = 0.9
+    b2: Annotated[float, Between(0, BELOW_ONE)] = 0.999
+    eps: Annotated[float, Above(0)] = 1e-3
+    weight_decay: Annotated[float, Between(0)] = 4e-5
+    groups: Annotated[str, OneOf(GROUPS)] = "uniform"
+    head_factor: Annotated[float, Between(0)] = 5.0
+    bias_factor: Annotated[float, Between(0)] = 2.0
+    clip_norm: Annotated[float, Between(0)] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleOptions(Options, section="schedule"):
+    """Linear warm-up, then cosine.
+
+    Attributes:
+        warmup_epochs: Length of the warm-up.
+        warmup_factor: Factor of the first epoch.
+        end_factor: Factor that the cosine ends at.
+        every: "epoch" holds the rate constant within an epoch, as officially; "step"
+            moves it at every step.
+    """
+
+    warmup_epochs: Annotated[int | float, Between(0)] = 5
+    warmup_factor: Annotated[float, Between(0, 1)] = 0.1
+    end_factor: Annotated[float, Between(0, 1)] = 0.0
+    every: Annotated[str, OneOf(EVERY)] = "epoch"
 
 
 def path_name(path: tuple) -> str:
@@ -17,11 +72,11 @@ def path_name(path: tuple) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def group(name: str, *, head_factor: float, bias_factor: float) -> tuple[float, bool]:
-    """Learning-rate factor and whether decay applies, for one parameter (IRRA).
+def group(name: str, *, head_factor: float, bias_factor: float) -> Group:
+    """The group of one parameter by IRRA's rules.
 
-    The later rule wins, as in the official code: a bias inside the interaction encoder
-    has bias_factor, a bias of a head has head_factor, and no bias decays.
+    The later rule wins, as in the official code: a bias in the interaction encoder has
+    bias_factor, a bias of a head has head_factor, and no bias decays.
     """
     bias = name.endswith("bias")
     factor = head_factor if name.startswith(INTERACTION) else 1.0
@@ -32,81 +87,65 @@ def group(name: str, *, head_factor: float, bias_factor: float) -> tuple[float, 
 
 def make_schedule(
     lr: float,
+    options: ScheduleOptions,
     *,
     epochs: int,
     steps_per_epoch: int,
-    warmup_epochs: int | float = 5,
-    warmup_factor: float = 0.1,
-    end_factor: float = 0.0,
-    every: str = "epoch",
 ) -> Callable[[Any], Any]:
-    """Linear warm-up, then cosine, as a function of the number of steps taken.
+    """The learning rate as a function of the number of steps taken.
 
     Args:
-        lr: the base learning rate.
-        epochs: length of the whole schedule.
-        steps_per_epoch: optimiser steps in an epoch.
-        warmup_epochs: length of the warm-up.
-        warmup_factor: factor of the first epoch.
-        end_factor: factor that the cosine ends at.
-        every: "epoch" holds the rate constant within an epoch, as officially; "step"
-            moves it at every step.
+        lr: Base learning rate.
+        options: Shape of the schedule.
+        epochs: Length of the whole schedule.
+        steps_per_epoch: Optimiser steps in an epoch.
+
+    Raises:
+        ValueError: The warm-up is not shorter than the schedule.
 
     Source: IRRA's LRSchedulerWithWarmup; with x = epoch - 1 the factors of the first
     epochs are .1 .28 .46 .64 .82, then .5 (1 + cos(pi (x - 5) / (E - 5))).
     """
-    if every not in ("epoch", "step"):
-        raise ValueError(f"wanted schedule.every among epoch, step; got {every!r}")
-    if not 0 <= warmup_epochs < epochs:
+    warmup = options.warmup_epochs
+    if warmup >= epochs:
         raise ValueError(
-            f"schedule.warmup_epochs={warmup_epochs} must be at least 0 and less than "
-            f"train.epochs={epochs}"
+            f"schedule.warmup_epochs={warmup} must be less than train.epochs={epochs}"
         )
     by_epoch = optax.join_schedules(
         [
-            optax.linear_schedule(warmup_factor * lr, lr, warmup_epochs),
-            optax.cosine_decay_schedule(lr, epochs - warmup_epochs, end_factor),
+            optax.linear_schedule(options.warmup_factor * lr, lr, warmup),
+            optax.cosine_decay_schedule(lr, epochs - warmup, options.end_factor),
         ],
-        [warmup_epochs],
+        [warmup],
     )
-    if every == "epoch":
+    if options.every == "epoch":
         return lambda step: by_epoch(step // steps_per_epoch)
     return lambda step: by_epoch(step / steps_per_epoch)
 
 
 def make_optimizer(
     schedule: Callable[[Any], Any],
+    options: AdamOptions,
     *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-3,
-    weight_decay: float = 4e-5,
-    groups: str = "uniform",
-    head_factor: float = 5.0,
-    bias_factor: float = 2.0,
-    clip_norm: float = 0.0,
+    own_group: Callable[[str], Group | None] = lambda path: None,
 ) -> optax.GradientTransformation:
-    """Adam whose decay is added to the gradient (torch.optim.Adam, not AdamW).
+    """Adam with the groups that the options and the method ask for.
 
     Args:
-        schedule: step -> learning rate.
-        b1: decay of the first moment.
-        b2: decay of the second moment.
-        eps: added to the root of the second moment.
-        weight_decay: coupled L2.
-        groups: "uniform" (FMFA's released code: one rate, all decay) | "irra".
-        head_factor: see `group`.
-        bias_factor: see `group`.
-        clip_norm: clip the global gradient norm first; 0 does not.
+        schedule: Step -> learning rate.
+        options: All but the rate.
+        own_group: The method's groups, see `Method.parameter_group`.
     """
-    if groups not in ("uniform", "irra"):
-        raise ValueError(f"wanted optimizer.groups among uniform, irra; got {groups!r}")
 
-    def settings(path: tuple) -> tuple[float, bool]:
-        if groups == "uniform":
-            return 1.0, True
+    def settings(path: tuple) -> Group:
         name = path_name(path)
-        return group(name, head_factor=head_factor, bias_factor=bias_factor)
+        if (own := own_group(name)) is not None:
+            return own
+        if options.groups == "uniform":
+            return 1.0, True
+        return group(
+            name, head_factor=options.head_factor, bias_factor=options.bias_factor
+        )
 
     def scale(updates: Any, params: Any) -> Any:
         del params
@@ -119,10 +158,11 @@ def make_optimizer(
             lambda path, _: settings(path)[1], params
         )
 
+    clip = optax.clip_by_global_norm(options.clip_norm)
     return optax.chain(
-        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
-        optax.add_decayed_weights(weight_decay, mask=decays),
-        optax.scale_by_adam(b1=b1, b2=b2, eps=eps),
+        clip if options.clip_norm else optax.identity(),
+        optax.add_decayed_weights(options.weight_decay, mask=decays),
+        optax.scale_by_adam(b1=options.b1, b2=options.b2, eps=options.eps),
         optax.stateless(scale),
         optax.scale_by_learning_rate(schedule),
     )

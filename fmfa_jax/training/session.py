@@ -2,6 +2,7 @@
 """What training and evaluation share: devices, data, sizes, first parameters."""
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipeline.datasets import open_dataset
+from data_pipeline.order import steps_per_epoch
 from data_pipeline.records import PersonDataset
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 from fmfa_jax import models, weights
@@ -22,8 +25,10 @@ from fmfa_jax.machines.processes import (
     initialize_distributed,
     together,
 )
+from fmfa_jax.methods import Run
 from fmfa_jax.run.environment import code_version
-from fmfa_jax.training import settings as build
+from fmfa_jax.training import settings as door
+from fmfa_jax.training.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,16 @@ class Session:
     """A config, opened: everything but the train state.
 
     Attributes:
-        config: the run's configuration.
-        workdir: the run's folder.
-        processes: this process among all.
-        mesh: all devices.
-        data: the data set.
-        tokenizer: of the captions.
-        model: sizes of the model that is trained.
+        settings: What the run was told.
+        workdir: Folder of the run.
+        processes: This process among all.
+        mesh: All devices.
+        data: The data set.
+        tokenizer: Tokenizer for the captions.
+        model: Sizes of the model that is trained.
     """
 
-    config: ConfigDict
+    settings: Settings
     workdir: Path
     processes: Processes
     mesh: Mesh
@@ -48,66 +53,109 @@ class Session:
     tokenizer: Tokenizer
     model: models.ModelConfig
 
-    def data_identity(self) -> dict[str, Any]:
-        """What of the data decides a run; the weak memory has one row a pair."""
-        return {
+    @property
+    def epoch(self) -> int:
+        """Steps in an epoch."""
+        pairs, batch = len(self.data.train.pairs), self.settings.train.batch_size
+        return steps_per_epoch(size=pairs, batch_size=batch)
+
+    @property
+    def chosen_on(self) -> str:
+        """Split that the best weights are chosen on: val where there is one."""
+        if self.settings.eval.split != "auto":
+            return self.settings.eval.split
+        return "test" if self.data.val is None else "val"
+
+    def identity(self) -> dict[str, Any]:
+        """What this run computes; a checkpoint of another one is refused."""
+        return self.settings.identity() | {
+            # The weak method's memory has one row for each pair.
             "data.pairs": len(self.data.train.pairs),
             "data.fingerprint": self.data.fingerprint,
         }
 
+    def for_method(self) -> Run:
+        """What the method may know of this run."""
+        return Run(
+            model=self.model,
+            mesh=self.mesh,
+            split=self.data.train,
+            dataset=self.data.name,
+            batch_size=self.settings.train.batch_size,
+            steps_per_epoch=self.epoch,
+        )
 
-def open_session(config: ConfigDict, workdir: str) -> Session:
+
+def open_session(
+    config: ConfigDict, workdir: str, *, devices: Sequence[jax.Device] | None = None
+) -> Session:
     """Join the other processes, open the data, settle all sizes.
 
+    Args:
+        config: A whole config, as configs/ makes it.
+        workdir: Folder of the run.
+        devices: Devices to use; None: all of all processes.
+
     Raises:
-        ValueError: a value that no part knows, a batch that does not divide over the
-            devices, a data set without captions to evaluate on, or processes that
-            disagree.
-        FileNotFoundError: the data set is not there; says what was looked for.
+        ValueError: A value that its key does not take, a batch that does not divide
+            over the devices, a data set without captions to evaluate on, or processes
+            that disagree.
+        FileNotFoundError: The data set is not there; says what was looked for.
     """
     processes = initialize_distributed()
-    if config.run.compilation_cache:
-        keep_programs(config.run.compilation_cache, processes)
     with together("opening the run"):
-        build.validate(config)
-        mesh = make_mesh(fsdp=config.mesh.fsdp)
-        check_batch_size(config.train.batch_size, mesh, chunks=config.train.chunks)
-        check_batch_size(config.eval.batch_size, mesh)
-        data = build.dataset(config)
-        # Asked for now, because a missing split would only be told after the training.
-        for name in {build.chosen_on(config, data), "test"}:
+        settings = door.read(config)
+        keep_programs(settings.run.compilation_cache, processes)
+        mesh = make_mesh(fsdp=settings.mesh.fsdp, devices=devices)
+        train = settings.train
+        check_batch_size(train.batch_size, mesh, chunks=train.chunks)
+        check_batch_size(settings.eval.batch_size, mesh)
+        data = open_dataset(
+            settings.data.name, settings.data.root, **settings.data.options
+        )
+        tokenizer = open_tokenizer(settings.data.tokenizer)
+        model = settings.learns.sized(
+            settings.recipe,
+            settings.model.sized(
+                vocab_size=tokenizer.vocab_size, classes=len(data.train.identities)
+            ),
+        )
+        session = Session(
+            settings, Path(workdir), processes, mesh, data, tokenizer, model
+        )
+        # Asked for now: a missing split would only be noticed after the training.
+        for name in {session.chosen_on, "test"}:
             data.evaluation_split(name)
-        tokenizer = open_tokenizer(config.data.tokenizer)
-        classes = len(data.train.identities)
-        model = build.model_config(config, tokenizer, classes=classes)
     agree(
         {
-            "config": build.flat(config),
+            "config": settings.flat,
             "data": data.fingerprint,
             "code": code_version(),
         }
     )
-    check_shared(Path(workdir))
-    return Session(config, Path(workdir), processes, mesh, data, tokenizer, model)
+    check_shared(session.workdir)
+    return session
 
 
 def keep_programs(folder: str, processes: Processes) -> None:
-    """Keep compiled programs in `folder`; call it before anything is compiled.
+    """Keep compiled programs in `folder`, if it is named, from the first one on.
 
-    Process 0 writes and all read, but not on CPUs: there JAX looks for a program under
+    Process 0 writes and all read, except on CPUs: there JAX looks for a program under
     another name in each process. The first would load its own and wait for the others
-    to compile, and gloo waits for 30 s only; so several CPU processes go without.
+    to compile, and gloo waits for 30 s only, so several CPU processes go without.
     """
+    if not folder:
+        return
     if processes.count > 1 and jax.default_backend() == "cpu":
         logging.warning("run.compilation_cache is not used by several CPU processes")
         return
     jax.config.update("jax_compilation_cache_dir", folder)
-    # Also the many small programs: to save a checkpoint takes about a hundred.
+    # Also the many small programs: saving a checkpoint takes about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
 
 def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
-    """Parameters before the first step, and what is known of their origin.
+    """Parameters before the first step, and where they come from.
 
     Returns:
         The nested dict, and a JSON record: the file's SHA-256, what was loaded,
@@ -120,8 +168,8 @@ def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
 
 
 def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
-    init = session.config.init
-    params = models.init_params(session.model, session.config.seed)
+    init = session.settings.init
+    params = models.init_params(session.model, session.settings.seed)
     if not init.path:
         logging.info("init.path is empty: all parameters are new")
         return params, {"source": "", "newly_initialised": ["everything"]}
@@ -131,18 +179,13 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
     return weights.fill(params, loaded), loaded.report.as_dict()
 
 
-def to_host(params: Any, mesh: Mesh) -> Any:
-    """Whole arrays in this process's memory, wherever the shards lie."""
-    gather = jax.jit(lambda p: p, out_shardings=replicated(mesh))
-    return jax.device_get(gather(params))
-
-
 def save_model(
     session: Session, name: str, params: Any, metadata: dict[str, str]
 ) -> None:
-    """Write weights and sizes into the run's folder, for everyone without the data."""
-    host = to_host(params, session.mesh)
+    """Write weights and sizes into the run's folder, for use without the data."""
+    gather = jax.jit(lambda p: p, out_shardings=replicated(session.mesh))
+    host = jax.device_get(gather(params))
     if session.processes.index == 0:
-        # The file is for use, where the precision is the reader's own choice.
+        # Stored as float32; whoever loads it chooses the compute dtype.
         config = dataclasses.replace(session.model, dtype="float32", remat="none")
         weights.save_native(session.workdir / name, host, config, metadata)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One training step: batch in, state out, a few scalars to look at.
 
-`make_step` knows gradients and nothing about a method; a method is a `Loss` over the
-GLOBAL batch (see gradients.py, supervised.py and weak.py). XLA inserts the collectives.
+It knows gradients and nothing of any method (see `methods.method`). XLA inserts the
+collectives.
 """
 
 from collections.abc import Callable
@@ -13,46 +13,38 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from fmfa_jax.machines.mesh import (
-    batch_sharding,
-    replicated,
-    state_shardings,
-)
-from fmfa_jax.training.gradients import Loss, Measured, loss_and_gradient
-
-# A state is {"params", "opt_state", "step"} and, for the weak method, "memory": a plain
-# pytree, so optax, orbax and donation need no wrapper.
-State = dict[str, Any]
+from fmfa_jax.machines.mesh import batch_sharding, replicated, state_shardings
+from fmfa_jax.methods.method import Measured, Method, State
+from fmfa_jax.training.gradients import loss_and_gradient
 
 
 def make_state(
     params: Any,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
-    memory: Any = None,
+    method: Method,
 ) -> State:
     """A train state at step 0, laid out over the mesh.
 
     Args:
-        params: nested dict of arrays, float32.
-        optimizer: whose state is made here.
-        mesh: see `make_mesh`.
-        memory: the weak method's banks, already laid out; None for the others.
+        params: Nested dict of float32 arrays.
+        optimizer: Its state is created here.
+        mesh: See `make_mesh`.
+        method: Adds its own entries.
     """
 
     def make(params: Any) -> State:
-        # A copy, because a step gives its input's memory away.
+        # A copy, because a step donates the memory of its input.
         params = jax.tree.map(jnp.array, params)
         state = {"params": params, "opt_state": optimizer.init(params)}
         return state | {"step": jnp.zeros((), jnp.int32)}
 
     shardings = state_shardings(jax.eval_shape(make, params), mesh)
-    state = jax.jit(make, out_shardings=shardings)(params)
-    return state if memory is None else state | {"memory": memory}
+    return jax.jit(make, out_shardings=shardings)(params) | method.initial_state()
 
 
 def make_step(
-    loss: Loss,
+    method: Method,
     optimizer: optax.GradientTransformation,
     state: State,
     *,
@@ -61,22 +53,22 @@ def make_step(
     schedule: Callable[[Any], Any],
     chunks: int = 1,
 ) -> Callable[[State, dict[str, jax.Array]], tuple[State, Measured]]:
-    """The compiled step; the given state's memory is reused for the new one.
+    """The compiled step, which reuses the memory of the state that it is given.
 
     Args:
-        loss: gradients are taken with respect to the parameters alone.
-        optimizer: turns gradients into updates.
-        state: where its arrays lie is where they stay; only that is read here.
-        mesh: all arrays of state and batch lie on it.
-        seed: randomness of step s is fold_in(seed, s), nothing else.
-        schedule: only to report the learning rate.
-        chunks: see `loss_and_gradient`.
+        method: Gradients are taken with respect to the parameters alone.
+        optimizer: Turns gradients into updates.
+        state: Only the layout of its arrays is read; the new state keeps it.
+        mesh: Devices of all arrays of state and batch.
+        seed: The randomness of step s is fold_in(seed, s), nothing else.
+        schedule: Only to report the learning rate.
+        chunks: See `loss_and_gradient`.
 
     Returns:
-        step(state, batch) -> (state, Measured), whose scalars also hold `total`,
-        `grad_norm` and `lr`.
+        step(state, batch) -> (state, Measured). The scalars also hold `total`,
+        `grad_norm` and `lr`; the method's entries are in the new state alone.
     """
-    gradient = loss_and_gradient(loss, chunks=chunks, mesh=mesh)
+    gradient = loss_and_gradient(method, chunks=chunks, mesh=mesh)
 
     def step(state: State, batch: dict[str, jax.Array]) -> tuple[State, Measured]:
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
@@ -84,19 +76,18 @@ def make_step(
         updates, opt_state = optimizer.update(
             grads, state["opt_state"], state["params"]
         )
-        params = optax.apply_updates(state["params"], updates)
-        new = {"params": params, "opt_state": opt_state, "step": state["step"] + 1}
-        if measured.memory is not None:
-            new["memory"] = measured.memory
+        new = state | measured.state
+        new["params"] = optax.apply_updates(state["params"], updates)
+        new |= {"opt_state": opt_state, "step": state["step"] + 1}
         scalars = measured.scalars | {
             "total": total,
             "grad_norm": optax.tree.norm(grads),
             "lr": jnp.asarray(schedule(state["step"]), jnp.float32),
         }
-        return new, Measured(scalars, links=measured.links)
+        return new, Measured(scalars, records=measured.records)
 
-    # Stated, because what the compiler would choose makes the next step's input
-    # another layout, and so another program.
+    # Stated, because a layout of the compiler's choice would make the next step's input,
+    # and so its program, another one.
     places = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
         step,

@@ -2,15 +2,15 @@
 """The memory: one image row and one text row for every training pair.
 
 A bank is a plain dict of arrays, so that it is checkpointed, donated and sharded like
-any other part of the train state:
+the rest of the train state:
 
     image, text [rows, d]   raw features: float32, or bfloat16 as its bits in uint16
     inverse_norm [rows]     float32, of the image rows as stored; 0: not written
     written [rows]          whether the row holds a feature; others are never mined
     pairs []                int32, training pairs; the rows behind them are padding
 
-Why bits: a CPU writes single rows into float32 and integers in place, but widens all of
-a bfloat16 array to float32 and back for it.
+Why bits: to write single rows, a CPU updates float32 and integers in place but widens a
+whole bfloat16 array to float32 and back.
 """
 
 import math
@@ -23,12 +23,14 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
-from fmfa_jax.losses.links import inverse_norm
+from fmfa_jax.losses.arithmetic import inverse_norm
 
 Bank = dict[str, Array]
 AXIS = "data"  # the mesh axis that the rows are spread over
 _STORAGE = {"float32": jnp.float32, "bfloat16": jnp.uint16}
-# Any power of two of devices up to this shares one layout: a run resumes on others.
+DTYPES = tuple(_STORAGE)
+# Device counts up to this power of two share one layout, so that a run can resume on
+# another number of them.
 ROW_MULTIPLE = 256
 
 _SPECS = {
@@ -44,8 +46,8 @@ class BankUpdate(NamedTuple):
     """The bank after a step.
 
     Attributes:
-        bank: the new bank.
-        skipped: int32 [], pairs of the batch whose row was kept as it was.
+        bank: The new bank.
+        skipped: int32 [], pairs of the batch whose row was left as it was.
     """
 
     bank: Bank
@@ -53,12 +55,12 @@ class BankUpdate(NamedTuple):
 
 
 def bank_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
-    """How each part of a bank lies on `mesh`: rows over the axis "data"."""
+    """Shardings of a bank on `mesh`: rows over the axis "data"."""
     return {name: NamedSharding(mesh, spec) for name, spec in _SPECS.items()}
 
 
 def bank_rows(pairs: int, *, mesh: Mesh | None = None) -> int:
-    """Rows that a bank for `pairs` pairs has, padding included."""
+    """Rows of a bank for `pairs` pairs, padding included."""
     shards = 1 if mesh is None else mesh.shape[AXIS]
     multiple = math.lcm(ROW_MULTIPLE, shards)
     return -(-pairs // multiple) * multiple
@@ -70,18 +72,18 @@ def init_bank(
     """An empty bank, created where it will live.
 
     Args:
-        pairs: training pairs, N.
-        width: joint width d.
-        dtype: storage of the rows, "float32" or "bfloat16"; cosines are float32.
-        mesh: devices that share the rows over the axis "data"; None: one device.
+        pairs: Training pairs.
+        width: Joint width d.
+        dtype: Storage of the rows, one of `DTYPES`; cosines are float32.
+        mesh: Devices that share the rows over the axis "data"; None: one device.
 
     Raises:
-        ValueError: no pairs, or an unknown storage type.
+        ValueError: No pairs, or an unknown storage type.
     """
     if pairs < 1:
         raise ValueError(f"a bank needs at least one training pair, got {pairs}")
     if dtype not in _STORAGE:
-        raise ValueError(f"bank dtype: wanted one of {tuple(_STORAGE)}, got {dtype!r}")
+        raise ValueError(f"bank dtype: wanted one of {DTYPES}, got {dtype!r}")
     rows = bank_rows(pairs, mesh=mesh)
 
     def empty() -> Bank:
@@ -114,17 +116,17 @@ def as_stored(rows: Array, dtype: jnp.dtype) -> Array:
 def over_shards(
     function: Callable, mesh: Mesh | None, in_specs: object, out_specs: object
 ) -> Callable:
-    """`function` once on each device of `mesh` with its part; None: as it is."""
+    """Run `function` on each device of `mesh` with its part; None: leave it alone."""
     if mesh is None:
         return function
-    # Results that the function itself has made equal everywhere are not re-checked.
+    # The function itself makes replicated results equal; they are not checked again.
     return jax.shard_map(
         function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
     )
 
 
 def first_row(rows: Array, mesh: Mesh | None) -> Array | int:
-    """The global number of the first of this device's `rows`."""
+    """Global number of the first of this device's `rows`."""
     return 0 if mesh is None else jax.lax.axis_index(AXIS) * rows.shape[0]
 
 
@@ -138,13 +140,13 @@ def take_rows(
 
     def take(image: Array, text: Array, slot: Array) -> tuple[Array, Array]:
         local = slot - first_row(image, mesh)
-        mine = (local >= 0) & (local < image.shape[0])
+        here = (local >= 0) & (local < image.shape[0])
         local = jnp.clip(local, 0, image.shape[0] - 1)
         rows = (as_float(image[local]), as_float(text[local]))
         if mesh is None:
             return rows
         return jax.lax.psum(
-            tuple(jnp.where(mine[..., None], part, 0.0) for part in rows), AXIS
+            tuple(jnp.where(here[..., None], part, 0.0) for part in rows), AXIS
         )
 
     state = jax.lax.stop_gradient((bank["image"], bank["text"]))
@@ -165,24 +167,24 @@ def update_bank(
 ) -> BankUpdate:
     """Write the batch into its rows (11): B = rate * feature + (1 - rate) * B.
 
-    A row is written as it comes while the bank is not `ready` (the first epoch) and
-    when it holds nothing yet. Donate the bank and name the loss that has read it in
-    `after`: the rows are then changed in place, otherwise all are copied.
+    While the bank is not `ready` (the first epoch), and where a row holds nothing yet,
+    the feature is written as it is. Donate the bank and pass the loss that has read it
+    as `after`: rows are then updated in place, otherwise all of them are copied.
 
-    A pair with a feature that is not finite never enters, nor does an index outside
-    the training pairs; of an index that comes twice the first one counts. Each such
-    pair leaves its row as it was and is counted in `skipped`.
+    Pairs with a feature that is not finite or an index outside the training pairs are
+    not written, nor is a second occurrence of an index. They leave the row as it was
+    and are counted in `skipped`.
 
     Args:
-        bank: the memory that this step's loss has read.
-        image: image features of the clean view. No gradient flows.
-        text: text features of the clean view.
-        index: row of each pair.
+        bank: The memory that this step's loss has read.
+        image: Image features of the clean view. No gradient flows.
+        text: Text features of the clean view.
+        index: Row of each pair.
         ready: False in the first epoch.
-        rate: weight of the NEW feature.
-        after: a scalar that stands for every use of the old bank in the same compiled
-            step, such as the total loss; it orders, its value changes nothing.
-        mesh: see `init_bank`.
+        rate: Weight of the NEW feature.
+        after: A scalar that depends on every use of the old bank in the same compiled
+            step, such as the total loss. It only orders; its value changes nothing.
+        mesh: See `init_bank`.
     """
     image, text = jax.lax.stop_gradient((image, text))
     if after is not None:
@@ -192,10 +194,10 @@ def update_bank(
     def write(bank: Bank, image: Array, text: Array, index: Array, writes: Array):
         rows = bank["written"].shape[0]
         local = index - first_row(bank["written"], mesh)
-        mine = writes & (local >= 0) & (local < rows)
+        here = writes & (local >= 0) & (local < rows)
         near = jnp.clip(local, 0, rows - 1)
         # Beyond the end: such a write is dropped.
-        target = jnp.where(mine, local, rows)
+        target = jnp.where(here, local, rows)
         share = jnp.where(ready & bank["written"][near], rate, 1.0)[:, None]
         return _write_rows(bank, (image, text), near, target, share)
 
@@ -210,14 +212,14 @@ def update_bank(
 def _zero_after(value: Array) -> Array:
     """An int32 zero that the compiler cannot know before it has `value`.
 
-    An optimization barrier does not serve: it is gone before the copies are decided.
+    An optimization barrier does not help: it is removed before copies are decided.
     """
     finite = jnp.where(jnp.isfinite(value), value, 0.0)
     return jnp.int32(0.0 * jax.lax.stop_gradient(finite))
 
 
 def _enters(image: Array, text: Array, index: Array, bank: Bank) -> Array:
-    """Which pairs of the batch may be written."""
+    """Pairs of the batch that may be written."""
     storage = bank["image"].dtype
     finite = jnp.isfinite(as_float(as_stored(image, storage))).all(axis=1)
     finite &= jnp.isfinite(as_float(as_stored(text, storage))).all(axis=1)
@@ -239,6 +241,8 @@ def _write_rows(
         new[name] = bank[name].at[target].set(stored, mode="drop")
         if name == "image":
             norms = bank["inverse_norm"].at[target]
-            new["inverse_norm"] = norms.set(inverse_norm(as_float(stored)), mode="drop")
+            new["inverse_norm"] = norms.set(
+                inverse_norm(as_float(stored))[:, 0], mode="drop"
+            )
     new["written"] = bank["written"].at[target].set(True, mode="drop")
     return new

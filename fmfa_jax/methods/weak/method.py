@@ -1,158 +1,249 @@
 # SPDX-License-Identifier: Apache-2.0
 """Dual-granularity weak supervision: from pairs to named losses (arXiv 2507.06744).
 
-A batch holds image uint8 [b,h,w,3], tokens int32 [b,l], pair int32 [b] (the row in the
-memory) and image_id int32 [b]. Person ids are not part of it.
+There is no clustering: links between pairs are thresholded cosines, made anew at every
+step, and the only state is a memory of one image row and one text row for each training
+pair. No person id reaches the step; `quality` uses them on the host, where they happen
+to be known, to say how good the links were.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar, Self
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int
 
-from fmfa_jax import models
-from fmfa_jax.methods import weak as association
-from fmfa_jax.methods.fmfa import Augmentation
+from fmfa_jax import losses, models
+from fmfa_jax.losses import links
+from fmfa_jax.methods.method import (
+    Batch,
+    HostBatch,
+    Measured,
+    Method,
+    Run,
+    State,
+    weighted,
+)
 from fmfa_jax.methods.views import augment_images, mask_tokens
-from fmfa_jax.training.gradients import Batch, Loss, Measured
-
-# What the loader delivers and the step may see.
-BATCH_KEYS = ("image", "tokens", "pair", "image_id")
+from fmfa_jax.methods.weak import memory, mining, quality
+from fmfa_jax.methods.weak.recipe import MASK_FIRST, Recipe
 
 
 @dataclass(frozen=True)
-class WeakRecipe:
-    """What the weak method computes.
+class Weak(Method):
+    """Contrast, local relations, a global memory, and an augmented view.
+
+    The batch holds image uint8 [b,h,w,3], tokens int32 [b,l], pair int32 [b] (the row
+    in the memory) and image_id int32 [b]. With the global loss the state has the entry
+    "memory", see `memory`; a step mines in the OLD memory and then updates it.
 
     Attributes:
-        weights: loss name -> weight; 0 is not computed.
-        options: of the losses.
-        mask_rate: share of the ordinary tokens hidden in the augmented view.
-        mask_first: "always" (the official code hides position 1) | "never" more than
-            any other.
-        augmentation: of the augmented view's images.
-        rate: weight of the NEW feature in the memory's update (11).
-        memory_dtype: storage of the memory.
-        first_epoch: steps that only write the memory.
+        recipe: Weights and options.
+        mesh: Devices that the memory is spread over; None: one device.
+        pairs: Training pairs, as many as the memory has rows.
+        first_epoch: Steps that only write the memory.
+        persons: Person of each training pair where known, for `summarize` alone.
+        block: Rows of the memory that are compared at once; None: by the backend. It
+            changes the speed, never a result.
     """
 
-    weights: Mapping[str, float]
-    first_epoch: int
-    options: association.WeakOptions = field(default_factory=association.WeakOptions)
-    mask_rate: float = 0.5
-    mask_first: str = "always"
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    rate: float = 0.9
-    memory_dtype: str = "float32"
+    recipe: Recipe
+    mesh: Mesh | None = None
+    pairs: int = 0
+    first_epoch: int = 0
+    persons: Int[np.ndarray, " pairs"] | None = field(default=None, compare=False)
+    block: int | None = None
 
+    Recipe: ClassVar[type] = Recipe
+    batch_keys: ClassVar[tuple[str, ...]] = ("image", "tokens", "pair", "image_id")
 
-def make_loss(config: models.ModelConfig, recipe: WeakRecipe, mesh: Mesh) -> Loss:
-    """The weak method's loss.
+    @classmethod
+    def check(
+        cls, recipe: Recipe, *, sampler: str, caption_buckets: Sequence[int]
+    ) -> None:
+        """Refuse to sample by identities, which the method does not know."""
+        del recipe, caption_buckets
+        if sampler != "shuffle":
+            raise ValueError(
+                "the weak method knows no identities to sample: wanted data.sampler="
+                f"shuffle, got {sampler!r}"
+            )
 
-    It reads the step number and, with a global loss, the OLD memory from the state, and
-    hands on the new memory.
-    """
-    has_view = bool(recipe.weights.get("consistency"))
+    @classmethod
+    def for_run(cls, recipe: Recipe, run: Run) -> Self:
+        """The weak method with a memory for the run's training pairs."""
+        pairs = len(run.split.pairs)
+        if pairs < run.batch_size:
+            raise ValueError(
+                "the weak method needs at least one whole batch of different pairs: "
+                f"the data set has {pairs}, train.batch_size is {run.batch_size}; "
+                f"lower it to at most {pairs}"
+            )
+        return cls(
+            run.model,
+            recipe,
+            mesh=run.mesh,
+            pairs=pairs,
+            first_epoch=run.steps_per_epoch,
+            persons=run.split.pair_persons,
+        )
 
-    def encode(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        model = models.bind(config, params)
-        # The clean view has no augmentation at all, not even a flip.
-        image = models.normalize_images(batch["image"])
-        text = batch["tokens"]
-        if not has_view:
-            return _encode(model, image, text, ("image", "text")), {}
-        views = _augmented(config, recipe, batch, key)
-        clean = _encode(model, image, text, ("image", "text"))
-        return clean | _encode(model, *views, ("image_view", "text_view")), {}
+    def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        """Global features of the clean view (not even a flip) and of the augmented one."""
+        model = models.bind(self.model, params)
+        pixels = models.normalize_images(batch["image"])
+        features = _features(model, pixels, batch["tokens"], ("image", "text"))
+        if self.recipe.losses.get("consistency"):
+            view = self._augmented(batch, key)
+            features |= _features(model, *view, ("image_view", "text_view"))
+        return features, {}
 
     def compare(
-        features: Any, notes: Any, batch: Batch, state: Any
-    ) -> tuple[jax.Array, Measured]:
+        self, features: Any, notes: Any, batch: Batch, state: State
+    ) -> tuple[Float[Array, ""], Measured]:
+        """The objective (22) against the OLD memory, and the memory's update."""
         del notes
-        memory = state.get("memory")
-        ready = state["step"] >= recipe.first_epoch
-        result = association.weak_objective(
-            association.WeakInputs(
-                index=batch["pair"], image_id=batch["image_id"], **features
+        image, text = features["image"], features["text"]
+        options, scale = self.recipe.weak, self.recipe.loss.scale
+        image_id = batch["image_id"] if options.same_image == "linked" else None
+        bank, ready = state.get("memory"), state["step"] >= self.first_epoch
+        mined = None
+        if self.recipe.losses.get("global"):
+            mined = self._mine(bank, image, batch["pair"], ready)
+        terms = {
+            "itc": lambda: losses.itc(
+                image, text, scale=scale, reduction=options.itc_reduction
             ),
-            memory,
-            recipe.weights,
-            ready=ready,
-            options=recipe.options,
-            mesh=mesh,
+            "local": lambda: self._local(image, text, image_id),
+            "global": lambda: self._global(features, batch, bank, mined, ready),
+            "consistency": lambda: self._local(
+                features["image_view"], features["text_view"], image_id
+            ),
+        }
+        total, scalars = weighted(terms, self.recipe.losses)
+        relations = links.local_relations(
+            image, text, threshold=options.threshold, image_id=image_id
         )
-        values = dict(result.losses)
-        total = values.pop("total")
-        scalars = values | result.measurements
-        if memory is not None:
-            update = association.update_bank(
-                memory,
-                features["image"],
-                features["text"],
-                batch["pair"],
-                ready=ready,
-                rate=recipe.rate,
-                # Read before written, or XLA copies both banks at every step.
-                after=total,
-                mesh=mesh,
-            )
-            memory = update.bank
-            scalars["memory_skipped"] = update.skipped.astype(jnp.float32)
-        return total, Measured(scalars, memory, links(result.mined, batch["pair"]))
+        scalars["linked_share"] = links.linked_share(relations)
+        if mined is None:
+            return total, Measured(scalars)
+        found = jnp.sum(mined.valid, axis=1, dtype=jnp.float32)
+        scalars["links_per_anchor"] = jnp.mean(found)
+        update = memory.update_bank(
+            bank,
+            image,
+            text,
+            batch["pair"],
+            ready=ready,
+            rate=options.rate,
+            # Read before written, or XLA copies both banks at every step.
+            after=total,
+            mesh=self.mesh,
+        )
+        scalars["memory_skipped"] = update.skipped.astype(jnp.float32)
+        records = {"slot": mined.slot, "valid": mined.valid, "index": batch["pair"]}
+        return total, Measured(scalars, {"memory": update.bank}, records)
 
-    return Loss(encode, compare)
+    def initial_state(self) -> State:
+        """An empty memory where a loss reads it."""
+        if not self.recipe.losses.get("global"):
+            return {}
+        dtype, width = self.recipe.weak.memory_dtype, self.model.embed_dim
+        bank = memory.init_bank(self.pairs, width, dtype=dtype, mesh=self.mesh)
+        return {"memory": bank}
+
+    def check_batch(self, batch: HostBatch) -> None:
+        """Refuse a batch that names a training pair twice, or none."""
+        quality.check_indices(batch["pair"], pairs=self.pairs)
+
+    def summarize(self, records: Sequence[Any]) -> dict[str, float]:
+        """Precision and recall of the mined links, where person ids are known."""
+        return quality.mined_quality(records, self.persons)
+
+    def warning(self, scalars: Mapping[str, float]) -> str | None:
+        """Tell of features that are too alike for thresholds to mean anything."""
+        return quality.start_warning(
+            scalars["linked_share"], threshold=self.recipe.weak.threshold
+        )
+
+    def _augmented(self, batch: Batch, key: jax.Array) -> tuple[Array, Array]:
+        """Pixels and captions of the augmented view."""
+        k_image, k_text = jax.random.split(key)
+        rows = batch["row"]
+        pixels = augment_images(k_image, batch["image"], self.recipe.augment, rows=rows)
+        tokens, _ = mask_tokens(
+            k_text,
+            batch["tokens"],
+            rate=self.recipe.mask.rate,
+            mask_id=self.model.vocab_size - 3,
+            rule=MASK_FIRST[self.recipe.weak.mask_first],
+            rows=rows,
+            context_length=self.model.context_length,
+        )
+        return pixels, tokens
+
+    def _local(
+        self, image: Array, text: Array, image_id: Array | None
+    ) -> Float[Array, ""]:
+        options = self.recipe.weak
+        return losses.local_loss(
+            image,
+            text,
+            scale=self.recipe.loss.scale,
+            threshold=options.threshold,
+            strength=options.strength,
+            image_id=image_id,
+        )
+
+    def _mine(
+        self, bank: memory.Bank, image: Array, index: Array, ready: Bool[Array, ""]
+    ) -> links.Mined:
+        """Rows linked to each anchor; none is valid before the memory is `ready`."""
+        options = self.recipe.weak
+        found = mining.mine(
+            bank,
+            image,
+            index,
+            links=options.links,
+            threshold=options.threshold,
+            exclude=options.exclude,
+            block=self.block,
+            mesh=self.mesh,
+        )
+        return found._replace(valid=found.valid & ready)
+
+    def _global(
+        self,
+        features: Any,
+        batch: Batch,
+        bank: memory.Bank,
+        mined: links.Mined,
+        ready: Bool[Array, ""],
+    ) -> Float[Array, ""]:
+        options = self.recipe.weak
+        linked = options.same_image == "linked"
+        value = losses.global_loss(
+            features["image"],
+            features["text"],
+            mined,
+            *memory.take_rows(bank, mined.slot, mesh=self.mesh),
+            scale=self.recipe.loss.scale,
+            rows=options.rows,
+            targets=options.targets,
+            index=batch["pair"],
+            image_id=batch["image_id"] if linked else None,
+        )
+        return jnp.where(ready, value, 0.0)
 
 
-def _encode(
-    model: models.FMFA, pixels: jax.Array, tokens: jax.Array, names: tuple[str, str]
-) -> dict[str, jax.Array]:
+def _features(
+    model: models.FMFA, pixels: Array, tokens: Array, names: tuple[str, str]
+) -> dict[str, Float[Array, "b d"]]:
     """The global features of one view under their two names."""
     image = models.global_image(model.encode_images(pixels))
     text = models.global_text(model.encode_texts(tokens), tokens)
     return dict(zip(names, (image, text), strict=True))
-
-
-def _augmented(
-    config: models.ModelConfig, recipe: WeakRecipe, batch: Batch, key: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Pixels and captions of the augmented view."""
-    k_image, k_text = jax.random.split(key)
-    pixels = augment_images(
-        k_image,
-        batch["image"],
-        flip=recipe.augmentation.flip,
-        pad=recipe.augmentation.pad,
-        erase_probability=recipe.augmentation.erase,
-        rows=batch["row"],
-    )
-    tokens, _ = mask_tokens(
-        k_text,
-        batch["tokens"],
-        rate=recipe.mask_rate,
-        mask_id=config.vocab_size - 3,
-        rule={"always": "mask", "never": "mask_free"}[recipe.mask_first],
-        rows=batch["row"],
-        context_length=config.context_length,
-    )
-    return pixels, tokens
-
-
-def links(mined: association.Mined | None, index: jax.Array) -> Any:
-    """The mined rows of a batch, for a judgement outside the step."""
-    if mined is None:
-        return None
-    return {"slot": mined.slot, "valid": mined.valid, "index": index}
-
-
-def make_memory(
-    config: models.ModelConfig, recipe: WeakRecipe, mesh: Mesh, *, pairs: int
-) -> association.Bank | None:
-    """The empty memory of a run; None where no loss reads it."""
-    if not recipe.weights.get("global"):
-        return None
-    return association.init_bank(
-        pairs, config.embed_dim, dtype=recipe.memory_dtype, mesh=mesh
-    )

@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Mining: which rows of the memory show the person of an anchor, and how sure is it.
+"""Mining: rows of the memory that may show the person of an anchor.
 
 The search runs over blocks of rows with a running top-k. It gives the same rows as one
-top-k over the whole similarity matrix, which it never holds.
+top-k over the whole similarity matrix, which never exists.
 """
-
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
-from fmfa_jax.losses.arithmetic import EXACT
-from fmfa_jax.losses.links import inverse_norm
+from fmfa_jax.losses.arithmetic import EXACT, unit
+from fmfa_jax.losses.links import Mined
 from fmfa_jax.methods.weak.memory import (
     AXIS,
     Bank,
@@ -23,24 +21,11 @@ from fmfa_jax.methods.weak.memory import (
     over_shards,
 )
 
-# Rows compared at once: on a CPU a block and its cosines stay near the cache; an
+EXCLUDES = ("rank0", "self")
+# Rows compared at once: on a CPU a block and its cosines stay near the cache, while an
 # accelerator wants few, large products.
 _BLOCK_CPU, _BLOCK_ACCELERATOR = 2048, 65536
-_CHUNK = 64  # rows of a block that are first represented by their maximum
-
-
-class Mined(NamedTuple):
-    """Rows of the memory linked to each anchor, nearest first.
-
-    Attributes:
-        similarity: cosine of the anchor's image with the row's image; -inf: no row.
-        slot: the row, that is the index of the training pair.
-        valid: whether the row is taken as the same person.
-    """
-
-    similarity: Float[Array, "b k"]
-    slot: Int[Array, "b k"]
-    valid: Bool[Array, "b k"]
+_CHUNK = 64  # rows of a block that its maximum stands for at first
 
 
 def mine(
@@ -57,16 +42,16 @@ def mine(
     """Mine up to `links` rows for each anchor in the image memory (11), (12).
 
     Args:
-        bank: the memory before this step's update.
-        image: image features of the anchors. No gradient flows.
-        index: row of each anchor.
-        links: k, rows kept for each anchor.
-        threshold: a row is valid only when its cosine is above this.
+        bank: The memory before this step's update.
+        image: Image features of the anchors. No gradient flows.
+        index: Row of each anchor.
+        links: Rows kept for each anchor, k.
+        threshold: A row is valid only if its cosine is above this.
         exclude: "rank0" drops the nearest row, which the official code takes to be the
             anchor itself; "self" drops the anchor's own row, whatever its rank.
-        block: rows compared at once, None: by the backend; changes the speed, never
+        block: Rows compared at once; None: by the backend. It changes the speed, never
             the result.
-        mesh: where the bank is sharded over the axis "data"; None: one device.
+        mesh: Devices that the bank is sharded over; None: one device.
     """
     image = jax.lax.stop_gradient(image)
     similarity, slot = nearest_rows(
@@ -79,19 +64,8 @@ def mine(
         similarity, place = jax.lax.top_k(others, links)
         slot = jnp.take_along_axis(slot, place, axis=1)
     else:
-        raise ValueError(f"exclude: wanted 'rank0' or 'self', got {exclude!r}")
+        raise ValueError(f"exclude: wanted one of {EXCLUDES}, got {exclude!r}")
     return Mined(similarity=similarity, slot=slot, valid=similarity > threshold)
-
-
-def confidence(mined: Mined) -> Float[Array, "b k"]:
-    """Target weights (14) of the mined rows: the less similar, the larger.
-
-    w = 1 - exp(s) / (e + sum of exp(s) over the anchor's valid rows); 0 where invalid.
-    """
-    similarity = jnp.where(mined.valid, mined.similarity, -jnp.inf)
-    mass = jnp.exp(similarity)
-    total = jnp.e + jnp.sum(mass, axis=1, keepdims=True)
-    return jnp.where(mined.valid, 1.0 - mass / total, 0.0)
 
 
 def nearest_rows(
@@ -104,9 +78,8 @@ def nearest_rows(
 ) -> tuple[Float[Array, "b count"], Int[Array, "b count"]]:
     """Cosine and row of the `count` written rows whose images are nearest.
 
-    Equal cosines are ordered by row. Where fewer rows are written the cosine is -inf
-    and the row is any. On several devices each searches its own rows, and only the
-    candidates travel.
+    Equal cosines are ordered by row. Where fewer rows are written, the cosine is -inf
+    and the row is arbitrary. Each device searches its own rows; only candidates travel.
     """
     if block is None:
         on_cpu = jax.default_backend() == "cpu"
@@ -130,9 +103,7 @@ def nearest_rows(
     state = jax.lax.stop_gradient((bank["image"], bank["inverse_norm"]))
     specs = (P(AXIS), P(AXIS), P(AXIS), P())
     sharded = over_shards(search, mesh, specs, (P(), P()))
-    image = image.astype(jnp.float32)
-    anchors = image * inverse_norm(image)[:, None]
-    return sharded(*state, bank["written"], anchors)
+    return sharded(*state, bank["written"], unit(image.astype(jnp.float32)))
 
 
 def _scan_blocks(
@@ -144,12 +115,12 @@ def _scan_blocks(
     count: int,
     block: int,
 ) -> tuple[Array, Array]:
-    """The nearest rows of one device's part, block after block."""
+    """Search one device's rows, block by block."""
     total = rows.shape[0]
     block = min(block, total)
 
     def step(best: tuple[Array, Array], wanted: Array) -> tuple[tuple, None]:
-        # The last block begins early enough to be whole, and skips what was seen.
+        # The last block starts early enough to be whole and skips rows already seen.
         start = jnp.minimum(wanted, total - block)
         part = jax.lax.dynamic_slice_in_dim(rows, start, block)
         norms = jax.lax.dynamic_slice_in_dim(inverse_norm, start, block)
@@ -179,8 +150,8 @@ def _best(similarity: Array, slot: Array, count: int) -> tuple[Array, Array]:
 def _top_k_in_chunks(values: Array, count: int) -> tuple[Array, Array]:
     """`jax.lax.top_k`, faster: only the `count` best chunks can hold the best values.
 
-    A value outside them is beaten by the maxima of `count` chunks; on a tie these stand
-    before it, too. So the result is the same, ties included.
+    A value outside them is beaten by the maxima of `count` chunks, which also precede
+    it on a tie, so the result is the same, ties included.
     """
     height, width = values.shape
     if width % _CHUNK or width // _CHUNK <= count:

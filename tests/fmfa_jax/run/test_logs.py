@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from fmfa_jax.run.log import RunLog, write_json, write_table, write_text
+from fmfa_jax.run import log as logs
 
 
 class Terminal(io.StringIO):
@@ -33,10 +33,10 @@ def open_log(folder, **changes):
         "start_step": 0,
         "stop_step": 100,
         "pairs_per_step": 8,
-        "tensorboard": "none",
+        "tensorboard": False,
         "stream": io.StringIO(),
     }
-    return RunLog(folder, **(arguments | changes))
+    return logs.open_log(folder, **(arguments | changes))
 
 
 def lines_of(folder):
@@ -87,13 +87,13 @@ def test_progress_counts_the_steps_between_two_calls(tmp_path):
     clock, stream = Clock(), io.StringIO()
     with open_log(tmp_path, start_step=10, clock=clock, stream=stream) as log:
         clock.now += 50  # the first steps include the compilation
-        assert log.progress(20, {"total": 1.23456})["steps_per_second"] == 0.2
+        assert log.step(20, 0, {"total": 1.23456})["steps_per_second"] == 0.2
         clock.now += 5
-        with log.untimed():
+        with log.paused():
             clock.now += 1000  # an evaluation
         clock.now += 5
-        speeds = log.progress(40, {"total": 1.0, "lr": 1e-05})
-        assert log.progress(40, {}) == {}
+        speeds = log.step(40, 0, {"total": 1.0, "lr": 1e-05})
+        assert log.step(40, 0, {}) == {}
     assert speeds == {"steps_per_second": 2.0, "pairs_per_second": 16.0}
     lines = stream.getvalue().splitlines()
     assert lines[0].startswith("step 20/100  total 1.235  0.2 steps/s  1.6 pairs/s")
@@ -108,13 +108,13 @@ def test_flops_are_shown_as_a_share_of_the_peak_where_it_is_known(tmp_path):
     clock, stream = Clock(), io.StringIO()
     with open_log(tmp_path, clock=clock, stream=stream, peak_flops=4e12) as log:
         clock.now += 2
-        speeds = log.progress(1, {}, flops=2 * 10**12)
+        speeds = log.step(1, 0, {}, flops=2 * 10**12)
     assert speeds["model_flops_per_second"] == 1e12
     assert speeds["mfu"] == 0.25
     assert "MFU 25.0%" in stream.getvalue()
     with open_log(tmp_path, clock=clock, stream=stream) as log:
         clock.now += 2
-        speeds = log.progress(1, {}, flops=2 * 10**12)
+        speeds = log.step(1, 0, {}, flops=2 * 10**12)
     assert speeds["model_flops_per_second"] == 1e12 and "mfu" not in speeds
 
 
@@ -122,14 +122,14 @@ def test_a_long_eta_has_hours(tmp_path):
     clock, stream = Clock(), io.StringIO()
     with open_log(tmp_path, clock=clock, stream=stream) as log:
         clock.now += 40
-        log.progress(1, {})
+        log.step(1, 0, {})
     assert "ETA 1:06:00" in stream.getvalue()
 
 
 def test_not_a_number_can_be_shown(tmp_path):
     stream = io.StringIO()
     with open_log(tmp_path, stream=stream) as log:
-        log.progress(1, {"total": math.nan, "id": math.inf})
+        log.step(1, 0, {"total": math.nan, "id": math.inf})
     assert "total nan  id inf" in stream.getvalue()
 
 
@@ -140,11 +140,11 @@ def test_on_a_terminal_the_line_is_replaced_and_others_stand_alone(
     clock, terminal = Clock(), Terminal()
     with open_log(tmp_path, clock=clock, stream=terminal) as log:
         clock.now += 1
-        log.progress(1, {"total": 2.0, "a_long_name": 3.0})
+        log.step(1, 0, {"total": 2.0, "a_long_name": 3.0})
         clock.now += 1
-        log.progress(2, {"total": 2.0})
+        log.step(2, 0, {"total": 2.0})
         log.say("saved")
-        log.progress(3, {})
+        log.step(3, 0, {})
     pieces = terminal.getvalue().split("\r")
     assert pieces[0] == "" and len(pieces) == 4
     assert pieces[1].startswith("step 1/100") and "\n" not in pieces[1]
@@ -157,19 +157,17 @@ def test_on_a_terminal_the_line_is_replaced_and_others_stand_alone(
 def test_only_process_0_writes(tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     stream, folder = io.StringIO(), tmp_path / "run"
-    with open_log(folder, tensorboard="events", stream=stream) as log:
+    with open_log(folder, tensorboard=True, stream=stream) as log:
         log.scalars(1, 0, {"total": 1.0})
-        log.write_json("config.json", {})
-        log.write_table("bad_images.tsv", ("file",), [])
         log.say("text")
-        assert "steps_per_second" in log.progress(1, {})
+        assert "steps_per_second" in log.step(1, 0, {})
     assert not folder.exists() and stream.getvalue() == ""
 
 
 def test_without_clu_the_run_goes_on_and_says_so_once(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "clu", None)
     stream = io.StringIO()
-    with open_log(tmp_path, tensorboard="events", stream=stream) as log:
+    with open_log(tmp_path, tensorboard=True, stream=stream) as log:
         log.scalars(1, 0, {"total": 1.0})
         log.scalars(2, 0, {"total": 1.0})
     assert stream.getvalue().count("no TensorBoard events") == 1
@@ -178,7 +176,7 @@ def test_without_clu_the_run_goes_on_and_says_so_once(tmp_path, monkeypatch):
 
 def test_tensorboard_reads_the_events(tmp_path):
     pytest.importorskip("clu", reason="accelerator hosts may lack TensorFlow and clu")
-    with open_log(tmp_path, tensorboard="events") as log:
+    with open_log(tmp_path, tensorboard=True) as log:
         log.scalars(3, 0, {"loss/total": 1.5})
         log.scalars(4, 0, {"loss/total": 1.25})
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -190,34 +188,3 @@ def test_tensorboard_reads_the_events(tmp_path):
         for event in events.Tensors("loss/total")
     }
     assert found == {(3, 1.5), (4, 1.25)}
-
-
-def test_an_unknown_kind_of_events_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"events \| none, got 'wandb'"):
-        open_log(tmp_path, tensorboard="wandb")
-
-
-def test_json_is_valid_and_plain(tmp_path):
-    value = {"size": (2, 1), "bad": math.nan, "path": tmp_path, 3: np.float32(0.5)}
-    write_json(tmp_path / "a" / "config.json", value)
-    text = (tmp_path / "a" / "config.json").read_text()
-    expected = {"size": [2, 1], "bad": None, "path": str(tmp_path), "3": 0.5}
-    assert json.loads(text) == expected
-
-
-def test_a_table_keeps_its_columns(tmp_path):
-    write_table(tmp_path / "t.tsv", ("file", "error"), [("a b.jpg", "bad\tfile\nend")])
-    assert (tmp_path / "t.tsv").read_text() == "file\terror\na b.jpg\tbad file end\n"
-
-
-def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "config.json"
-    write_text(path, "old")
-
-    def fail(*_):
-        raise OSError("no space left")
-
-    monkeypatch.setattr("os.replace", fail)
-    with pytest.raises(OSError):
-        write_text(path, "new")
-    assert path.read_text() == "old"

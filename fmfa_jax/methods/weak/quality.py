@@ -1,26 +1,28 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the training loop checks and measures on the host, outside the step.
+"""What the host checks and measures beside the step.
 
 Only here may a person id appear, and only to say how good the mined links were.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-UNKNOWN_PERSON = -1
-COLLINEAR_SHARE = 0.5  # of the pairs of a batch linked: thresholds mean nothing
+from data_pipeline.records import UNKNOWN_PERSON
+
+COLLINEAR_SHARE = 0.5
+"""With more of a batch's pairs linked than this, thresholds mean nothing."""
 
 
-@dataclass(frozen=True)
-class MinedQuality:
-    """How good the mined links of a batch were, where person ids are known.
+class LinkCounts(NamedTuple):
+    """How good mined links were, where person ids are known.
 
     Attributes:
-        links: links to another pair, both persons known.
-        correct: those of them that join one person.
-        reachable: links that could have been correct: for each anchor, the other pairs
+        links: Links to another pair, both persons known.
+        correct: Those that join one person.
+        reachable: Links that could have been correct: for each anchor the other pairs
             of its person, at most k.
     """
 
@@ -28,28 +30,17 @@ class MinedQuality:
     correct: int
     reachable: int
 
-    @property
-    def precision(self) -> float:
-        """Share of the links that are correct; nan without a link."""
-        return self.correct / self.links if self.links else float("nan")
 
-    @property
-    def recall(self) -> float:
-        """Share of the reachable links that were mined; nan where there are none."""
-        return self.correct / self.reachable if self.reachable else float("nan")
-
-
-def mined_precision(
+def count_links(
     slot: Int[np.ndarray, "b k"],
     valid: Bool[np.ndarray, "b k"],
     index: Int[np.ndarray, " b"],
     person_of_pair: Int[np.ndarray, " pairs"],
-) -> MinedQuality:
-    """Precision and recall of mined links; never part of the training step.
+) -> LinkCounts:
+    """Count the mined links of one batch.
 
-    An anchor linked to its own row is no discovery and not counted. Pairs of unknown
-    persons (-1) are left out on both sides. Sum `links`, `correct` and `reachable` over
-    batches for the figures of an epoch.
+    An anchor's link to its own row is no discovery and not counted. Pairs of unknown
+    persons are left out on both sides.
     """
     known = person_of_pair != UNKNOWN_PERSON
     slot = np.where(valid, slot, 0)  # an invalid slot may be any number
@@ -59,11 +50,37 @@ def mined_precision(
     persons, pairs = np.unique(person_of_pair[known], return_counts=True)
     anchors = person_of_pair[index[known[index]]]
     mates = pairs[np.searchsorted(persons, anchors)] - 1
-    return MinedQuality(
+    return LinkCounts(
         links=int(counted.sum()),
         correct=int(correct.sum()),
         reachable=int(np.minimum(mates, slot.shape[1]).sum()),
     )
+
+
+def mined_quality(
+    records: Sequence[Any], person_of_pair: Int[np.ndarray, " pairs"] | None
+) -> dict[str, float]:
+    """Precision and recall of the links of some steps, where they can be told.
+
+    Args:
+        records: One {"slot", "valid", "index"} a step.
+        person_of_pair: Person of each training pair; None: nothing is known.
+    """
+    if person_of_pair is None or (person_of_pair == UNKNOWN_PERSON).all():
+        return {}
+    counts = [
+        count_links(each["slot"], each["valid"], each["index"], person_of_pair)
+        for each in records
+    ]
+    links, correct, reachable = (
+        sum(getattr(each, name) for each in counts) for name in LinkCounts._fields
+    )
+    figures = {}
+    if links:
+        figures["mined_precision"] = correct / links
+    if reachable:
+        figures["mined_recall"] = correct / reachable
+    return figures
 
 
 def check_indices(index: Int[np.ndarray, " b"], *, pairs: int) -> None:
@@ -73,7 +90,7 @@ def check_indices(index: Int[np.ndarray, " b"], *, pairs: int) -> None:
     pairs is not; both are counted in `BankUpdate.skipped`.
 
     Raises:
-        ValueError: a duplicate index, or one outside [0, pairs).
+        ValueError: A duplicate index, or one outside [0, pairs).
     """
     outside = index[(index < 0) | (index >= pairs)]
     if outside.size:
@@ -90,26 +107,12 @@ def check_indices(index: Int[np.ndarray, " b"], *, pairs: int) -> None:
         )
 
 
-def check_batch_size(batch_size: int, *, pairs: int) -> None:
-    """Raise unless the data set fills a batch.
-
-    Raises:
-        ValueError: fewer pairs than the batch has places.
-    """
-    if pairs < batch_size:
-        raise ValueError(
-            f"the weak method needs at least one whole batch of different pairs: the "
-            f"data set has {pairs}, train.batch_size is {batch_size}; lower it to at "
-            f"most {pairs}"
-        )
-
-
-def start_warning(linked_share: float, *, threshold: float = 0.7) -> str | None:
+def start_warning(linked_share: float, *, threshold: float) -> str | None:
     """What to tell a user whose features are too alike to be told apart, or None.
 
     Args:
-        linked_share: the measurement of the first steps, in [0, 1].
-        threshold: cosine above which two pairs are linked.
+        linked_share: The scalar of the first step, in [0, 1].
+        threshold: Cosine above which two pairs are linked.
     """
     if linked_share <= COLLINEAR_SHARE:
         return None

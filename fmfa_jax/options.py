@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Sections of a config as frozen dataclasses that check their own values.
+
+A section's keys are the fields of one dataclass, which lies with the code that it
+steers; what a field may be stands beside it, once:
+
+    class Augmentation(Options, section="augment"):
+        flip: Annotated[float, Between(0, 1)] = 0.5
+"""
+
+import dataclasses
+import math
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+from data_pipeline.hints import unknown
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """The words that a field may be."""
+
+    words: tuple[str, ...]
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise ValueError, naming the near words, for any other value."""
+        if value not in self.words:
+            raise ValueError(unknown(key, str(value), self.words))
+
+
+@dataclass(frozen=True)
+class Between:
+    """The range of a number, or of every number of a tuple, ends included."""
+
+    low: float
+    high: float = math.inf
+
+    def check(self, key: str, value: Any) -> None:
+        """Raise ValueError for what lies outside, is NaN or is infinite."""
+        for number in value if isinstance(value, tuple | list) else (value,):
+            if not (math.isfinite(number) and self._holds(number)):
+                raise ValueError(f"{key}: wanted {self}, got {value!r}")
+
+    def _holds(self, number: float) -> bool:
+        return self.low <= number <= self.high
+
+    def __str__(self) -> str:
+        if self.high == math.inf:
+            return f"at least {self.low}"
+        return f"{self.low} to {self.high}"
+
+
+class Above(Between):
+    """As `Between`, without the low end itself."""
+
+    def _holds(self, number: float) -> bool:
+        return self.low < number <= self.high
+
+    def __str__(self) -> str:
+        upper = "" if self.high == math.inf else f" and at most {self.high}"
+        return f"more than {self.low}{upper}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Base of all sections; subclasses are frozen, keyword-only dataclasses.
+
+    Raises:
+        ValueError: On creation, for a value that its field does not take; names the
+            config's key.
+    """
+
+    section: ClassVar[str] = ""
+
+    def __init_subclass__(cls, *, section: str = "") -> None:
+        cls.section = section or cls.section
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self), include_extras=True)
+        for field in dataclasses.fields(self):
+            for rule in getattr(hints[field.name], "__metadata__", ()):
+                key = f"config.{self.section}.{field.name}"
+                rule.check(key, getattr(self, field.name))
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> Self:
+        """The section of a whole config, which may have keys for others as well."""
+        values = config[cls.section]
+        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+
+
+def sections(cls: type, config: Mapping[str, Any]) -> Any:
+    """Fill a dataclass whose fields are sections.
+
+    Args:
+        cls: Each field is a subclass of `Options`, or, for a plain mapping, has the
+            name of its section.
+        config: Section -> key -> value.
+    """
+    hints = typing.get_type_hints(cls)
+    filled = {}
+    for field in dataclasses.fields(cls):
+        kind = hints[field.name]
+        is_section = isinstance(kind, type) and issubclass(kind, Options)
+        filled[field.name] = kind.of(config) if is_section else config[field.name]
+    return cls(**filled)
