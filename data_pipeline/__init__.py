@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Files to batches of plain arrays; knows no accelerator."""
+"""From files to batches of plain arrays; independent of any accelerator."""

@@ -1,20 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures that training could not read: counted, listed, and limited."""
+"""Pictures that training could not read: counted, listed and limited."""
 
 import logging
 import threading
 from dataclasses import dataclass
 
 SHARE = 0.01
-"""The largest share of unreadable pictures among those seen; above it is an error."""
+"""Largest tolerated share of unreadable pictures among those seen."""
 
 GRACE = 1000
-"""The share is taken of at least so many pictures (or all, if fewer): one damaged file
-in the first batch is not yet 1 % of a data set."""
+"""The share is taken over at least this many pictures (or all of them, if fewer), so
+that one damaged file in the first batch does not count as 1 % of the data set."""
 
 
 class TooManyBadImagesError(RuntimeError):
-    """More than the allowed share of the pictures cannot be read."""
+    """More than the tolerated share of the pictures is unreadable."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class BadImage:
 
 
 class BadImages:
-    """Collects unreadable pictures; shared by the loader's threads and its user."""
+    """Collects unreadable pictures; shared by the loader's threads and its caller."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -35,29 +35,29 @@ class BadImages:
 
     @property
     def entries(self) -> tuple[BadImage, ...]:
-        """The unreadable pictures so far, each once, by path."""
+        """The unreadable pictures so far, each listed once, sorted by path."""
         with self._lock:
             return tuple(sorted(self._bad.values(), key=lambda bad: bad.path))
 
     @property
     def seen(self) -> int:
-        """The number of different pictures that were asked for so far."""
+        """The number of distinct pictures requested so far."""
         return len(self._seen)
 
     def see(self, path: str) -> None:
-        """Note that a picture was asked for, readable or not."""
+        """Record that a picture was requested, readable or not."""
         self._seen.add(path)
 
     def add(self, path: str, reason: str, *, images: int) -> None:
-        """List an unreadable picture.
+        """Record an unreadable picture.
 
         Args:
-            path: the picture.
-            reason: why it cannot be read.
-            images: how many pictures the split has.
+            path: The picture's file.
+            reason: Why it cannot be read.
+            images: Number of pictures in the split.
 
         Raises:
-            TooManyBadImagesError: they are now more than 1 % of the pictures seen.
+            TooManyBadImagesError: If more than 1 % of the pictures seen are unreadable.
         """
         reason = " ".join(reason.split())
         with self._lock:
@@ -73,6 +73,6 @@ class BadImages:
         if bad > SHARE * of:
             raise TooManyBadImagesError(
                 f"{bad} unreadable pictures among {seen} seen, of {images} in all: "
-                f"more than {SHARE:.0%} of {of}; mend or remove them. The last: "
-                f"{path}: {reason}"
+                f"more than {SHARE:.0%} of {of}; repair or remove them. The last "
+                f"one: {path}: {reason}"
             )

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions cut to the length that their batch needs: padding is computed, too."""
+"""Captions cut to the length their batch needs, since padding costs compute too."""
 
 from dataclasses import dataclass
 
@@ -9,12 +9,12 @@ from jaxtyping import Int32, Int64
 
 @dataclass(frozen=True)
 class Captions:
-    """All captions of a split as ids, and the lengths that a batch may be cut to.
+    """All captions of a split as ids, with the lengths a batch may be cut to.
 
     Attributes:
-        tokens: one row of ids per caption.
-        lengths: of each caption, start and end included.
-        buckets: rising lengths; the last is l.
+        tokens: One row of ids per caption.
+        lengths: Number of ids in each caption, including start and end.
+        buckets: Allowed lengths in increasing order; the last is l.
     """
 
     tokens: Int32[np.ndarray, "p l"]
@@ -26,20 +26,20 @@ class Captions:
         """Measure the captions.
 
         Raises:
-            ValueError: `buckets` (without l) do not rise, or lie outside 2..l-1.
+            ValueError: If `buckets` (without l) do not increase, or lie outside 2..l-1.
         """
         full = tokens.shape[1]
         if list(buckets) != sorted(set(buckets)) or not all(
             2 <= bucket < full for bucket in buckets
         ):
             raise ValueError(
-                f"caption buckets {buckets}: wanted rising lengths from 2 to "
+                f"caption buckets {buckets}: wanted increasing lengths from 2 to "
                 f"{full - 1}, below the context length"
             )
-        # The end has the largest id. Id 0 is padding, but also a word: "!".
+        # Look for the end, which has the largest id: id 0 is padding, but also "!".
         return Captions(tokens, tokens.argmax(axis=1) + 1, (*buckets, full))
 
     def cut(self, pairs: Int64[np.ndarray, "b"]) -> int:
-        """Return the smallest length that holds these captions."""
+        """Return the smallest allowed length that holds these captions."""
         longest = self.lengths[pairs].max()
         return next(bucket for bucket in self.buckets if bucket >= longest)

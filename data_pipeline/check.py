@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check data sets before hours of training: counts, and every picture decoded.
+"""Check data sets before hours of training: count them and decode every picture.
 
     python -m data_pipeline.check ROOT [--name NAME]
 
-Finds the data sets that lie under ROOT, prints people, pictures and captions of each
-split beside the published numbers, and names each missing or unreadable picture. The
-exit status is 0 where all pictures can be read (whatever the counts), else 1.
+Finds the data sets under ROOT, prints the number of people, pictures and captions in
+each split beside the published numbers, and lists each missing or unreadable picture.
+The exit status is 0 if all pictures can be read (whatever the counts), otherwise 1.
 """
 
 import argparse
@@ -52,7 +52,7 @@ class BadPicture:
 
 
 def detect(root: str) -> list[str]:
-    """Return the names of the data sets of which any part lies under `root`."""
+    """Return the names of the data sets found, at least in part, under `root`."""
     names = [name for name, layout in LAYOUTS.items() if traces(layout, root)]
     if (Path(root).expanduser() / folder.CAPTIONS).is_file():
         names.append("folder")
@@ -60,12 +60,12 @@ def detect(root: str) -> list[str]:
 
 
 def counts(split: Split) -> Counts:
-    """Return the number of known people, pictures and captions of a split."""
+    """Return the number of known people, pictures and captions in a split."""
     return Counts(len(split.identities), len(split.images), len(split.pairs))
 
 
 def table(dataset: PersonDataset) -> str:
-    """Return the split's counts beside the published ones, as text."""
+    """Return a text table of the counts of each split beside the published ones."""
     published, heading = _published(dataset)
     here = {split.name: counts(split) for split in dataset.splits}
     rows = [("split", "ids", "images", "captions", heading, "")]
@@ -85,7 +85,7 @@ def table(dataset: PersonDataset) -> str:
 
 
 def bad_pictures(split: Split) -> Iterator[BadPicture]:
-    """Decode each picture of the split, in threads, and yield those that fail."""
+    """Decode every picture of the split in threads and yield those that fail."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         reasons = pool.map(lambda i: _reason(split, i), range(len(split.images)))
         for image, reason in zip(split.images, reasons, strict=True):
@@ -94,7 +94,7 @@ def bad_pictures(split: Split) -> Iterator[BadPicture]:
 
 
 def check(name: str, root: str) -> int:
-    """Print the report of one data set; returns how many problems it has."""
+    """Print the report on one data set and return its number of problems."""
     try:
         dataset = open_dataset(name, root)
     except (AnnotationError, DatasetMissing) as error:
@@ -108,12 +108,12 @@ def check(name: str, root: str) -> int:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m data_pipeline.check", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("root", help="the folder that holds the data sets, or one")
-    parser.add_argument("--name", help="check this data set only, e.g. cuhk_pedes")
+    parser.add_argument("root", help="folder with the data sets, or of one of them")
+    parser.add_argument("--name", help="check only this data set, e.g. cuhk_pedes")
     flags = parser.parse_args(arguments)
     names = [flags.name] if flags.name else detect(flags.root)
     if not names:
@@ -135,7 +135,7 @@ def _print_bad(bad: Iterable[BadPicture]) -> int:
 
 
 def _reason(split: Split, index: int) -> str:
-    """Say why picture `index` cannot be used; empty where it can."""
+    """Return why picture `index` cannot be used, or an empty string if it can."""
     try:
         decode(split.read(index))
     except FileNotFoundError:
@@ -146,7 +146,7 @@ def _reason(split: Split, index: int) -> str:
 
 
 def _published(dataset: PersonDataset) -> tuple[dict[str, Counts], str]:
-    """Return the numbers to compare with, and what to call them."""
+    """Return the published counts to compare with, and the heading for them."""
     layout = LAYOUTS.get(dataset.name)
     drawn = (Path(dataset.root).parent / synthetic.POPULATION).is_file()
     if layout is None or drawn:

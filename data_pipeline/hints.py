@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What to say when somebody mistypes a name."""
+"""Error messages for mistyped names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
-    """An error text for a name that does not exist.
+    """Return an error message for a name that does not exist.
 
     Args:
-        what: kind of name, such as "config.data.cache" or "loss".
-        got: the name that came.
-        known: the names that exist; the near ones are suggested, all are listed.
+        what: Kind of name, such as "config.data.cache" or "loss".
+        got: The unknown name.
+        known: The names that exist: similar ones are suggested, and all are listed.
     """
     known = [str(each) for each in known]
     near = difflib.get_close_matches(got.lower(), known, n=3, cutoff=0.5)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoded and resized pictures kept in memory or on disk for the length of a run."""
+"""A cache of decoded and resized pictures, in memory or on disk, for a single run."""
 
 import logging
 import os
@@ -10,28 +10,31 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
+from data_pipeline import hints
+
 CACHES = ("none", "memory", "disk")
+"""The kinds of cache."""
 
 SHARE_OF_FREE = 0.9
-"""A cache takes at most this share of the free memory or disk."""
+"""Largest share of the free memory or disk space that a cache may take."""
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 class ImageCache:
-    """A table of pictures, filled as they are first read; safe to share by threads."""
+    """A table of pictures, filled in as they are first read; thread-safe."""
 
     def __init__(self, pictures: UInt8[np.ndarray, "g h w 3"]) -> None:
         self._pictures = pictures
         self._filled = np.zeros(len(pictures), dtype=bool)
 
     def get(self, index: int) -> UInt8[np.ndarray, "h w 3"] | None:
-        """Return the picture, or None where it was not put yet."""
+        """Return the picture, or None if it is not cached yet."""
         return self._pictures[index] if self._filled[index] else None
 
     def put(self, index: int, pixels: UInt8[np.ndarray, "h w 3"]) -> None:
-        """Keep a picture."""
+        """Store a picture."""
         self._pictures[index] = pixels
         self._filled[index] = True
 
@@ -43,21 +46,21 @@ def open_cache(
     image_size: tuple[int, int],
     folder: str | None = None,
 ) -> ImageCache | None:
-    """Make an empty cache and log its size; None for the kind "none".
+    """Create an empty cache and log its size; return None for the kind "none".
 
     Args:
-        kind: "none", "memory", or "disk": a file without a name, which is gone when the
-            process ends, however it ends.
-        images: pictures to hold.
-        image_size: (height, width) of each.
-        folder: where the disk cache lies; None for the system's temporary folder.
+        kind: One of `CACHES`. "disk" is an unnamed file, which disappears with the
+            process, however that ends.
+        images: Number of pictures to hold.
+        image_size: (height, width) of each picture.
+        folder: Folder of the disk cache; None for the system's temporary folder.
 
     Raises:
-        ValueError: no such kind.
-        OSError: the cache does not fit; the message has both sizes.
+        ValueError: If the kind is unknown.
+        OSError: If the cache does not fit; the message states both sizes.
     """
     if kind not in CACHES:
-        raise ValueError(f"cache {kind!r}: wanted one of {', '.join(CACHES)}")
+        raise ValueError(hints.unknown("cache", kind, CACHES))
     if kind == "none":
         return None
     shape = (images, *image_size, 3)
@@ -66,9 +69,9 @@ def open_cache(
     free = free_memory() if kind == "memory" else shutil.disk_usage(where).free
     if size > SHARE_OF_FREE * free:
         raise OSError(
-            f"the {kind} cache of {images} decoded pictures wants {_gigabytes(size)}, "
-            f"{where} has {_gigabytes(free)} free, of which it may take "
-            f"{SHARE_OF_FREE:.0%}: choose another cache ({', '.join(CACHES)}) or place"
+            f"the {kind} cache of {images} decoded pictures needs {_gigabytes(size)}, "
+            f"but {where} has {_gigabytes(free)} free, of which it may take "
+            f"{SHARE_OF_FREE:.0%}: choose another cache ({', '.join(CACHES)}) or folder"
         )
     logging.getLogger(__name__).info(
         "cache of %d decoded pictures: up to %s in %s, %s free",
@@ -80,18 +83,18 @@ def open_cache(
 
 
 def free_memory() -> int:
-    """Return the bytes of memory that this process may still take."""
+    """Return how many more bytes of memory this process may take."""
     amounts = [_available()]
     try:
         limit = int((_CGROUP / "memory.max").read_text())
         amounts.append(limit - int((_CGROUP / "memory.current").read_text()))
     except (OSError, ValueError):
-        pass  # no such control group, or its limit is "max": only the host's counts
+        pass  # no control group, or a limit of "max": only the host's memory counts
     return max(0, min(amounts))
 
 
 def _available() -> int:
-    """Return the host's free memory; the kernel counts what it can reclaim."""
+    """Return the host's free memory, including what the kernel can reclaim."""
     if _MEMINFO.exists():
         for line in _MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
@@ -100,7 +103,7 @@ def _available() -> int:
 
 
 def _file_array(shape: tuple[int, ...], size: int, folder: str) -> np.ndarray:
-    """Map a nameless file whose blocks are reserved: a full disk must fail here."""
+    """Map an unnamed file with its blocks reserved, so that a full disk fails here."""
     with tempfile.TemporaryFile(dir=folder) as file:
         if size:
             os.posix_fallocate(file.fileno(), 0, size)

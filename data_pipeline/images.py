@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Encoded pictures to uint8 RGB arrays, by Pillow.
+"""Decode encoded pictures to uint8 RGB arrays with Pillow.
 
-Pillow alone does the work because it was measured to be the cheapest way to its own
-pixels: for a JPEG of 200x500 `tf.io.decode_jpeg` costs the same, and `tf.image.resize`
-with antialiasing more than twice what Pillow's fixed-point resize costs. Both steps
-release the GIL. DCT-scaled decoding (`Image.draft`) is not exact, so it is not used.
+Pillow does all the work because it proved the cheapest way to get its own pixels: for
+a 200x500 JPEG `tf.io.decode_jpeg` costs the same, and antialiased `tf.image.resize`
+costs more than twice as much as Pillow's fixed-point resize. Both steps release the
+GIL. DCT-scaled decoding (`Image.draft`) is not exact and therefore not used.
 """
 
 import io
@@ -15,19 +15,19 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_PIXELS = 64_000_000
-"""A picture whose header states more pixels is refused before it is decoded."""
+"""Pictures whose header declares more pixels are rejected before decoding."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-"""The containers that are opened: some of Pillow's others can run programs."""
+"""The accepted file formats: some of Pillow's other decoders can run programs."""
 
-Image.init()  # registers those formats that Pillow would only know later
+Image.init()  # registers the formats that Pillow otherwise only loads on demand
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 means upright
 _DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
 class ImageError(ValueError):
-    """A picture cannot be decoded; the message says why."""
+    """Raised when a picture cannot be decoded; the message says why."""
 
 
 def decode(
@@ -36,15 +36,16 @@ def decode(
     """Decode a picture to upright RGB.
 
     EXIF orientation is applied. Grey, palette, CMYK and 16-bit pictures become 8-bit
-    RGB; transparency is dropped, as Pillow's `convert("RGB")` does; an animation gives
+    RGB; transparency is dropped, as in Pillow's `convert("RGB")`; an animation yields
     its first frame.
 
     Args:
-        encoded: the file's bytes.
-        max_pixels: the most pixels that the header may state.
+        encoded: The file's bytes.
+        max_pixels: Largest number of pixels that the header may declare.
 
     Raises:
-        ImageError: not a picture, damaged, truncated, or more than `max_pixels`.
+        ImageError: If the bytes are not a picture, are damaged or truncated, or declare
+            more than `max_pixels`.
     """
     return np.array(_open(encoded, max_pixels))
 
@@ -52,22 +53,22 @@ def decode(
 def resize(
     pixels: UInt8[np.ndarray, "H W 3"], image_size: tuple[int, int]
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Resize a picture to (height, width): bilinear, antialiased, as Pillow does."""
+    """Resize a picture to (height, width) by Pillow's antialiased bilinear filter."""
     return np.array(_resized(Image.fromarray(pixels), image_size))
 
 
 def decode_resized(
     encoded: bytes, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Return `resize(decode(encoded), image_size)` without the copy between.
+    """Return `resize(decode(encoded), image_size)` without the copy in between.
 
     Args:
-        encoded: the file's bytes.
-        image_size: (height, width) wanted.
-        max_pixels: the most pixels that the header may state.
+        encoded: The file's bytes.
+        image_size: (height, width) of the result.
+        max_pixels: Largest number of pixels that the header may declare.
 
     Raises:
-        ImageError: as `decode`.
+        ImageError: See `decode`.
     """
     return np.asarray(_resized(_open(encoded, max_pixels), image_size))
 
@@ -75,16 +76,16 @@ def decode_resized(
 def load(
     path: str | Path, image_size: tuple[int, int], *, max_pixels: int = MAX_PIXELS
 ) -> UInt8[np.ndarray, "h w 3"]:
-    """Read a picture's file, decode and resize it to (height, width).
+    """Read a picture from a file and resize it to (height, width).
 
     Args:
-        path: the file.
-        image_size: (height, width) wanted.
-        max_pixels: the most pixels that the header may state.
+        path: The file.
+        image_size: (height, width) of the result.
+        max_pixels: Largest number of pixels that the header may declare.
 
     Raises:
-        ImageError: as `decode`; the message names the file.
-        OSError: the file cannot be read.
+        ImageError: See `decode`; the message names the file.
+        OSError: If the file cannot be read.
     """
     encoded = Path(path).read_bytes()
     try:
@@ -94,7 +95,7 @@ def load(
 
 
 def _open(encoded: bytes, max_pixels: int) -> Image.Image:
-    """Decode to a Pillow image in mode RGB."""
+    """Decode to a Pillow image of mode RGB."""
     try:
         image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         _check_size(image, max_pixels)
@@ -110,7 +111,7 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
         raise ImageError(
             f"{len(encoded)} bytes that are no picture: wanted {', '.join(FORMATS)}"
         ) from error
-    # Damaged files make Pillow's parsers raise nearly anything: OSError, SyntaxError,
+    # On damaged files Pillow's parsers raise nearly anything: OSError, SyntaxError,
     # ValueError, struct.error, zlib.error, IndexError, ...
     except Exception as error:
         raise ImageError(
@@ -123,20 +124,20 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
     pixels = image.width * image.height
     if pixels > max_pixels:
         raise ImageError(
-            f"its header states {image.width} x {image.height} = {pixels} pixels, "
+            f"its header declares {image.width} x {image.height} = {pixels} pixels, "
             f"wanted at most {max_pixels}: shrink the picture"
         )
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode in _DEEP_GREY:
-        # Pillow's own conversion clips at 255, which makes such a picture white.
+        # Pillow's own conversion clips at 255, which would turn the picture white.
         deep = np.clip(np.asarray(image), 0, 65535)
         image = Image.fromarray((deep >> 8).astype(np.uint8))
     elif image.mode == "F":
-        raise ImageError("holds floating-point grey levels: wanted 8 or 16 bits")
+        raise ImageError("has floating-point grey levels: wanted 8 or 16 bits")
     elif image.mode == "P" and "transparency" in image.info:
-        # The same colours as the direct conversion, which warns about the loss.
+        # Same colours as the direct conversion, which warns about the lost alpha.
         image = image.convert("RGBA")
     return image.convert("RGB")
 

@@ -1,31 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Splits to batches of plain arrays: this process's rows of every global batch.
+"""From splits to batches of plain arrays: this process's rows of every global batch.
 
 Nothing random happens here: a training batch is a pure function of (seed, step) and the
 files, an evaluation batch of its number. Pictures leave as uint8.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
 
-from data_pipeline import order
 from data_pipeline.bad_images import BadImages
 from data_pipeline.captions import Captions
-from data_pipeline.image_cache import ImageCache, open_cache
-from data_pipeline.images import ImageError, decode_resized
+from data_pipeline.image_cache import CACHES, open_cache
+from data_pipeline.order import batch_order
+from data_pipeline.pictures import Pictures, StepPictures
 from data_pipeline.prefetch import Batch, map_steps
 from data_pipeline.records import Split
 from data_pipeline.tokenizer import Tokenizer
 
-SAMPLERS = ("shuffle", "identity")
+__all__ = [
+    "CACHES",
+    "NOTHING",
+    "BadImages",
+    "gallery_batches",
+    "query_batches",
+    "train_batches",
+]
 
 NOTHING = -1
-"""Person, image id and pair of a padded row of an evaluation batch."""
-
-_ATTEMPTS = 16  # with 1 % unreadable, all of them failing has a probability of 1e-32
+"""Person, image id and pair of a padded row in an evaluation batch."""
 
 _TRAIN = {
     "image": np.uint8,
@@ -63,38 +66,44 @@ def train_batches(
     [b,h,w,3], tokens int32 [b,l], person int32 [b] (contiguous label, -1 unknown),
     image_id int32 [b], pair int32 [b], valid bool [b] (all True).
 
-    A picture that cannot be read is listed in `bad_images`, and its row is another
-    pair, chosen by (seed, step, position) alone.
+    A picture that cannot be read is recorded in `bad_images`, and its row is filled
+    with another pair, which depends only on (seed, step, position).
 
     Args:
-        split: the pictures and captions.
-        tokenizer: of the captions.
-        image_size: (height, width).
+        split: The pictures and captions.
+        tokenizer: Tokenizer for the captions.
+        image_size: (height, width) of the pictures.
         context_length: l.
-        batch_size: of the global batch, over all processes.
-        seed: of the order.
-        start_step: the first step.
-        stop_step: the step after the last.
-        bad_images: collects unreadable pictures.
-        process_index: this process's number.
-        process_count: how many processes share a global batch.
-        sampler: "shuffle", or "identity" for P identities x K pairs.
+        batch_size: Size of the global batch, over all processes.
+        seed: Seed of the order.
+        start_step: The first step.
+        stop_step: The step after the last.
+        bad_images: Collects the unreadable pictures.
+        process_index: Index of this process.
+        process_count: Number of processes that share a global batch.
+        sampler: One of `order.SAMPLERS`; "identity" draws P identities x K pairs.
         per_identity: K.
-        cache: of decoded pictures: "none", "memory" or "disk".
-        cache_dir: where the disk cache lies; None for the temporary folder.
-        caption_buckets: lengths below l; a batch is cut to the smallest that fits.
+        cache: Where decoded pictures are cached, one of `CACHES`.
+        cache_dir: Folder of the disk cache; None for the system's temporary folder.
+        caption_buckets: Lengths below l; a batch is cut to the smallest that fits.
 
     Raises:
-        ValueError: at once, where the settings do not fit the data or each other.
-        OSError: at once, where the cache does not fit.
-        TooManyBadImagesError: while iterating, above 1 % unreadable pictures.
+        ValueError: At once, if the settings do not fit the data or each other.
+        OSError: At once, if the cache does not fit.
+        TooManyBadImagesError: While iterating, above 1 % of unreadable pictures.
     """
     rows = _process_rows(batch_size, process_index, process_count)
-    ids = _train_order(split, sampler, seed, batch_size, per_identity)
+    ids = batch_order(
+        sampler,
+        split.pair_labels,
+        seed=seed,
+        batch_size=batch_size,
+        per_identity=per_identity,
+    )
     kept = open_cache(
         cache, images=len(split.images), image_size=image_size, folder=cache_dir
     )
-    pictures = _Pictures(split, image_size, kept)
+    pictures = Pictures(split, image_size, kept)
     captions = Captions.of(
         tokenizer.encode(split.captions, context_length), caption_buckets
     )
@@ -103,8 +112,8 @@ def train_batches(
         pairs = ids(step)
         length = captions.cut(pairs)
         fitting = captions.lengths <= length
-        replace = _Replacement(split, seed, step, pairs, fitting, bad_images)
-        image, pairs = _training_images(pictures, rows, replace)
+        reader = StepPictures(pictures, seed, step, pairs, fitting, bad_images)
+        image, pairs = reader.read(rows)
         return {
             "image": image,
             "tokens": captions.tokens[pairs, :length],
@@ -136,11 +145,12 @@ def gallery_batches(
     NOTHING for ids and valid False.
 
     Raises:
-        ValueError: at once, where the settings do not fit each other.
-        ImageError, OSError: while iterating: a picture cannot be read, by its name.
+        ValueError: At once, if the settings do not fit each other.
+        ImageError, OSError: While iterating, if a picture cannot be read; the message
+            names it.
     """
     rows = _process_rows(batch_size, process_index, process_count)
-    pictures = _Pictures(split, image_size, None)
+    pictures = Pictures(split, image_size, None)
 
     def make(number: int) -> Batch:
         ids, valid = _padded_ids(number, rows, batch_size, len(split.images))
@@ -176,7 +186,7 @@ def query_batches(
     ids and valid False.
 
     Raises:
-        ValueError: at once, where the settings do not fit each other.
+        ValueError: At once, if the settings do not fit each other.
     """
     rows = _process_rows(batch_size, process_index, process_count)
 
@@ -191,114 +201,8 @@ def query_batches(
     return map(make, range(-(-len(split.pairs) // batch_size)))
 
 
-@dataclass(frozen=True)
-class _Pictures:
-    """The pictures of a split at one size, through the cache where there is one."""
-
-    split: Split
-    image_size: tuple[int, int]
-    cache: ImageCache | None
-
-    def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        kept = self.cache.get(index) if self.cache else None
-        if kept is not None:
-            return kept
-        pixels = decode_resized(self.split.read(index), self.image_size)
-        if self.cache:
-            self.cache.put(index, pixels)
-        return pixels
-
-    def read_named(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
-        """Read for an evaluation: an error names the file."""
-        try:
-            return self.read(index)
-        except ImageError as error:
-            raise ImageError(
-                f"picture {index} of split {self.split.name!r}, "
-                f"{self.split.images[index].path}: {error}; an evaluation leaves "
-                "nothing out: mend the file or take it out of the annotation"
-            ) from error
-
-
-@dataclass(frozen=True)
-class _Replacement:
-    """What to do about the unreadable pictures of one step."""
-
-    split: Split
-    seed: int
-    step: int
-    batch: Int64[np.ndarray, "b"]  # of all processes
-    fitting: Bool[np.ndarray, "p"]  # pairs whose captions are short enough for it
-    bad_images: BadImages
-
-    def candidates(self, row: int) -> Iterator[int]:
-        """Yield the pair of a row of the global batch, then what to try in its place.
-
-        None of these is in the batch already, nor in the place of another row: a pair
-        stays one of a kind (the weak method's memory has one row for each). Nor has
-        any a caption that is longer than what the batch was cut to.
-        """
-        yield int(self.batch[row])
-        others = order.replacement_ids(
-            self.step, row, seed=self.seed, batch=self.batch, usable=self.fitting
-        )
-        yield from (int(pair) for pair in others[:_ATTEMPTS])
-
-
-def _training_images(
-    pictures: _Pictures, rows: slice, replace: _Replacement
-) -> tuple[UInt8[np.ndarray, "b h w 3"], Int64[np.ndarray, "b"]]:
-    """Read the rows' pictures; return them with the pairs that were really taken."""
-    taken = replace.batch[rows].copy()
-    images = np.empty((len(taken), *pictures.image_size, 3), np.uint8)
-    for i in range(len(taken)):
-        taken[i], images[i] = _first_readable(pictures, rows.start + i, replace)
-    return images, taken
-
-
-def _first_readable(
-    pictures: _Pictures, row: int, replace: _Replacement
-) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
-    split, bad_images = pictures.split, replace.bad_images
-    tried = 0
-    for candidate in replace.candidates(row):
-        index = int(split.pair_images[candidate])
-        path = split.images[index].path
-        bad_images.see(path)
-        try:
-            return candidate, pictures.read(index)
-        except (ImageError, OSError) as error:
-            bad_images.add(path, str(error), images=len(split.images))
-        tried += 1
-    raise ImageError(
-        f"step {replace.step}, row {row}: neither pair {replace.batch[row]} nor any of "
-        f"the {tried - 1} others that may stand in for it has a readable picture; the "
-        f"last: {path}. Mend the files, or make the batch smaller than half the pairs"
-    )
-
-
-def _train_order(
-    split: Split, sampler: str, seed: int, batch_size: int, per_identity: int
-) -> Callable[[int], Int64[np.ndarray, "b"]]:
-    """Return step -> pair indices of the global batch, having tried the settings."""
-    size = len(split.pairs)
-    order.steps_per_epoch(size=size, batch_size=batch_size)
-    if sampler == "shuffle":
-        return lambda step: order.batch_ids(
-            step, seed=seed, size=size, batch_size=batch_size
-        )
-    if sampler != "identity":
-        raise ValueError(f"sampler {sampler!r}: wanted one of {', '.join(SAMPLERS)}")
-    return order.IdentityOrder(
-        split.pair_labels,
-        seed=seed,
-        batch_size=batch_size,
-        per_identity=per_identity,
-    ).batch_ids
-
-
 def _process_rows(batch_size: int, process_index: int, process_count: int) -> slice:
-    """Return the rows of the global batch that are this process's."""
+    """Return this process's rows of the global batch."""
     if not 0 <= process_index < process_count:
         raise ValueError(f"process {process_index} of {process_count}: no such process")
     share, rest = divmod(batch_size, process_count)

@@ -1,16 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pairs make up the global batch of a step: pure functions of (seed, step).
 
-No iterator state exists. To resume at step k is to ask for step k, and every host,
-worker and device count asks for the same global batch. The random numbers are the raw
-stream of a PCG64, which NumPy promises never to change, and not the output of
-`permutation` or `shuffle`, which it does not promise: an order survives an upgrade.
+There is no iterator state. To resume at step k is to ask for step k, and any number of
+hosts, workers and devices gets the same global batches. The random numbers come from
+the raw PCG64 stream, which NumPy promises never to change, rather than `permutation` or
+`shuffle`, whose output it does not promise: an order survives an upgrade.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Bool, Int, Int64, UInt64
+
+from data_pipeline import hints
+
+SAMPLERS = ("shuffle", "identity")
+"""How batches are drawn: by a plain shuffle, or as K pairs of each of P identities."""
 
 SHUFFLE, ROUNDS, MEMBERS, REPLACEMENTS = 1, 2, 3, 4
 """Salts: every use of a seed draws from a stream of its own."""
@@ -22,10 +28,10 @@ def random_words(count: int, *key: int) -> UInt64[np.ndarray, "n"]:
 
 
 def steps_per_epoch(*, size: int, batch_size: int) -> int:
-    """Return the number of whole batches in `size` pairs; the rest waits an epoch.
+    """Return the number of full batches in `size` pairs; an epoch drops the rest.
 
     Raises:
-        ValueError: there are fewer pairs than one batch holds.
+        ValueError: If there are fewer pairs than one batch holds.
     """
     if batch_size < 1:
         raise ValueError(f"batch size {batch_size}: wanted at least 1")
@@ -37,44 +43,60 @@ def steps_per_epoch(*, size: int, batch_size: int) -> int:
     return size // batch_size
 
 
+def batch_order(
+    sampler: str,
+    labels: Int[np.ndarray, "p"],
+    *,
+    seed: int,
+    batch_size: int,
+    per_identity: int,
+) -> Callable[[int], Int64[np.ndarray, "b"]]:
+    """Return the function from a step to the pair indices of its global batch.
+
+    Args:
+        sampler: One of `SAMPLERS`.
+        labels: Identity of each pair, -1 if unknown.
+        seed: The run's seed.
+        batch_size: Number of pairs in a global batch.
+        per_identity: K of the identity sampler.
+
+    Raises:
+        ValueError: If the sampler is unknown or the settings do not fit the pairs.
+    """
+    size = len(labels)
+    steps_per_epoch(size=size, batch_size=batch_size)
+    if sampler == "shuffle":
+        return lambda step: batch_ids(step, seed=seed, size=size, batch_size=batch_size)
+    if sampler == "identity":
+        return IdentityOrder(
+            labels, seed=seed, batch_size=batch_size, per_identity=per_identity
+        ).batch_ids
+    raise ValueError(hints.unknown("sampler", sampler, SAMPLERS))
+
+
 def batch_ids(
     step: int, *, seed: int, size: int, batch_size: int
 ) -> Int64[np.ndarray, "b"]:
-    """Return the pair indices of a step's global batch: a plain shuffle.
+    """Return the pair indices of a step's global batch in a plain shuffle.
 
-    Each epoch (`steps_per_epoch` steps) is another permutation of the pairs; what does
-    not fill a batch at its end is left out of that epoch.
+    Each epoch (`steps_per_epoch` steps) is a new permutation of the pairs, without
+    those at its end that do not fill a batch.
 
     Raises:
-        ValueError: there are fewer pairs than one batch holds.
+        ValueError: If there are fewer pairs than one batch holds.
     """
     epoch, position = divmod(step, steps_per_epoch(size=size, batch_size=batch_size))
     order = _permutation(size, seed, SHUFFLE, epoch)
     return order[position * batch_size : (position + 1) * batch_size].copy()
 
 
-def identity_batch_ids(
-    step: int,
-    *,
-    seed: int,
-    labels: Int[np.ndarray, "p"],
-    batch_size: int,
-    per_identity: int = 4,
-) -> Int64[np.ndarray, "b"]:
-    """Return `IdentityOrder(labels, ...).batch_ids(step)`, for a single step."""
-    identity_order = IdentityOrder(
-        labels, seed=seed, batch_size=batch_size, per_identity=per_identity
-    )
-    return identity_order.batch_ids(step)
-
-
 class IdentityOrder:
-    """Global batches of P = batch_size / K identities, K pairs of each.
+    """Global batches of K pairs from each of P = batch_size / K identities.
 
-    A round takes every identity once, P a step in random order; what does not fill a
-    batch at its end is left out of that round. An identity's K pairs are drawn anew
-    each round, without repetition where it has K; where it has fewer, they are repeated
-    in turn. Still a pure function of (seed, step): only tables are kept.
+    A round visits every identity once in random order, P per step, without those at its
+    end that do not fill a batch. The K pairs of an identity are drawn anew in each
+    round, without repetition if it has K; if it has fewer, they are repeated in turn.
+    Batches remain a pure function of (seed, step): only tables are kept.
     """
 
     def __init__(
@@ -85,17 +107,17 @@ class IdentityOrder:
         batch_size: int,
         per_identity: int = 4,
     ) -> None:
-        """Count the identities.
+        """Index the pairs by identity.
 
         Args:
-            labels: the identity of each pair, any integers from 0.
-            seed: the run's seed.
-            batch_size: pairs in the global batch.
+            labels: Identity of each pair, any integers from 0.
+            seed: The run's seed.
+            batch_size: Number of pairs in a global batch.
             per_identity: K.
 
         Raises:
-            ValueError: a label is negative (unknown), K does not divide the batch, or
-                there are fewer identities than P.
+            ValueError: If a label is negative (unknown), K does not divide the batch,
+                or there are fewer than P identities.
         """
         _check_known(labels)
         self._per_batch = _identities_per_batch(batch_size, per_identity)
@@ -123,7 +145,7 @@ class IdentityOrder:
         return _members(self, number)[self._starts[chosen][:, None] + turn].ravel()
 
     def grouped(self, number: int) -> Int64[np.ndarray, "p"]:
-        """Return the pairs grouped by identity, in a round's random order within."""
+        """Return all pairs grouped by identity, shuffled within each for a round."""
         words = random_words(len(self._identity), self._seed, MEMBERS, number)
         return np.lexsort((words, self._identity))
 
@@ -136,18 +158,18 @@ def replacement_ids(
     batch: Int[np.ndarray, "b"],
     usable: Bool[np.ndarray, "p"],
 ) -> Int64[np.ndarray, "n"]:
-    """Return the pairs to try in turn where the one at a position is unusable.
+    """Return the pairs to try, in turn, in place of an unusable one.
 
-    The pairs outside the batch, in an order that belongs to the step, are dealt out to
-    its rows. So no two rows can take the same one, and a process need not know which
-    pictures the others could not read: a batch stays the same on any number of them.
+    The pairs outside the batch are shuffled by step and dealt out to its rows. No two
+    rows can therefore take the same pair, and a process need not know which pictures
+    the others failed to read: the batch is the same on any number of processes.
 
     Args:
-        step: the step of the global batch.
-        position: the row in the global batch.
-        seed: the run's seed.
-        batch: the pairs of the global batch.
-        usable: which pairs may stand in at all.
+        step: Step of the global batch.
+        position: Row in the global batch.
+        seed: The run's seed.
+        batch: Pairs of the global batch.
+        usable: Which pairs may serve as replacements at all.
     """
     outside = usable.copy()
     outside[batch] = False
@@ -172,7 +194,7 @@ def _permutation(size: int, *key: int) -> Int64[np.ndarray, "n"]:
 
 @lru_cache(maxsize=4)
 def _members(identity_order: IdentityOrder, number: int) -> Int64[np.ndarray, "p"]:
-    """Memoise `grouped`: a round lasts many steps."""
+    """Memoise `grouped`, because a round lasts many steps."""
     return _frozen(identity_order.grouped(number))
 
 
@@ -180,12 +202,12 @@ def _check_known(labels: Int[np.ndarray, "p"]) -> None:
     unknown = int(np.count_nonzero(labels < 0))
     if unknown:
         raise ValueError(
-            f"the identity sampler wants a person id for every pair, {unknown} pairs "
-            "have none: use the plain shuffle or state the ids"
+            f"the identity sampler wants a person id for every pair, but {unknown} "
+            "pairs have none: use the plain shuffle or provide the ids"
         )
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:
-    """Make a memoised array read-only: later callers get the same one."""
+    """Make a memoised array read-only, because later callers get the same one."""
     values.setflags(write=False)
     return values

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tf.data as a scheduler: batches are made ahead, in parallel, and come in order."""
+"""Batches made ahead of their use, in parallel and in order, by tf.data."""
 
 import functools
 import os
@@ -13,16 +13,19 @@ import numpy as np
 Batch = dict[str, np.ndarray]
 
 AHEAD_BYTES = 1 << 30
-"""Batches that are being made at a time take about this much memory at most."""
+"""Approximate limit on the memory of the batches being made at a time."""
 
 
 @functools.cache
 def tensorflow() -> ModuleType:
-    """Import TensorFlow (seconds), hidden from accelerators, whose memory is JAX's."""
+    """Import TensorFlow without accelerators, whose memory belongs to JAX.
+
+    The import takes seconds.
+    """
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # It computes nothing here, and would tell of how it computes at every start.
+    # Unused here, since nothing is computed, but announced at every start.
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-    with _hidden("keras"):  # TensorFlow imports it unasked: two fifths of its time
+    with _hidden("keras"):  # otherwise imported, for two fifths of the time
         import tensorflow as tf
     for kind in ("GPU", "TPU"):
         tf.config.set_visible_devices([], kind)
@@ -31,7 +34,7 @@ def tensorflow() -> ModuleType:
 
 @contextmanager
 def _hidden(name: str) -> Iterator[None]:
-    """Let a package look absent to what is imported meanwhile."""
+    """Make a package appear absent to whatever is imported in the block."""
     if name in sys.modules:
         yield
         return
@@ -57,20 +60,20 @@ def map_steps(
     dtypes: dict[str, type[np.generic]],
     batch_bytes: int,
 ) -> Iterator[Batch]:
-    """Yield make(start), ..., make(stop - 1) in order, made in parallel and ahead.
+    """Yield make(start), ..., make(stop - 1) in order, made ahead and in parallel.
 
     The unit of work is a whole batch: Pillow releases the GIL where the time goes, and
-    a call into Python per picture would cost a tenth of it.
+    one call into Python per picture would take a tenth of the time.
 
     Args:
-        make: a pure function of the step, called from several threads.
-        start: the first step.
-        stop: the step after the last.
-        dtypes: name and dtype of every array that `make` returns.
-        batch_bytes: about the size of a batch, which bounds how many are made at once.
+        make: Pure function of the step, called from several threads.
+        start: The first step.
+        stop: The step after the last.
+        dtypes: Name and dtype of every array that `make` returns.
+        batch_bytes: Approximate size of a batch; it limits how many are made at once.
 
     Raises:
-        Exception: what `make` raised for a step, as it was, when its turn comes.
+        Exception: Whatever `make` raised for a step, unchanged, when its turn comes.
     """
     tf = tensorflow()
     failures: dict[int, Exception] = {}
@@ -80,7 +83,7 @@ def map_steps(
             made = make(int(step))
             return [made[name] for name in dtypes]
         except Exception as error:
-            # TensorFlow would turn it into a message of its own with two stacks.
+            # TensorFlow would replace it by an error of its own with two stack traces.
             failures[int(step)] = error
             return [np.empty(0, dtype) for dtype in dtypes.values()]
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The one shape that every data set takes: pictures, pairs, splits, data sets."""
+"""The common form of all data sets: pictures, pairs, splits and data sets."""
 
 import hashlib
 import json
@@ -13,12 +13,12 @@ import numpy as np
 from jaxtyping import Int32
 
 UNKNOWN_PERSON = -1
-"""The person of a picture whose identity the annotation does not tell."""
+"""Person of a picture whose identity the annotation does not state."""
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-    """Where a split's encoded pictures come from when they are not plain files."""
+    """Source of a split's encoded pictures when they are not plain files."""
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes (JPEG, PNG, ...) of picture `index` of the split."""
@@ -30,9 +30,9 @@ class Picture:
     """One picture of one person.
 
     Attributes:
-        file: as the annotation says it, relative to the image folder.
-        path: absolute path on disk; where the split has a source, a name for messages.
-        person: the data set's own id, or UNKNOWN_PERSON.
+        file: Path as in the annotation, relative to the image folder.
+        path: Absolute path on disk; only a name for messages if the split has a source.
+        person: The data set's own id, or UNKNOWN_PERSON.
     """
 
     file: str
@@ -42,7 +42,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pair:
-    """One caption and the picture it describes: `image` indexes `Split.images`."""
+    """A caption and the picture it describes; `image` indexes `Split.images`."""
 
     image: int
     caption: str
@@ -54,12 +54,12 @@ class Split:
 
     Attributes:
         name: "train", "val" or "test".
-        images: the pictures in the annotation's order; in evaluation the gallery.
-        pairs: the pairs, ordered by picture; in evaluation their captions are queries.
-        source: None where the pictures are files, else what reads them by index.
+        images: The pictures in the annotation's order; the gallery in evaluation.
+        pairs: The pairs, ordered by picture; their captions are evaluation's queries.
+        source: None if the pictures are files, otherwise what reads them by index.
 
     Raises:
-        ValueError: a pair names a picture that the split does not have.
+        ValueError: If a pair refers to a picture that the split does not have.
     """
 
     name: str
@@ -71,15 +71,15 @@ class Split:
         for number, pair in enumerate(self.pairs):
             if not 0 <= pair.image < len(self.images):
                 raise ValueError(
-                    f"split {self.name!r}: pair {number} names picture {pair.image}, "
-                    f"wanted an index below {len(self.images)}"
+                    f"split {self.name!r}: pair {number} refers to picture "
+                    f"{pair.image}, wanted an index below {len(self.images)}"
                 )
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of picture `index`, from the source or its file.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError: If the file cannot be read.
         """
         if self.source is not None:
             return self.source.read(index)
@@ -108,7 +108,7 @@ class Split:
 
     @cached_property
     def pair_labels(self) -> Int32[np.ndarray, "p"]:
-        """The contiguous class of each pair: its index in `identities`, -1 unknown."""
+        """The class of each pair: its person's index in `identities`, -1 if unknown."""
         labels = np.searchsorted(self.identities, self.pair_persons).astype(np.int32)
         return _frozen(np.where(self.pair_persons == UNKNOWN_PERSON, -1, labels))
 
@@ -120,16 +120,16 @@ class Split:
 
 @dataclass(frozen=True)
 class PersonDataset:
-    """A data set of people: what `open_dataset` returns, whatever was read.
+    """A data set of people, as `open_dataset` returns it for every format.
 
     Attributes:
-        name: the reader's name, such as "cuhk_pedes".
-        root: the folder it was read from.
-        train: the training split; empty where the data set has none.
-        val: the validation split, None where the data set has none.
-        test: the test split; empty where the data set has none.
-        person_names: where the reader numbered the people itself, the annotation's
-            name of person i at index i; else empty.
+        name: The reader's name, such as "cuhk_pedes".
+        root: The folder it was read from.
+        train: The training split; empty if the data set has none.
+        val: The validation split; None if the data set has none.
+        test: The test split; empty if the data set has none.
+        person_names: If the reader numbered the people itself, the annotation's name of
+            person i at index i; otherwise empty.
     """
 
     name: str
@@ -143,7 +143,7 @@ class PersonDataset:
         """Return the split to evaluate on: "val" or "test".
 
         Raises:
-            ValueError: another name, or the data set has no such pictures and captions.
+            ValueError: If the name is another, or the split has no captions.
         """
         if name not in ("val", "test"):
             raise ValueError(f"evaluation split {name!r}: wanted 'val' or 'test'")
@@ -163,10 +163,10 @@ class PersonDataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Hex SHA-256 over split and file names, person ids and captions, in order.
+        """Hex SHA-256 of split names, file names, person ids and captions, in order.
 
-        Neither the pixels nor where the data lies count, so a moved copy and the same
-        data prepared by TFDS have the same fingerprint.
+        Pixels and locations do not count: a moved copy has the same fingerprint, and so
+        has the same data prepared by TFDS.
         """
         digest = hashlib.sha256()
         for split in self.splits:
@@ -176,7 +176,7 @@ class PersonDataset:
 
 
 def _rows(split: Split) -> Iterator[list[str | int]]:
-    """Yield what a fingerprint covers: the pictures, then the pairs."""
+    """Yield the rows that a fingerprint covers: the pictures, then the pairs."""
     for image in split.images:
         yield [split.name, image.file, image.person]
     for pair in split.pairs:
@@ -188,6 +188,6 @@ def _int32(values: list[int]) -> Int32[np.ndarray, "n"]:
 
 
 def _frozen(values: np.ndarray) -> np.ndarray:
-    """Make a cached array read-only: everyone who asks gets the same one."""
+    """Make a cached array read-only, because all callers get the same one."""
     values.setflags(write=False)
     return values

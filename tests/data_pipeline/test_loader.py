@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import image_cache, loader, order
-from data_pipeline import prefetch as schedule
+from data_pipeline import image_cache, loader, order, prefetch
 from data_pipeline.bad_images import BadImage, BadImages, TooManyBadImagesError
 from data_pipeline.images import ImageError
+from data_pipeline.pictures import Pictures
 from data_pipeline.records import Pair, Picture, Split
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 
@@ -124,7 +124,7 @@ def test_resuming_is_starting_there(split: Split, tokenizer: Tokenizer) -> None:
     assert not same(train(split, tokenizer, seed=4), whole[:5])
 
 
-@pytest.mark.parametrize("sampler", loader.SAMPLERS)
+@pytest.mark.parametrize("sampler", order.SAMPLERS)
 @pytest.mark.parametrize("processes", [2, 4])
 def test_processes_share_each_global_batch(
     split: Split, tokenizer: Tokenizer, processes: int, sampler: str
@@ -182,7 +182,7 @@ def test_a_replacement_fits_into_the_cut(tmp_path: Path, tokenizer: Tokenizer) -
 def test_impossible_buckets_are_refused(
     split: Split, tokenizer: Tokenizer, buckets: tuple[int, ...]
 ) -> None:
-    with pytest.raises(ValueError, match=rf"rising lengths from 2 to {LENGTH - 1}"):
+    with pytest.raises(ValueError, match=rf"increasing lengths from 2 to {LENGTH - 1}"):
         train(split, tokenizer, caption_buckets=buckets)
 
 
@@ -205,7 +205,7 @@ def test_a_cache_changes_nothing_and_saves_reading(
     kept = image_cache.open_cache(
         cache, images=14, image_size=SIZE, folder=str(tmp_path)
     )
-    pictures = loader._Pictures(split, SIZE, kept)
+    pictures = Pictures(split, SIZE, kept)
     first = [pictures.read(i).copy() for i in range(14)]
     for picture in split.images:
         Path(picture.path).unlink()
@@ -216,10 +216,10 @@ def test_a_cache_changes_nothing_and_saves_reading(
 
 def test_a_cache_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert image_cache.open_cache("none", images=1, image_size=SIZE) is None
-    with pytest.raises(ValueError, match="cache 'ram': wanted one of none, memory"):
+    with pytest.raises(ValueError, match=r"cache='ram' is not known.* none, memory"):
         image_cache.open_cache("ram", images=1, image_size=SIZE)
     for kind in ("memory", "disk"):
-        with pytest.raises(OSError, match=rf"the {kind} cache .* wants 57600\.00 GB"):
+        with pytest.raises(OSError, match=rf"the {kind} cache .* needs 57600\.00 GB"):
             image_cache.open_cache(kind, images=10**11, image_size=SIZE)
     monkeypatch.setattr(image_cache, "free_memory", lambda: 1000 * 24 * 8 * 3)
     image_cache.open_cache("memory", images=900, image_size=SIZE)
@@ -384,7 +384,7 @@ def test_an_unreadable_picture_ends_an_evaluation(tmp_path: Path) -> None:
         list(loader.gallery_batches(split, image_size=SIZE, batch_size=4))
 
 
-@pytest.mark.parametrize("cache", image_cache.CACHES)
+@pytest.mark.parametrize("cache", loader.CACHES)
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_each_picture_is_read_by_one_process_only(
     split: Split, tokenizer: Tokenizer, processes: int, cache: str
@@ -435,7 +435,7 @@ def test_settings_that_do_not_fit_are_refused_at_once(
 ) -> None:
     for changes, message in (
         ({"batch_size": 29}, "28 pairs, fewer than the batch size 29"),
-        ({"sampler": "random"}, "sampler 'random': wanted one of shuffle, identity"),
+        ({"sampler": "random"}, "sampler='random' is not .*: shuffle, identity"),
         ({"process_count": 3}, r"8 does not divide over 3 .*: .* are 6 and 9"),
         ({"process_count": 16}, r"8 does not divide over 16 .*: .* are 16 and 32"),
         ({"process_index": 2, "process_count": 2}, "process 2 of 2: no such process"),
@@ -443,7 +443,7 @@ def test_settings_that_do_not_fit_are_refused_at_once(
             {"sampler": "identity", "per_identity": 3},
             "not a positive multiple of the 3",
         ),
-        ({"cache": "ram"}, "cache 'ram'"),
+        ({"cache": "ram"}, "cache='ram'"),
     ):
         with pytest.raises(ValueError, match=message):
             train(split, tokenizer, **changes)
@@ -474,7 +474,7 @@ def test_steps_come_in_order_and_fail_in_order() -> None:
 
     got = []
     with pytest.raises(KeyError, match="seven"):
-        for batch in schedule.map_steps(
+        for batch in prefetch.map_steps(
             make, start=2, stop=50, dtypes={"x": np.int32}, batch_bytes=12
         ):
             got.append(batch["x"].tolist())
@@ -482,7 +482,7 @@ def test_steps_come_in_order_and_fail_in_order() -> None:
 
 
 def test_tensorflow_is_hidden_from_accelerators() -> None:
-    tf = schedule.tensorflow()
+    tf = prefetch.tensorflow()
     assert {d.device_type for d in tf.config.get_visible_devices()} == {"CPU"}
 
 

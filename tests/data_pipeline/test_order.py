@@ -53,9 +53,10 @@ def labels(seed: int = 0) -> np.ndarray:
 
 
 def identity(step: int, seed: int = 5, batch: int = 12, k: int = 4) -> np.ndarray:
-    return order.identity_batch_ids(
-        step, seed=seed, labels=labels(), batch_size=batch, per_identity=k
+    identities = order.IdentityOrder(
+        labels(), seed=seed, batch_size=batch, per_identity=k
     )
+    return identities.batch_ids(step)
 
 
 def test_identity_batches_hold_k_pairs_of_each_of_p_identities() -> None:
@@ -123,8 +124,8 @@ def test_what_cannot_be_ordered_says_both_numbers() -> None:
     with pytest.raises(ValueError, match=r"wants 12 identities .* has 11: .* most 44"):
         identity(0, batch=48)
     with pytest.raises(ValueError, match="2 pairs have none"):
-        order.identity_batch_ids(
-            0, seed=0, labels=np.array([0, -1, 1, -1]), batch_size=2, per_identity=1
+        order.IdentityOrder(
+            np.array([0, -1, 1, -1]), seed=0, batch_size=2, per_identity=1
         )
 
 
@@ -132,5 +133,5 @@ def test_a_million_pairs_are_ordered_at_once() -> None:
     ids = order.batch_ids(3, seed=0, size=1_000_000, batch_size=512)
     assert len(np.unique(ids)) == 512 and ids.max() > 900_000
     many = np.arange(1_000_000) // 8
-    ids = order.identity_batch_ids(3, seed=0, labels=many, batch_size=512)
+    ids = order.IdentityOrder(many, seed=0, batch_size=512).batch_ids(3)
     assert len(np.unique(ids)) == 512 and len(np.unique(many[ids])) == 128

@@ -43,7 +43,7 @@ def test_arrays_are_int32_and_cannot_be_changed(s):
 
 @pytest.mark.parametrize("image", [-1, 5])
 def test_a_pair_of_no_picture_is_refused(image):
-    with pytest.raises(ValueError, match=rf"pair 0 names picture {image}.*below 5"):
+    with pytest.raises(ValueError, match=rf"pair 0 refers to picture {image}.*below 5"):
         replace(split(), pairs=(Pair(image, "who?"),))
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
-from data_pipeline import tokenizer
+from data_pipeline import byte_pairs, tokenizer
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 
 ROOT = Path(__file__).parents[2]
@@ -55,8 +55,7 @@ def merges() -> list[str]:
 
 def write_folder(folder: Path, merges: list[str], *, mask: bool) -> Path:
     """Write a Hugging Face CLIP tokenizer folder, with or without a mask entry."""
-    symbols = tokenizer._byte_symbols()
-    entries = symbols + [s + "</w>" for s in symbols]
+    entries = byte_pairs.byte_entries()
     entries += [merge.replace(" ", "") for merge in merges]
     entries += ["<|mask|>"] * mask + ["<|startoftext|>", "<|endoftext|>"]
     folder.mkdir()
@@ -98,13 +97,13 @@ def test_a_hugging_face_folder_gives_the_same_ids(
 
 
 def test_a_folder_is_read_as_transformers_reads_it(standard: Path) -> None:
-    vocabulary, merges = tokenizer._read_folder(standard)
+    vocabulary, merges = byte_pairs.read_tables(standard)
     theirs = CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer
     odd = ["'tis '' it's we'll 12345", "!'s ''s .'t ''re", "\u0661\u0662 x9", "e\u0301"]
     texts = [tokenizer.clean(text) for text in CAPTIONS + ODD + odd]
     texts = [text for text in texts if "<|" not in text]
     wanted = theirs.encode_batch(texts, add_special_tokens=False)
-    ours = tokenizer._folder_encoder(vocabulary, merges)(texts)
+    ours = byte_pairs.folder_encoder(vocabulary, merges)(texts)
     for text, got, each in zip(texts, ours, wanted, strict=True):
         assert got == each.ids, text
 

@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Byte-pair vocabularies: CLIP's own, and those of Hugging Face folders."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
+WORD_END = "</w>"
+"""What marks the last symbol of a word in a vocabulary."""
+
+_CLIP_VOCABULARY = 49408
+_JEKYLL = (43893, 865)  # "jeky" + "ll</w>": the parts of the last merge, 49405
+# Byte pairs are merged only within these: a short ending, letters, a digit, or marks.
+_WORD = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+
+Encoder = Callable[[list[str]], list[list[int]]]
+"""Clean texts without literal special tokens to ids, without start and end."""
+
+Decoder = Callable[[list[int]], str]
+"""Ids without special ones to text, with a space where a word ends."""
+
+Merge = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class BytePairs:
+    """A byte-pair vocabulary whose last three entries are mask, start and end.
+
+    Attributes:
+        size: Number of entries, V.
+        encode: See `Encoder`.
+        decode: See `Decoder`.
+    """
+
+    size: int
+    encode: Encoder
+    decode: Decoder
+
+
+def clip_byte_pairs() -> BytePairs:
+    """Return CLIP's own vocabulary, which is embedded in a Rust package."""
+    from instant_clip_tokenizer import Tokenizer
+
+    clip = Tokenizer()
+    mask = _CLIP_VOCABULARY - 3
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        return [_without_mask([int(i) for i in clip.encode(t)], mask) for t in texts]
+
+    return BytePairs(_CLIP_VOCABULARY, encode, clip.decode)
+
+
+def folder_byte_pairs(folder: Path) -> BytePairs:
+    """Return the vocabulary of a folder with vocab.json and merges.txt.
+
+    The vocabulary may have any size; its last two entries are `<|startoftext|>` and
+    `<|endoftext|>`. The entry before them is `<|mask|>`, or the result of a merge,
+    which then gives up its place to the mask.
+
+    Raises:
+        ValueError: If the vocabulary does not have that form.
+    """
+    vocabulary, merges = read_tables(folder)
+    return BytePairs(
+        len(vocabulary), folder_encoder(vocabulary, merges), _folder_decoder(vocabulary)
+    )
+
+
+def _without_mask(ids: list[int], mask: int) -> list[int]:
+    """Undo the merge whose id is taken by the mask."""
+    if mask not in ids:
+        return ids
+    return [j for i in ids for j in (_JEKYLL if i == mask else (i,))]
+
+
+def folder_encoder(vocabulary: dict[str, int], merges: list[Merge]) -> Encoder:
+    """Return the encoder of a Hugging Face vocabulary.
+
+    It is built from the two tables alone, so that nothing else in the folder (added
+    tokens, truncation) can change the ids.
+    """
+    # What transformers' CLIPTokenizer wraps, which takes seconds to import and warns at
+    # every start when PyTorch is absent. A test holds the two together.
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+
+    model = models.BPE(vocab=vocabulary, merges=merges, end_of_word_suffix=WORD_END)
+    backend = Tokenizer(model)
+    backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+
+    def encode(texts: list[str]) -> list[list[int]]:
+        encoded = backend.encode_batch(texts, add_special_tokens=False)
+        return [item.ids for item in encoded]
+
+    return encode
+
+
+def _folder_decoder(vocabulary: dict[str, int]) -> Decoder:
+    """Return the decoder of a Hugging Face vocabulary."""
+    entries = {place: entry for entry, place in vocabulary.items()}
+    values = {symbol: byte for byte, symbol in _byte_symbols().items()}
+
+    def decode(ids: list[int]) -> str:
+        text = "".join(entries[i].replace(WORD_END, " ") for i in ids)
+        # A space is not a symbol: a literal one in a text is written as U+0120.
+        encoded = bytes(32 if s == " " else values[s] for s in text)
+        return encoded.decode("utf-8", errors="replace")
+
+    return decode
+
+
+def read_tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
+    """Read the vocabulary and the merges of a folder, with the mask in its place.
+
+    Raises:
+        ValueError: See `folder_byte_pairs`.
+    """
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    _check_vocabulary(vocabulary, folder)
+    merges = _read_merges(folder / "merges.txt")
+    place = len(vocabulary) - 3
+    entry = sorted(vocabulary, key=vocabulary.__getitem__)[place]
+    if entry == MASK:
+        return vocabulary, merges
+    kept = [m for m in merges if "".join(m) != entry and entry not in m]
+    if len(kept) == len(merges):
+        raise ValueError(
+            f"{folder}/vocab.json: entry {place} is {entry!r}, wanted {MASK!r} or the "
+            "result of a merge, which can give up its place to it"
+        )
+    return {MASK if e == entry else e: i for e, i in vocabulary.items()}, kept
+
+
+def _read_merges(path: Path) -> list[Merge]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    if lines[0].startswith("#version"):
+        lines = lines[1:]
+    pairs = [tuple(line.strip().split(" ")) for line in lines if line.strip()]
+    for number, pair in enumerate(pairs):
+        if len(pair) != 2:
+            raise ValueError(
+                f"{path}: merge {number} is {' '.join(pair)!r}, wanted two symbols "
+                "separated by a space"
+            )
+    return pairs
+
+
+def _check_vocabulary(vocabulary: dict[str, int], folder: Path) -> None:
+    size = len(vocabulary)
+    if sorted(vocabulary.values()) != list(range(size)):
+        raise ValueError(f"{folder}/vocab.json: its {size} ids are not 0 to {size - 1}")
+    found = {entry: vocabulary.get(entry) for entry in (START, END)}
+    if found != {START: size - 2, END: size - 1}:
+        raise ValueError(
+            f"{folder}/vocab.json: wanted {START} at {size - 2} and {END} at "
+            f"{size - 1}, the last two entries; found {found}"
+        )
+    missing = [symbol for symbol in byte_entries() if symbol not in vocabulary]
+    if missing:
+        raise ValueError(
+            f"{folder}/vocab.json: lacks {len(missing)} of the 512 byte symbols "
+            f"({' '.join(missing[:5])} ...); texts that need one would have no ids"
+        )
+
+
+def byte_entries() -> list[str]:
+    """Return the 512 entries a vocabulary begins with: all bytes, then word ends."""
+    symbols = list(_byte_symbols().values())
+    return [*symbols, *(symbol + WORD_END for symbol in symbols)]
+
+
+def _byte_symbols() -> dict[int, str]:
+    """Map each byte to its character in GPT-2 style vocabularies, in their order.
+
+    Printable Latin-1 characters stand for themselves and come first; the other bytes
+    are written as the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(0x100 + place) for place, byte in enumerate(others)
+    }
