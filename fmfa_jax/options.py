@@ -13,7 +13,7 @@ import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from data_pipeline.hints import unknown
 
@@ -34,8 +34,8 @@ class OneOf:
 class Between:
     """The range of a number, or of every number of a tuple, ends included."""
 
-    low: float
-    high: float = math.inf
+    low: int | float
+    high: int | float = math.inf
 
     def check(self, key: str, value: Any) -> None:
         """Raise ValueError for what lies outside, is NaN or is infinite."""
@@ -43,7 +43,7 @@ class Between:
             if not (math.isfinite(number) and self._holds(number)):
                 raise ValueError(f"{key}: wanted {self}, got {value!r}")
 
-    def _holds(self, number: float) -> bool:
+    def _holds(self, number: int | float) -> bool:
         return self.low <= number <= self.high
 
     def __str__(self) -> str:
@@ -55,7 +55,7 @@ class Between:
 class Above(Between):
     """As `Between`, without the low end itself."""
 
-    def _holds(self, number: float) -> bool:
+    def _holds(self, number: int | float) -> bool:
         return self.low < number <= self.high
 
     def __str__(self) -> str:
@@ -85,7 +85,7 @@ class Options:
                 rule.check(key, getattr(self, field.name))
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> Self:
+    def of(cls, config: Mapping[str, Any]) -> "Options":
         """The section of a whole config, which may have keys for others as well."""
         values = config[cls.section]
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})

@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.base import PRESETS, base
-from fmfa_jax.training import settings as build
+from fmfa_jax.training import settings
 
 ROOT = Path(__file__).parents[1]
 NAMES = ("cuhk", "icfg", "rstp", "folder", "demo")
@@ -18,6 +18,10 @@ NAMES = ("cuhk", "icfg", "rstp", "folder", "demo")
 
 def get(name: str, *preset: str) -> ConfigDict:
     return importlib.import_module(f"configs.{name}").get_config(*preset)
+
+
+def flat(config: ConfigDict) -> dict:
+    return settings.flat(config.to_dict())
 
 
 @pytest.fixture(params=NAMES)
@@ -28,12 +32,10 @@ def name(request):
 @pytest.mark.parametrize("preset", PRESETS)
 def test_each_config_is_complete_locked_and_valid(name, preset):
     config = get(name, preset)
-    build.validate(config)
+    settings.read(config)
     assert config.is_locked
-    wanted = {k for k in build.flat(base()) if not k.startswith("losses.")}
-    got = {
-        k for k in build.flat(config) if not k.startswith(("losses.", "data.options."))
-    }
+    wanted = {k for k in flat(base()) if not k.startswith("losses.")}
+    got = {k for k in flat(config) if not k.startswith(("losses.", "data.options."))}
     assert got == wanted
     assert config.method == ("weak" if preset.startswith("weak") else "fmfa")
     assert config.name == f"{name}-{preset}"
@@ -64,7 +66,7 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
     with config.unlocked():
         config.loss.a_sdm_weight = "offical"
     with pytest.raises(ValueError, match=r"a_sdm_weight='offical'.*mean official"):
-        build.validate(config)
+        settings.read(config)
 
 
 def test_a_config_without_a_loss_is_refused():
@@ -73,7 +75,7 @@ def test_a_config_without_a_loss_is_refused():
         for loss in config.losses:
             config.losses[loss] = 0.0
     with pytest.raises(ValueError, match="at least one loss"):
-        build.validate(config)
+        settings.read(config)
 
 
 @pytest.mark.parametrize("name", ["efa", "mlm"])
@@ -82,7 +84,7 @@ def test_cutting_padding_that_a_released_loss_counts_is_refused(name):
     with config.unlocked():
         config.loss[f"{name}_rule"] = "official"
     with pytest.raises(ValueError, match=f"wanted loss.{name}_rule=plus or no buckets"):
-        build.validate(config)
+        settings.read(config)
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,10 @@ import numpy as np
 
 from configs import demo_start
 from fmfa_jax import weights
-from fmfa_jax.machines.mesh import make_mesh
 from fmfa_jax.training import loop
-from fmfa_jax.training import session as sessions
 
 
-def test_unseen_people_are_found_again_after_the_towers_were_parted(
-    tmp_path, monkeypatch
-):
+def test_unseen_people_are_found_again_after_the_towers_were_parted(tmp_path):
     """The demo's start with a random text projection is at chance (5 per cent).
 
     From random towers hundreds of steps pass before anything is found: too long here.
@@ -38,11 +34,9 @@ def test_unseen_people_are_found_again_after_the_towers_were_parted(
     config.eval.every_epochs = 0
     config.log.tensorboard = False
     # One device: eight simulated ones on two cores only wait for each other.
-    monkeypatch.setattr(
-        sessions, "make_mesh", lambda fsdp: make_mesh(devices=jax.devices()[:1])
-    )
-    loop.evaluate(config, str(tmp_path / "before"))
-    loop.train(config, str(tmp_path / "run"))
+    one = jax.devices()[:1]
+    loop.evaluate(config, str(tmp_path / "before"), devices=one)
+    loop.train(config, str(tmp_path / "run"), devices=one)
     before, after = (
         json.loads((tmp_path / name / "metrics.json").read_text())["t2i"]["r1"]
         for name in ("before/eval/0", "run/eval/90")

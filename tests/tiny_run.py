@@ -6,11 +6,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import jax
+
 from configs import demo
+from fmfa_jax.training import loop, session
 
 ROOT = Path(__file__).parents[1]
+DEVICES = 2  # of the eight simulated ones, which on two cores only wait
 IDENTITIES, IMAGES, VAL, TEST = 16, 2, 4, 8
 
 
@@ -50,6 +55,28 @@ def tiny_config(folder: Path, preset: str = "plus", **changes):
         for key, value in changes.items():
             c.update_from_flattened_dict({key.replace("__", "."): value})
     return c
+
+
+def train(config, run: Path) -> None:
+    """`loop.train` on two devices."""
+    loop.train(config, str(run), devices=jax.devices()[:DEVICES])
+
+
+def evaluate(config, run: Path) -> None:
+    """`loop.evaluate` on two devices."""
+    loop.evaluate(config, str(run), devices=jax.devices()[:DEVICES])
+
+
+def change_data(monkeypatch, **changes) -> None:
+    """Change what runs get for their data: split -> what is made of it."""
+    opened = session.open_dataset
+
+    def changed(*where, **options):
+        data = opened(*where, **options)
+        splits = {name: change(getattr(data, name)) for name, change in changes.items()}
+        return replace(data, **splits)
+
+    monkeypatch.setattr(session, "open_dataset", changed)
 
 
 def train_until_killed(folder: Path, run: Path, *, after: int, preset: str = "plus"):

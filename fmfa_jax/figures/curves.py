@@ -8,11 +8,11 @@ from pathlib import Path
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fmfa_jax import losses
 from fmfa_jax.figures import plots
-from fmfa_jax.methods.weak import objective as association_objective
+from fmfa_jax.methods import fmfa
+from fmfa_jax.methods.weak import recipe
 
-_LOSSES = ("total", *losses.TERMS, *association_objective.TERMS)
+_LOSSES = ("total", *fmfa.TERMS, *recipe.TERMS)
 _SHOWN = ("r1", "mAP")
 
 Record = Mapping[str, float]

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -122,7 +122,7 @@ class FMFA(Method):
         )
 
     @classmethod
-    def for_run(cls, recipe: Recipe, run: Run) -> Self:
+    def for_run(cls, recipe: Recipe, run: Run) -> "FMFA":
         """FMFA on pairs that all have a person id."""
         unknown = int(np.sum(run.split.pair_labels < 0))
         if unknown:

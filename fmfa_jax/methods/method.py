@@ -11,7 +11,7 @@ import abc
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +130,7 @@ class Method(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def for_run(cls, recipe: Any, run: Run) -> Self:
+    def for_run(cls, recipe: Any, run: Run) -> "Method":
         """Build the method for a run.
 
         Raises:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
+from data_pipeline.hints import unknown
 from fmfa_jax.models import IMAGE_MEAN, normalize_images
 from fmfa_jax.options import Between, Options
 
@@ -169,7 +170,7 @@ def mask_tokens(
         position 1 would hide the end token, whose position carries the feature.
     """
     if rule not in MASK_RULES:
-        raise ValueError(f"wanted a rule among {MASK_RULES}, got {rule!r}")
+        raise ValueError(unknown("rule", rule, MASK_RULES))
     length = tokens.shape[1]
     drawn = length if context_length is None else context_length
     rows = jnp.arange(tokens.shape[0]) if rows is None else rows

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
-# Bookkeeping that Orbax still rewrites after the digests are taken, and that no array is
-# read from.
+# Bookkeeping that Orbax still rewrites after the digests are taken; no array is read
+# from it.
 UNSEALED = frozenset({MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"})
 
 

@@ -34,7 +34,7 @@ class Interval:
             self._records.append(measured.records)
 
     def take(self) -> tuple[int, list[Any]]:
-        """FLOPs over all devices, and the records of each step (still on the device)."""
+        """FLOPs over all devices, and each step's records, still on the device."""
         taken = self._total, self._records
         self._total, self._records = 0, []
         return taken

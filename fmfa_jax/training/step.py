@@ -86,8 +86,8 @@ def make_step(
         }
         return new, Measured(scalars, records=measured.records)
 
-    # Stated, because a layout of the compiler's choice would make the next step's input,
-    # and so its program, another one.
+    # Stated, because a layout that the compiler chose would give the next step another
+    # input, and so another program.
     places = jax.tree.map(lambda x: x.sharding, state)
     return jax.jit(
         step,

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from benchmarks import weak_ablation
-from fmfa_jax.training import settings as build
+from fmfa_jax.training import settings
 
 
 def parsed(arguments, monkeypatch):
@@ -29,7 +29,7 @@ def test_each_arm_is_a_valid_training(arm, tmp_path, monkeypatch):
     monkeypatch.chdir(weak_ablation.common.ROOT)
     command = weak_ablation.command(tmp_path, arm, 2)
     config = parsed(command[1:], monkeypatch)
-    build.validate(config)
+    settings.read(config)
     assert config.seed == 2 and config.train.epochs == 8
     assert config.method == ("fmfa" if "supervised" in arm else "weak")
     if arm == "+both":

@@ -9,7 +9,7 @@ to be known, to say how good the links were.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -74,7 +74,7 @@ class Weak(Method):
             )
 
     @classmethod
-    def for_run(cls, recipe: Recipe, run: Run) -> Self:
+    def for_run(cls, recipe: Recipe, run: Run) -> "Weak":
         """The weak method with a memory for the run's training pairs."""
         pairs = len(run.split.pairs)
         if pairs < run.batch_size:
@@ -93,7 +93,7 @@ class Weak(Method):
         )
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        """Global features of the clean view (not even a flip) and of the augmented one."""
+        """Global features of the clean view, without even a flip, and of the other."""
         model = models.bind(self.model, params)
         pixels = models.normalize_images(batch["image"])
         features = _features(model, pixels, batch["tokens"], ("image", "text"))

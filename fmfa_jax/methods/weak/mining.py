@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
+from data_pipeline.hints import unknown
 from fmfa_jax.losses.arithmetic import EXACT, unit
 from fmfa_jax.losses.links import Mined
 from fmfa_jax.methods.weak.memory import (
@@ -64,7 +65,7 @@ def mine(
         similarity, place = jax.lax.top_k(others, links)
         slot = jnp.take_along_axis(slot, place, axis=1)
     else:
-        raise ValueError(f"exclude: wanted one of {EXCLUDES}, got {exclude!r}")
+        raise ValueError(unknown("exclude", exclude, EXCLUDES))
     return Mined(similarity=similarity, slot=slot, valid=similarity > threshold)
 
 

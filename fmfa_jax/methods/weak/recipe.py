@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated
 
-from fmfa_jax.losses import matching
+from fmfa_jax.losses.links import ROWS, TARGETS
+from fmfa_jax.losses.matching import REDUCTIONS
 from fmfa_jax.methods.method import check_weights
 from fmfa_jax.methods.views import Augmentation
 from fmfa_jax.methods.weak import memory, mining
@@ -13,7 +14,7 @@ from fmfa_jax.options import Above, Between, OneOf, Options
 
 TERMS = ("itc", "local", "global", "consistency")
 SAME_IMAGE = ("unknown", "linked")
-# Which token rule hides position 1 of the augmented caption how.
+# How position 1 of the augmented caption is hidden -> rule of `mask_tokens`.
 MASK_FIRST = {"always": "mask", "never": "mask_free"}
 
 
@@ -53,11 +54,11 @@ class WeakOptions(Options, section="weak"):
     threshold: Annotated[float, Between(-1, 2)] = 0.7
     strength: Annotated[float, Between(-100, 100)] = 0.1
     links: Annotated[int, Between(1, 1000)] = 3
-    rows: Annotated[str, OneOf(links.ROWS)] = "all"
+    rows: Annotated[str, OneOf(ROWS)] = "all"
     exclude: Annotated[str, OneOf(mining.EXCLUDES)] = "rank0"
-    targets: Annotated[str, OneOf(links.TARGETS)] = "owner"
+    targets: Annotated[str, OneOf(TARGETS)] = "owner"
     same_image: Annotated[str, OneOf(SAME_IMAGE)] = "unknown"
-    itc_reduction: Annotated[str, OneOf(matching.REDUCTIONS)] = "mean"
+    itc_reduction: Annotated[str, OneOf(REDUCTIONS)] = "mean"
     rate: Annotated[float, Between(0, 1)] = 0.9
     memory_dtype: Annotated[str, OneOf(memory.DTYPES)] = "float32"
     mask_first: Annotated[str, OneOf(tuple(MASK_FIRST))] = "always"

@@ -3,11 +3,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fmfa_jax.losses import identity_loss, masked_language_loss
+from fmfa_jax.losses import identity_loss, labelled_mean, token_losses
 
 
 def draw(seed, *shape):
     return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+
+
+def masked_language_loss(logits, labels):
+    return labelled_mean(token_losses(logits, labels), labels)
 
 
 def cross_entropy(logits, label):

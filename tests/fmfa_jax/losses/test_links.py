@@ -1,304 +1,194 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weak method's losses against the official numbers, by hand and by loops."""
-
-import inspect
-from functools import partial
-from pathlib import Path
+"""Confidence weights and the global loss against its definition in loops."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.methods import weak as association
-from fmfa_jax.methods.weak import (
-    WeakInputs,
-    WeakOptions,
-    confidence,
-    init_bank,
-    local_loss,
-    local_relations,
-    local_targets,
-    update_bank,
-    weak_objective,
-)
-
-REFERENCE = np.load(Path(__file__).parents[2] / "reference" / "weak.npz")
-GROUPS = sorted({name.split("/")[0] for name in REFERENCE.files})
-TERMS = ("itc", "local", "global", "consistency")
-FEATURES = ("fv", "ft", "fv_aug", "ft_aug")
+from fmfa_jax.losses.links import Mined, confidence, global_loss
+from fmfa_jax.methods.weak.memory import init_bank, take_rows, update_bank
+from fmfa_jax.methods.weak.mining import mine
 
 
-update = jax.jit(update_bank)
+def one_link(similarity, *, valid=True):
+    return Mined(
+        similarity=jnp.full((1, 1), similarity, jnp.float32),
+        slot=jnp.zeros((1, 1), jnp.int32),
+        valid=jnp.full((1, 1), valid),
+    )
 
 
-def filled(image, text):
-    bank = init_bank(len(image), image.shape[1])
-    index = jnp.arange(len(image))
-    image, text = jnp.asarray(image), jnp.asarray(text)
-    return update(bank, image, text, index, ready=False).bank
+def test_confidence_of_one_link_and_its_slope():
+    values = np.linspace(0.71, 0.99, 8)
+    weights = [float(confidence(one_link(s))[0, 0]) for s in values]
+    np.testing.assert_allclose(weights, np.e / (np.e + np.exp(values)), rtol=1e-5)
+    assert (np.diff(weights) < 0).all()
+    assert float(confidence(one_link(0.9, valid=False))[0, 0]) == 0
 
 
-@jax.jit
-def terms_and_gradients(features, index, bank):
-    """{term: (loss, gradients)}, each term alone."""
+# The global loss again, in float64 and loops over sets of training pairs.
 
-    def loss(features, term):
-        inputs = WeakInputs(
-            image=features["fv"],
-            text=features["ft"],
-            index=index,
-            image_view=features["fv_aug"],
-            text_view=features["ft_aug"],
+
+def _cosine(a, b):
+    return a @ b / np.linalg.norm(a) / np.linalg.norm(b)
+
+
+def _target(i, column, own, mined, targets, image_id, index):
+    """Target logit of anchor i for column = (owner, pair, is a batch column)."""
+    owner, pair, live = column
+    weights = dict(own[i])
+    mates = {j for j in range(len(index)) if image_id[j] == image_id[i]}
+    if targets == "union":
+        if pair in {index[j] for j in mates}:
+            return 1.0
+        return weights.get(pair, -np.inf)
+    if live:
+        return 1.0 if owner in mates else -np.inf
+    return weights[pair] if owner == i else -np.inf
+
+
+def slow_global(image, text, mined, mined_image, mined_text, **how):
+    """The definition, row after row."""
+    rows, targets = how["rows"], how["targets"]
+    index, image_id = how["index"], how["image_id"]
+    size = len(image)
+    own = []
+    for i in range(size):
+        kept = [k for k in range(mined.slot.shape[1]) if mined.valid[i, k]]
+        mass = np.e + sum(np.exp(mined.similarity[i, k]) for k in kept)
+        own.append(
+            [
+                (mined.slot[i, k], 1 - np.exp(mined.similarity[i, k]) / mass)
+                for k in kept
+            ]
         )
-        result = weak_objective(inputs, bank, {term: 1.0}, ready=True)
-        return result.losses["total"]
-
-    return {term: jax.value_and_grad(loss)(features, term) for term in TERMS}
-
-
-def problem(group):
-    """Features, index and bank of one group of the reference."""
-    features = {name: REFERENCE[f"{group}/in/{name}"] for name in FEATURES}
-    bank = filled(REFERENCE[f"{group}/in/mem_v"], REFERENCE[f"{group}/in/mem_t"])
-    return features, REFERENCE[f"{group}/in/index"], bank
-
-
-@pytest.fixture(scope="module", params=GROUPS)
-def solved(request):
-    """A group's name and what this code computes for it."""
-    return request.param, terms_and_gradients(*problem(request.param))
-
-
-def test_losses_are_the_official_ones(solved):
-    group, results = solved
-    for term in TERMS:
-        wanted = float(REFERENCE[f"{group}/loss/{term}"])
-        assert float(results[term][0]) == pytest.approx(wanted, rel=1e-5), term
-
-
-def test_gradients_are_the_official_ones(solved):
-    group, results = solved
-    compared = 0
-    for term in TERMS:
-        for name in FEATURES:
-            got = np.asarray(results[term][1][name], np.float64)
-            key = f"{group}/grad/{term}/{name}"
-            if key not in REFERENCE:
-                assert not got.any(), f"{key}: no gradient was expected"
-                continue
-            error = np.linalg.norm(got - REFERENCE[key])
-            assert error <= 1e-5 * np.linalg.norm(REFERENCE[key]), key
-            compared += 1
-    assert compared == 8
+    columns = [(i, index[i], True) for i in range(size)]
+    images, texts = list(image), list(text)
+    for i in range(size):
+        for k in range(mined.slot.shape[1]):
+            if mined.valid[i, k]:
+                columns.append((i, mined.slot[i, k], False))
+                images.append(mined_image[i, k])
+                texts.append(mined_text[i, k])
+    losses = []
+    for r in range(len(columns) if rows == "all" else size):
+        owner = columns[r][0]
+        q = np.array(
+            [_target(owner, c, own, mined, targets, image_id, index) for c in columns]
+        )
+        if not columns[r][2]:
+            q = np.where(np.isfinite(q), 1.0, -np.inf)
+        q = np.exp(q) / np.exp(q).sum()
+        loss = 0.0
+        for left, right in ((texts, images), (images, texts)):
+            s = 50 * np.array([_cosine(left[r], other) for other in right])
+            p = np.exp(s - s.max())
+            p /= p.sum()
+            loss += np.sum(p * (np.log(p) - np.log(q + 1e-6)))
+        losses.append(loss)
+    return np.mean(losses)
 
 
-# Section 6 of the specification: angles in degrees, worked out by hand.
-LIVE_IMAGE = ([0, 30, 100, 170], [1, 2, 3, 4])
-LIVE_TEXT = ([0, 20, 60, 200], [4, 3, 2, 1])
-MEMORY_TEXT = [5, 15, 65, 190, 40, 80, 220, 280]
-MEMORY_A = [2, 28, 103, 172, 20, 96, 215, 300]
-MEMORY_B = [12, 28, 103, 172, 1, 96, 215, 300]
+@pytest.fixture(scope="module")
+def mined_batch():
+    """A batch in which mates, shared slots and own rows are mined by others."""
+    rng = np.random.default_rng(5)
+    near = lambda rows, d: rows + 0.25 * rng.normal(size=(len(rows), d))  # noqa: E731
+    person = rng.normal(size=(3, 6))
+    of_pair = np.array([0, 0, 1, 1, 2, 2, 0, 1, 2, 0])
+    memory = [near(person[of_pair], 6).astype(np.float32) for _ in range(2)]
+    index = np.array([0, 1, 2, 4, 6], np.int32)
+    live = [near(person[of_pair[index]], 6).astype(np.float32) for _ in range(2)]
+    every = jnp.arange(len(of_pair))
+    bank = init_bank(len(of_pair), 6)
+    bank = update_bank(bank, *map(jnp.asarray, memory), every, ready=False).bank
+    mined = mine(bank, jnp.asarray(live[0]), jnp.asarray(index))
+    rows = take_rows(bank, mined.slot)
+    image_id = np.array([0, 1, 2, 3, 1], np.int32)
+    return live, mined, rows, index, image_id
 
 
-def at_angles(degrees, norms=1.0):
-    angle = np.deg2rad(np.asarray(degrees, np.float64))
-    rows = np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    return jnp.asarray(rows * np.reshape(norms, (-1, 1)), jnp.float32)
+@pytest.mark.parametrize("rows", ["all", "batch"])
+@pytest.mark.parametrize("targets", ["owner", "union"])
+@pytest.mark.parametrize("known", ["unknown", "linked"])
+def test_global_equals_its_definition(mined_batch, rows, targets, known):
+    (image, text), mined, mined_rows, index, image_id = mined_batch
+    got = global_loss(
+        jnp.asarray(image),
+        jnp.asarray(text),
+        mined,
+        *mined_rows,
+        rows=rows,
+        targets=targets,
+        index=jnp.asarray(index),
+        image_id=jnp.asarray(image_id) if known == "linked" else None,
+    )
+    as_numpy = jax.tree.map(np.asarray, mined)
+    assert as_numpy.valid.any() and not as_numpy.valid.all()
+    wanted = slow_global(
+        image,
+        text,
+        as_numpy,
+        *map(np.asarray, mined_rows),
+        rows=rows,
+        targets=targets,
+        index=index,
+        image_id=image_id if known == "linked" else np.arange(len(index)),
+    )
+    assert float(got) == pytest.approx(wanted, rel=2e-5)
 
 
-@partial(jax.jit, static_argnames=("options", "terms"))
-def by_hand(bank, options=None, terms=("global",)):
-    image, text = at_angles(*LIVE_IMAGE), at_angles(*LIVE_TEXT)
-    weights = dict.fromkeys(terms, 1.0)
-    inputs = WeakInputs(image, text, jnp.arange(4))
-    return weak_objective(inputs, bank, weights, ready=True, options=options)
+def test_each_option_changes_the_value(mined_batch):
+    (image, text), mined, mined_rows, index, image_id = mined_batch
+    arrays = (jnp.asarray(image), jnp.asarray(text), mined, *mined_rows)
+    index, image_id = jnp.asarray(index), jnp.asarray(image_id)
+    values = {
+        float(global_loss(*arrays, rows=rows, targets=targets, index=index, image_id=m))
+        for rows in ("all", "batch")
+        for targets in ("owner", "union")
+        for m in (None, image_id)
+    }
+    assert len(values) == 8
 
 
-def test_first_problem_by_hand():
-    bank = filled(at_angles(MEMORY_A), at_angles(MEMORY_TEXT))
-    result = by_hand(bank, terms=("itc", "local", "global"))
-    assert float(result.losses["itc"]) == pytest.approx(0.6449724041, rel=1e-5)
-    assert float(result.losses["local"]) == pytest.approx(3.6663207706, rel=1e-5)
-    assert float(result.losses["global"]) == pytest.approx(9.1090491032, rel=1e-5)
-    total = sum(float(result.losses[name]) for name in ("itc", "local", "global"))
-    assert float(result.losses["total"]) == pytest.approx(total, rel=1e-6)
-    slots = [[4, 1, 7], [4, 0, 5], [5, 1, 3], [6, 2, 5]]
-    np.testing.assert_array_equal(result.mined.slot, slots)
-    valid = [[1, 1, 0], [1, 1, 0], [1, 0, 0], [1, 0, 0]]
-    np.testing.assert_array_equal(result.mined.valid, np.array(valid, bool))
-    weights = [
-        [0.6674424, 0.68578796, 0],
-        [0.65735401, 0.69053728, 0],
-        [0.50060899, 0, 0],
-        [0.57270429, 0, 0],
+def test_invalid_candidates_change_neither_value_nor_gradient(mined_batch):
+    (image, text), mined, mined_rows, _, _ = mined_batch
+    rng = np.random.default_rng(6)
+
+    @jax.jit
+    def value_and_gradient(mined, mined_image, mined_text):
+        def loss(image, text):
+            return global_loss(image, text, mined, mined_image, mined_text)
+
+        return jax.value_and_grad(loss, argnums=(0, 1))(
+            jnp.asarray(image), jnp.asarray(text)
+        )
+
+    dead = ~np.asarray(mined.valid)[..., None]
+    noise = rng.normal(size=mined_rows[0].shape).astype(np.float32)
+    others = [
+        jnp.where(dead, 9 * noise, mined_rows[0]),
+        jnp.where(dead, -3 * noise, mined_rows[1]),
     ]
-    np.testing.assert_allclose(confidence(result.mined), weights, rtol=1e-5)
-    assert float(result.measurements["links_per_anchor"]) == 1.5
-    assert float(result.measurements["linked_share"]) == pytest.approx(2 / 12)
-
-
-def test_first_row_of_the_local_target():
-    relations = local_relations(at_angles(*LIVE_IMAGE), at_angles(*LIVE_TEXT))
-    target = jax.nn.softmax(local_targets(relations), axis=1)[0]
-    np.testing.assert_allclose(target, [0.7109495, 0.2890505, 0, 0], rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("memory", "exclude", "rows", "wanted"),
-    [
-        (MEMORY_A, "rank0", "batch", 9.4182760162),
-        (MEMORY_B, "rank0", "all", 8.8125565304),
-        (MEMORY_B, "rank0", "batch", 8.2297514366),
-        (MEMORY_B, "self", "all", 9.0415232251),
-        (MEMORY_B, "self", "batch", 8.6509243304),
-    ],
-)
-def test_global_by_hand(memory, exclude, rows, wanted):
-    bank = filled(at_angles(memory), at_angles(MEMORY_TEXT))
-    result = by_hand(bank, WeakOptions(rows=rows, exclude=exclude))
-    assert float(result.losses["global"]) == pytest.approx(wanted, rel=1e-5)
-
-
-def test_itc_is_the_sum_of_both_directions_in_the_paper():
-    options = WeakOptions(itc_reduction="sum")
-    loss = by_hand(None, options, terms=("itc",)).losses["itc"]
-    assert float(loss) == pytest.approx(1.2899448083, rel=1e-5)
-
-
-def assert_same_losses(results, others):
-    for term in TERMS:
-        assert float(results[term][0]) == pytest.approx(
-            float(others[term][0]), rel=2e-6
-        ), term
-
-
-def test_losses_do_not_see_the_length_of_a_feature():
-    features, index, bank = problem("0")
-    scale = np.random.default_rng(0).uniform(0.2, 5, (len(index), 1))
-    longer = {k: (v * scale).astype(np.float32) for k, v in features.items()}
-    assert_same_losses(
-        terms_and_gradients(features, index, bank),
-        terms_and_gradients(longer, index, bank),
+    other = Mined(
+        similarity=jnp.where(dead[..., 0], -jnp.inf, mined.similarity),
+        slot=jnp.where(dead[..., 0], 0, mined.slot),
+        valid=mined.valid,
     )
+    wanted = value_and_gradient(mined, *mined_rows)
+    got = value_and_gradient(other, *others)
+    jax.tree.map(np.testing.assert_array_equal, got, wanted)
 
 
-def test_losses_do_not_see_the_order_of_batch_or_memory():
-    features, index, bank = problem("0")
-    wanted = terms_and_gradients(features, index, bank)
-    rng = np.random.default_rng(1)
-    order = rng.permutation(len(index))
-    shuffled = {name: rows[order] for name, rows in features.items()}
-    assert_same_losses(wanted, terms_and_gradients(shuffled, index[order], bank))
-    rows = REFERENCE["0/in/mem_v"], REFERENCE["0/in/mem_t"]
-    place = rng.permutation(len(rows[0]))  # old row -> new row
-    moved = [part[np.argsort(place)] for part in rows]
-    other = terms_and_gradients(features, place[index].astype(np.int32), filled(*moved))
-    assert_same_losses(wanted, other)
-
-
-def test_relations_are_symmetric_with_a_true_diagonal():
-    rng = np.random.default_rng(2)
-    rows = rng.normal(size=(12, 3)).astype(np.float32)
-    rows[3] = 0  # even a row without a direction is its own mate
-    relations = np.asarray(local_relations(jnp.asarray(rows), jnp.asarray(rows)))
-    np.testing.assert_array_equal(relations, relations.T)
-    assert relations.diagonal().all()
-    assert 12 < relations.sum() < 144
-    image_id = jnp.asarray([0, 1, 2, 3, 4, 5, 0, 6, 7, 8, 9, 10])
-    linked = np.asarray(
-        local_relations(jnp.asarray(rows), jnp.asarray(rows), image_id=image_id)
-    )
-    wanted = relations.copy()
-    wanted[0, 6] = wanted[6, 0] = True
-    np.testing.assert_array_equal(linked, wanted)
-
-
-def test_both_modalities_must_agree():
-    near, far = at_angles([0, 10]), at_angles([0, 90])
-    assert int(local_relations(near, near).sum()) == 4
-    assert int(local_relations(near, far).sum()) == 2
-    assert int(local_relations(far, near).sum()) == 2
-
-
-def test_an_aligned_batch_has_the_known_local_loss():
-    rows = jnp.eye(4)
-    wanted = -2 * np.log(1 + 1e-6)
-    assert float(local_loss(rows, rows)) == pytest.approx(wanted, rel=0.15, abs=0)
-
-
-def test_a_threshold_above_one_links_nothing():
-    bank = filled(at_angles(MEMORY_A), at_angles(MEMORY_TEXT))
-    result = by_hand(bank, WeakOptions(threshold=1.01))
-    assert not result.mined.valid.any()
-    assert float(result.measurements["links_per_anchor"]) == 0
-    assert float(result.measurements["linked_share"]) == 0
-
-
-def test_no_gradient_reaches_the_memory():
-    features, index, bank = problem("2")
-
-    def loss(rows):
-        inputs = WeakInputs(features["fv"], features["ft"], index)
-        result = weak_objective(inputs, bank | rows, {"global": 1.0}, ready=True)
-        return result.losses["total"]
-
-    inputs = {"image": bank["image"], "text": bank["text"]}
-    features = jax.tree.map(jnp.asarray, features)
-    index = jnp.asarray(index)
-    value, gradients = jax.jit(jax.value_and_grad(loss))(inputs)
-    assert float(value) > 0
-    assert not any(np.asarray(part).any() for part in gradients.values())
-
-
-@pytest.mark.parametrize("kind", ["zeros", "identical", "opposite"])
-def test_degenerate_features_stay_finite(kind):
-    _, index, bank = problem("0")
-    shape = REFERENCE["0/in/fv"].shape
-    rows = {"zeros": np.zeros, "identical": np.ones, "opposite": np.ones}[kind](shape)
-    rows = rows.astype(np.float32)
-    sign = -1 if kind == "opposite" else 1
-    features = {n: rows * (sign if n.startswith("ft") else 1) for n in FEATURES}
-    results = terms_and_gradients(features, index, bank)
-    for leaf in jax.tree.leaves(results):
-        assert np.isfinite(leaf).all()
-
-
-def test_a_term_without_weight_is_not_computed():
-    features, index, _ = problem("2")
-    inputs = WeakInputs(
-        jnp.asarray(features["fv"]), jnp.asarray(features["ft"]), jnp.asarray(index)
-    )
-    weights = {"itc": 2.0, "local": 0.0, "global": 0.0}
-    result = weak_objective(inputs, None, weights, ready=True)
-    assert set(result.losses) == {"itc", "total"}
-    assert result.mined is None
-    assert float(result.losses["total"]) == 2 * float(result.losses["itc"])
-
-
-def test_what_is_wrong_is_named():
-    features, index, bank = problem("2")
-    inputs = WeakInputs(
-        jnp.asarray(features["fv"]), jnp.asarray(features["ft"]), jnp.asarray(index)
-    )
-    with pytest.raises(ValueError, match="did you mean consistency"):
-        weak_objective(inputs, bank, {"consistancy": 1.0}, ready=True)
-    with pytest.raises(ValueError, match="needs image_view and text_view"):
-        weak_objective(inputs, bank, {"consistency": 1.0}, ready=True)
-    with pytest.raises(ValueError, match="'global' needs a memory"):
-        weak_objective(inputs, None, {"global": 1.0}, ready=True)
-    with pytest.raises(ValueError, match="needs image_id"):
-        options = WeakOptions(same_image="linked")
-        weak_objective(inputs, bank, {"local": 1.0}, ready=True, options=options)
-    with pytest.raises(ValueError, match=r"rows: wanted one of .* got 'al'"):
-        WeakOptions(rows="al")
-
-
-def test_no_loss_takes_a_person():
-    """Only the host's measurement of mined links may know persons."""
-    for name in association.__all__:
-        thing = getattr(association, name)
-        if not callable(thing) or name in ("Bank", "mined_precision"):
-            continue
-        for parameter in inspect.signature(thing).parameters:
-            assert "person" not in parameter and "identity" not in parameter, name
+def test_without_a_link_the_target_is_the_own_pair(mined_batch):
+    (image, text), mined, mined_rows, index, _ = mined_batch
+    nothing = Mined(mined.similarity, mined.slot, jnp.zeros_like(mined.valid))
+    got = global_loss(jnp.asarray(image), jnp.asarray(text), nothing, *mined_rows)
+    cosines = np.array([[50 * _cosine(t, v) for v in image] for t in text])
+    wanted = 0.0
+    for s in (cosines, cosines.T):
+        log_p = s - np.log(np.exp(s).sum(axis=1, keepdims=True))
+        log_q = np.log(np.eye(len(index)) + 1e-6)
+        wanted += np.mean(np.sum(np.exp(log_p) * (log_p - log_q), axis=1))
+    assert float(got) == pytest.approx(wanted, rel=1e-5)

@@ -21,7 +21,7 @@ from typing import Any
 from jax._src import cache_key, compilation_cache
 
 from data_pipeline.records import Split
-from fmfa_jax.run.log import write_json
+from fmfa_jax.files import write_json
 from fmfa_jax.training import loop, session
 from tests.tiny_run import tiny_config
 
@@ -87,8 +87,8 @@ def trap(do: str, step: int, after: str) -> None:
     """
     batches = loop.batches
 
-    def trapped(session: Any, plan: Any, start: int, *rest: Any) -> Iterator[Any]:
-        for number, batch in enumerate(batches(session, plan, start, *rest), start):
+    def trapped(session: Any, start: int, *rest: Any) -> Iterator[Any]:
+        for number, batch in enumerate(batches(session, start, *rest), start):
             if number == step:
                 wait_for(lambda: Path(after).exists())
                 if do == "error":

@@ -18,14 +18,14 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from fmfa_jax.machines.lifecycle import StopSignal
 from fmfa_jax.machines.processes import (
     agree,
+    broadcast,
     check_shared,
     gather,
     initialize_distributed,
-    share,
     together,
 )
 from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
-from fmfa_jax.run.log import RunLog
+from fmfa_jax.run.log import open_log
 
 ROWS = 8
 
@@ -66,7 +66,7 @@ def saved_and_restored(folder):
             checkpoints.save(step, {"x": sharded(rows * step)})
     if jax.process_index() == 0:
         (folder / "2" / "manifest.json").unlink()
-    share(None)
+    broadcast(None)
     template = {"x": sharded(np.zeros_like(rows))}
     said = []
     checkpoints = Checkpoints(folder, identity={"run": 1}, say=said.append)
@@ -98,16 +98,15 @@ def main():
     other = common | {"config": {"seed": me.index, "batch": 64}}
     if me.index == 1:
         other["extra"] = None
-    with RunLog(
-        folder / "run", start_step=0, stop_step=1, pairs_per_step=1, tensorboard="none"
-    ) as log:
-        log.write_json(f"from_{me.index}.json", {})
+    run = folder / "run" / str(me.index)
+    with open_log(run, start_step=0, stop_step=1, pairs_per_step=1, tensorboard=False):
+        pass
     check_shared(folder / "run")
     own = folder / f"own-{me.index}"
     report = {
         "processes": [me.index, me.count, me.launcher],
         "gathered": gather(mine),
-        "shared": share(mine),
+        "shared": broadcast(mine),
         "agreed": message(lambda: agree(common), ValueError),
         "disagreed": message(lambda: agree(other), ValueError),
         "half": message(lambda: half(me.index), (OSError, RuntimeError)),

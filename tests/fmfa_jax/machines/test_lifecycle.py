@@ -20,11 +20,11 @@ from fmfa_jax.machines.lifecycle import STALLED_EXIT, StopSignal, Watchdog
 from fmfa_jax.machines.processes import (
     Processes,
     agree,
+    broadcast,
     detect_launcher,
     explicit_processes,
     gather,
     initialize_distributed,
-    share,
     together,
 )
 from fmfa_jax.run import environment as environment_module
@@ -177,7 +177,7 @@ def test_one_process_restores_what_two_have_saved(peers, programs):
 
 def test_only_process_0_writes(peers, programs):
     names = {path.name for path in (programs["folder"] / "run").iterdir()}
-    assert names == {"from_0.json", "metrics.jsonl"}
+    assert names == {"0"}
 
 
 def test_the_watchdog_ends_a_stuck_process_and_shows_where(programs):
@@ -214,7 +214,7 @@ def test_a_watchdog_of_zero_seconds_is_off():
 def test_one_process_agrees_with_itself():
     agree({"config": {"sizes": (1, 2)}})
     assert gather({"a": (1, 2)}) == [{"a": [1, 2]}]
-    assert share("x") == "x"
+    assert broadcast("x") == "x"
     with pytest.raises(OSError, match="gone"), together("reading"):
         raise OSError("gone")
 

@@ -17,6 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmfa_jax import losses, models
+from fmfa_jax.methods.fmfa import FMFA, Recipe
 from tests.reference_case import Case, place, reference_case
 
 # The official names of the objective's terms.
@@ -76,23 +77,21 @@ def _outputs(case: Case, params: Any, inputs: Any) -> dict[str, Any]:
 def _step(case: Case, *, compiler_options: dict | None = None) -> Callable[..., Any]:
     def total(params: Any, inputs: Any, weights: Any) -> Any:
         out = _outputs(case, params, inputs)
-        values = losses.objective(
-            losses.Inputs(
-                image_tokens=out["image_tokens"],
-                text_tokens=out["text_tokens"],
-                image=out["image_global"],
-                text=out["text_global"],
-                person=inputs["pids"],
-                image_logits=out["image_logits"],
-                text_logits=out["text_logits"],
-                masked_losses=losses.token_losses(
-                    out["masked"].logits, out["masked"].labels
-                ),
-                masked_labels=out["masked"].labels,
-            ),
-            dict.fromkeys(COMPUTED, 1.0),
-        )
-        out["losses"] = values
+        method = FMFA(case.config, Recipe(losses=dict.fromkeys(COMPUTED, 1.0)))
+        masked = out["masked"]
+        features = {
+            "image_tokens": out["image_tokens"],
+            "text_tokens": out["text_tokens"],
+            "image": out["image_global"],
+            "text": out["text_global"],
+            "image_logits": out["image_logits"],
+            "text_logits": out["text_logits"],
+            "masked_losses": losses.token_losses(masked.logits, masked.labels),
+        }
+        notes = {"masked_labels": masked.labels}
+        batch = {"person": inputs["pids"]}
+        _, measured = method.compare(features, notes, batch, {})
+        values = out["losses"] = measured.scalars
         return sum(weights[name] * values[name] for name in COMPUTED), out
 
     gradient = jax.value_and_grad(total, has_aux=True)

@@ -11,18 +11,19 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fmfa_jax.methods.weak import (
-    WeakInputs,
+from data_pipeline.records import Pair, Picture, Split
+from fmfa_jax.methods import Run
+from fmfa_jax.methods.weak import Recipe, Weak
+from fmfa_jax.methods.weak.memory import (
     bank_rows,
     bank_shardings,
-    check_batch_size,
-    check_indices,
     init_bank,
-    start_warning,
     take_rows,
     update_bank,
-    weak_objective,
 )
+from fmfa_jax.methods.weak.quality import check_indices, start_warning
+from tests.tiny_model import TINY
+from tests.weak_case import compare
 
 REFERENCE = np.load(Path(__file__).parents[2] / "reference" / "weak.npz")
 GROUPS = sorted({name.split("/")[0] for name in REFERENCE.files})
@@ -135,14 +136,12 @@ def train_step(bank, image, text, index, ready, *, mesh=None):
     """Loss against the old bank, then the update, as a training step does it."""
 
     def loss(image, text):
-        inputs = WeakInputs(image, text, index)
-        result = weak_objective(inputs, bank, {"global": 1.0}, ready=ready, mesh=mesh)
-        return result.losses["total"], result
+        features = {"image": image, "text": text}
+        return compare(features, index, bank, {"global": 1.0}, ready=ready, mesh=mesh)
 
     grad = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
-    (total, result), gradients = grad(image, text)
-    new = update_bank(bank, image, text, index, ready=ready, after=total, mesh=mesh)
-    return new, result, gradients
+    (_, measured), gradients = grad(image, text)
+    return measured.state["memory"], measured, gradients
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -171,10 +170,9 @@ def test_one_compilation_serves_the_whole_run():
         image, text = (rows + 3 for rows in random_rows(number))  # all are near
         ready = jnp.asarray(number >= 2)
         index = jnp.arange(5) + 5 * (number % 2)
-        update, result, gradients = step(bank, image, text, index, ready)
-        bank = update.bank
-        assert (float(result.losses["global"]) == 0) == (number < 2)
-        assert bool(result.mined.valid.any()) == (number >= 2)
+        bank, measured, gradients = step(bank, image, text, index, ready)
+        assert (float(measured.scalars["global"]) == 0) == (number < 2)
+        assert bool(measured.records["valid"].any()) == (number >= 2)
         assert all(np.isfinite(part).all() for part in gradients)
         assert any(np.asarray(part).any() for part in gradients) == (number >= 2)
     assert len(traces) == 1
@@ -223,11 +221,12 @@ def test_a_sharded_bank_equals_one_device(data, fsdp, dtype):
         on_mesh = jax.device_put((image, text, index), spread)
         wanted = one(single, image, text, index, np.bool_(True))
         got = many(shared, *on_mesh, np.bool_(True))
-        assert wanted[1].mined.valid.any()
-        np.testing.assert_array_equal(got[1].mined.slot, wanted[1].mined.slot)
-        assert_close((got[1].losses, got[2]), (wanted[1].losses, wanted[2]))
-        single, shared = wanted[0].bank, got[0].bank
-        assert int(got[0].skipped) == 0
+        theirs, ours = wanted[1], got[1]
+        assert theirs.records["valid"].any()
+        np.testing.assert_array_equal(ours.records["slot"], theirs.records["slot"])
+        assert_close((ours.scalars, got[2]), (theirs.scalars, wanted[2]))
+        single, shared = wanted[0], got[0]
+        assert int(ours.scalars["memory_skipped"]) == 0
     assert shared["image"].sharding.spec == P("data")
     for name in single:
         np.testing.assert_allclose(
@@ -258,11 +257,18 @@ def test_a_batch_that_repeats_a_pair_is_refused():
 
 
 def test_a_data_set_smaller_than_a_batch_is_refused():
-    check_batch_size(8, pairs=8)
+    recipe = Recipe(losses={"global": 1.0})
+    run = partial(Run, TINY, mesh_of(1), dataset="x", batch_size=8, steps_per_epoch=1)
+
+    def split(pairs):
+        picture = Picture(file="x", path="x", person=0)
+        return Split("train", (picture,), (Pair(0, "a man"),) * pairs)
+
+    assert Weak.for_run(recipe, run(split=split(8))).pairs == 8
     with pytest.raises(ValueError, match=r"data set has 7, train\.batch_size is 8"):
-        check_batch_size(8, pairs=7)
+        Weak.for_run(recipe, run(split=split(7)))
 
 
 def test_a_collinear_start_is_told():
-    assert start_warning(0.02) is None
-    assert "97%" in start_warning(0.97)
+    assert start_warning(0.02, threshold=0.7) is None
+    assert "97%" in start_warning(0.97, threshold=0.7)

@@ -6,14 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.methods.weak import (
-    init_bank,
-    mine,
-    mined_precision,
-    nearest_rows,
-    update_bank,
-)
-from fmfa_jax.methods.weak.mining import _top_k_in_chunks
+from fmfa_jax.methods.weak.memory import init_bank, update_bank
+from fmfa_jax.methods.weak.mining import _top_k_in_chunks, mine, nearest_rows
+from fmfa_jax.methods.weak.quality import count_links, mined_quality
 
 update = jax.jit(update_bank)
 mine_rows = jax.jit(mine, static_argnames=("links", "exclude", "threshold"))
@@ -113,7 +108,7 @@ def test_self_drops_the_own_row_wherever_it_stands():
     np.testing.assert_array_equal(by_index.slot, [[1, 2, 3], [0, 1, 3], [0, 1, 2]])
     by_rank = mine_rows(bank, anchors, index, exclude="rank0")
     np.testing.assert_array_equal(by_rank.slot, [[1, 2, 3]] * 3)
-    with pytest.raises(ValueError, match="wanted 'rank0' or 'self', got 'own'"):
+    with pytest.raises(ValueError, match=r"exclude='own' is not known.*rank0, self"):
         mine_rows(bank, anchors, index, exclude="own")
 
 
@@ -140,12 +135,11 @@ def test_separated_identities_are_mined_without_an_error():
         jnp.asarray(index),
         exclude="self",
     )
-    quality = mined_precision(
-        np.asarray(mined.slot), np.asarray(mined.valid), index, persons
-    )
-    assert quality.links == 48
-    assert quality.precision == 1
-    assert quality.recall == 1
+    slot, valid = np.asarray(mined.slot), np.asarray(mined.valid)
+    assert count_links(slot, valid, index, persons).links == 48
+    records = [{"slot": slot, "valid": valid, "index": index}]
+    quality = mined_quality(records, persons)
+    assert quality == {"mined_precision": 1, "mined_recall": 1}
 
 
 def test_quality_of_links_by_hand():
@@ -153,11 +147,17 @@ def test_quality_of_links_by_hand():
     index = np.array([0, 3, 5])
     slot = np.array([[0, 1, 3], [4, 5, 0], [1, 2, 3]])
     valid = np.array([[1, 1, 1], [1, 1, 0], [1, 1, 1]], bool)
-    quality = mined_precision(slot, valid, index, persons)
+    record = {"slot": slot, "valid": valid, "index": index}
+    quality = count_links(slot, valid, index, persons)
     # Own rows, unknown persons and invalid links do not count: 1 and 3 for pair 0,
     # 4 for pair 3.
     assert (quality.links, quality.correct, quality.reachable) == (3, 2, 3)
-    assert quality.precision == pytest.approx(2 / 3)
-    assert quality.recall == pytest.approx(2 / 3)
-    nothing = mined_precision(slot, np.zeros_like(valid), index, np.full(6, -1))
-    assert np.isnan(nothing.precision) and np.isnan(nothing.recall)
+    # Summed over steps, not averaged: the second step has no link at all.
+    none = record | {"valid": np.zeros_like(valid)}
+    assert mined_quality([record, none], persons) == {
+        "mined_precision": pytest.approx(2 / 3),
+        "mined_recall": pytest.approx(2 / 6),
+    }
+    assert "mined_precision" not in mined_quality([none], persons)
+    assert mined_quality([record], np.full(6, -1)) == {}
+    assert mined_quality([record], None) == {}

@@ -9,6 +9,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from fmfa_jax.machines.mesh import BATCH_AXES, make_mesh
 from fmfa_jax.methods.views import (
+    Augmentation,
     augment_images,
     content_mask,
     erase_box,
@@ -29,14 +30,14 @@ def images():
 
 
 def test_no_augmentation_is_normalisation(images):
-    view = augment_images(KEY, images, flip=0.0, pad=0, erase_probability=0.0)
+    view = augment_images(KEY, images, Augmentation(flip=0.0, pad=0, erase=0.0))
     np.testing.assert_array_equal(view, normalize_images(images))
     want = (np.asarray(images) / 255 - np.array(IMAGE_MEAN)) / np.array(IMAGE_STD)
     np.testing.assert_allclose(view, want, atol=2e-6)
 
 
 def test_flip_mirrors_columns(images):
-    view = augment_images(KEY, images, flip=1.0, pad=0, erase_probability=0.0)
+    view = augment_images(KEY, images, Augmentation(flip=1.0, pad=0, erase=0.0))
     np.testing.assert_array_equal(view, normalize_images(images[:, :, ::-1]))
 
 
@@ -74,7 +75,7 @@ def test_erased_boxes_keep_area_and_ratio():
 def test_erasing_fills_with_the_mean_vector_in_normalised_space(images):
     plain = np.asarray(normalize_images(images))
     view = np.asarray(
-        augment_images(KEY, images, flip=0.0, pad=0, erase_probability=1.0)
+        augment_images(KEY, images, Augmentation(flip=0.0, pad=0, erase=1.0))
     )
     changed = (view != plain).any(-1)
     assert changed.any(axis=(1, 2)).all()
@@ -87,14 +88,14 @@ def test_half_of_the_images_are_erased_and_flipped():
     images = jnp.tile(
         jnp.arange(12, dtype=jnp.uint8)[None, None, :, None], (2000, 6, 1, 3)
     )
-    view = augment_images(KEY, images, flip=0.5, pad=0, erase_probability=0.0)
+    view = augment_images(KEY, images, Augmentation(flip=0.5, pad=0, erase=0.0))
     flipped = np.asarray(view[:, 0, 0, 0] > view[:, 0, -1, 0])
     assert abs(flipped.mean() - 0.5) < 0.05
 
 
 def test_a_view_does_not_depend_on_the_devices(images):
     def view(x):
-        return augment_images(KEY, x, flip=0.5, pad=3, erase_probability=0.5)
+        return augment_images(KEY, x, Augmentation(flip=0.5, pad=3, erase=0.5))
 
     want = jax.jit(view)(images)
     for count in (2, 8):
@@ -162,7 +163,9 @@ def test_an_empty_caption_keeps_its_end_token(rule):
 
 
 def test_unknown_mask_rule_is_refused():
-    with pytest.raises(ValueError, match="bert, mask, mask_free"):
+    with pytest.raises(
+        ValueError, match=r"rule='brt'.*mean bert.*mask_free"
+    ):
         mask_tokens(KEY, captions(2), rate=0.1, mask_id=MASK, rule="brt")
 
 

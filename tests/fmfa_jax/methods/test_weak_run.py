@@ -10,22 +10,20 @@ from safetensors.numpy import load_file
 
 from data_pipeline.records import Split
 from fmfa_jax.run.checkpoints import CheckpointMismatchError
-from fmfa_jax.training import loop
-from fmfa_jax.training import settings as build
-from tests.tiny_run import tiny_config, train_until_killed
+from tests.tiny_run import change_data, tiny_config, train, train_until_killed
 
 LAST = "model_last.safetensors"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, two_devices, quick_compiles):
+def folder(tmp_path_factory, quick_compiles):
     return tmp_path_factory.mktemp("weak")
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
     """Twelve steps in one go; the second epoch mines."""
-    loop.train(tiny_config(folder, "weak"), str(folder / "whole"))
+    train(tiny_config(folder, "weak"), folder / "whole")
     return folder / "whole"
 
 
@@ -53,7 +51,7 @@ def test_the_log_names_every_term_and_the_quality_of_the_links(whole):
 def test_the_quality_of_links_is_that_of_all_steps_since_the_last_line(whole, folder):
     """The oracle adds the lines of a run that logs every step."""
     run = folder / "rare"
-    loop.train(tiny_config(folder, "weak", log__every_steps=12), str(run))
+    train(tiny_config(folder, "weak", log__every_steps=12), run)
     (row,) = [row for row in rows(run) if row["step"] == 12 and "total" in row]
     lines = [row for row in rows(whole) if "total" in row]
     # Recall has one denominator in every step, 3 links of each of the 8 anchors; with
@@ -65,8 +63,8 @@ def test_the_quality_of_links_is_that_of_all_steps_since_the_last_line(whole, fo
 
 def test_stopping_in_the_second_epoch_is_bit_identical(folder, whole):
     part = folder / "part"
-    loop.train(tiny_config(folder, "weak", train__stop_step=10), str(part))
-    loop.train(tiny_config(folder, "weak"), str(part))
+    train(tiny_config(folder, "weak", train__stop_step=10), part)
+    train(tiny_config(folder, "weak"), part)
     assert_same_weights(whole, part)
     want = {r["step"]: r["total"] for r in rows(whole) if "total" in r}
     assert {r["step"]: r["total"] for r in rows(part) if "total" in r} == want
@@ -76,7 +74,7 @@ def test_a_killed_run_goes_on_bit_identically_with_its_memory(folder, whole):
     """kill -9 in the second epoch, when the memory is read at every step."""
     killed = folder / "killed"
     train_until_killed(folder, killed, after=10, preset="weak")
-    loop.train(tiny_config(folder, "weak"), str(killed))
+    train(tiny_config(folder, "weak"), killed)
     assert_same_weights(whole, killed)
 
 
@@ -102,52 +100,32 @@ def shuffled(split: Split) -> Split:
 def test_absent_or_shuffled_ids_leave_the_parameters_bit_identical(
     folder, whole, change, monkeypatch
 ):
-    opened = build.dataset
-
-    def without_ids(config):
-        data = opened(config)
-        return replace(data, train=change(data.train))
-
-    monkeypatch.setattr(build, "dataset", without_ids)
+    change_data(monkeypatch, train=change)
     run = folder / change.__name__
-    loop.train(tiny_config(folder, "weak"), str(run))
+    train(tiny_config(folder, "weak"), run)
     assert_same_weights(whole, run)
 
 
 def test_random_towers_are_warned_of(folder, whole, capsys):
-    loop.train(
-        tiny_config(folder, "weak", train__stop_step=1), str(folder / "collinear")
-    )
+    train(tiny_config(folder, "weak", train__stop_step=1), folder / "collinear")
     assert "above" in capsys.readouterr().out
 
 
 def test_fmfa_refuses_people_without_ids(folder, monkeypatch):
-    opened = build.dataset
-
-    def without_ids(config):
-        data = opened(config)
-        return replace(data, train=unknown(data.train))
-
-    monkeypatch.setattr(build, "dataset", without_ids)
+    change_data(monkeypatch, train=unknown)
     with pytest.raises(ValueError, match=r"have none; give them ids.*:weak"):
-        loop.train(tiny_config(folder), str(folder / "no_ids"))
+        train(tiny_config(folder), folder / "no_ids")
 
 
 def test_another_number_of_pairs_than_the_memory_holds_is_refused(
     folder, whole, monkeypatch
 ):
-    opened = build.dataset
-
-    def one_less(config):
-        data = opened(config)
-        return replace(data, train=replace(data.train, pairs=data.train.pairs[:-1]))
-
-    monkeypatch.setattr(build, "dataset", one_less)
+    change_data(monkeypatch, train=lambda split: replace(split, pairs=split.pairs[:-1]))
     with pytest.raises(CheckpointMismatchError, match=r"data\.pairs.* 64, this run 63"):
-        loop.train(tiny_config(folder, "weak"), str(whole))
+        train(tiny_config(folder, "weak"), whole)
 
 
 def test_the_identity_sampler_is_refused(folder):
     config = tiny_config(folder, "weak", data__sampler="identity")
     with pytest.raises(ValueError, match=r"wanted data\.sampler=shuffle"):
-        loop.train(config, str(folder / "sampler"))
+        train(config, folder / "sampler")

@@ -8,43 +8,36 @@ import jax
 import numpy as np
 import pytest
 
-from fmfa_jax import losses, models
+from fmfa_jax import models
+from fmfa_jax.losses.matching import ALPHA
 from fmfa_jax.machines import mesh as sharding
 from fmfa_jax.machines.mesh import by_process, make_mesh, to_devices
-from fmfa_jax.methods import fmfa as supervised
-from fmfa_jax.methods import weak as association
-from fmfa_jax.methods.weak import method as weak
-from fmfa_jax.training.optimizer import make_optimizer
+from fmfa_jax.methods import fmfa, weak
+from fmfa_jax.methods.views import Augmentation
+from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
 from fmfa_jax.training.step import make_state, make_step
+from tests.tiny_model import tiny_model
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
 
 ROWS, STEPS, PAIRS, VOCAB = 16, 5, 48, 80
-TOWERS = models.ModelConfig(
-    image_size=(32, 16),
-    patch=8,
-    stride=8,
-    image_width=64,
-    image_layers=1,
-    context_length=12,
-    vocab_size=VOCAB,
-    text_width=64,
-    text_layers=1,
-    embed_dim=64,
+TOWERS = tiny_model(vocab_size=VOCAB)
+HEADS = tiny_model(vocab_size=VOCAB, classes=6, irr_layers=1)
+SUPERVISED = fmfa.Recipe(
+    losses={"a_sdm": 1.0, "id": 1.0, "mlm": 1.0, "efa": 1.0},
+    loss=fmfa.LossOptions(
+        a_sdm_weight="plus",
+        a_sdm_alpha=ALPHA["plus"],
+        efa_rule="plus",
+        mlm_rule="plus",
+    ),
+    augment=Augmentation(pad=2),
 )
-HEADS = models.ModelConfig(**{**vars(TOWERS), "classes": 6, "irr_layers": 1})
-FMFA = supervised.Recipe(
-    weights={"a_sdm": 1.0, "id": 1.0, "mlm": 1.0, "efa": 1.0},
-    options=losses.Options(a_sdm_weight="plus", efa_rule="plus"),
-    mlm_rule="plus",
-    augmentation=supervised.Augmentation(pad=2),
-)
-WEAK = weak.WeakRecipe(
-    weights=dict.fromkeys(association.objective.TERMS, 1.0),
-    first_epoch=3,
+PAIRS_ALONE = weak.Recipe(
+    losses=dict.fromkeys(weak.recipe.TERMS, 1.0),
     # Random towers are nearly collinear: a high threshold links only some.
-    options=association.WeakOptions(threshold=0.9),
-    augmentation=supervised.Augmentation(pad=2),
+    weak=weak.WeakOptions(threshold=0.9),
+    augment=Augmentation(pad=2),
 )
 
 
@@ -72,27 +65,24 @@ def batches():
 def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
     """Scalars of five steps and the last parameters, as NumPy."""
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
-    config = HEADS if method == "fmfa" else TOWERS
-    memory = None
-    if method == "fmfa":
-        loss, keys = supervised.make_loss(config, FMFA), ("image", "tokens", "person")
-    else:
-        loss, keys = weak.make_loss(config, WEAK, mesh), weak.BATCH_KEYS
-        memory = weak.make_memory(config, WEAK, mesh, pairs=PAIRS)
+    learns = fmfa.FMFA(HEADS, SUPERVISED)
+    if method == "weak":
+        learns = weak.Weak(TOWERS, PAIRS_ALONE, mesh=mesh, pairs=PAIRS, first_epoch=3)
 
     # The paper's. Adam's first steps have the size of the rate whatever the gradient's,
     # so at 1e-3 rounding grew tenfold a step (2e-7, then up to 2e-5).
     def rate(step):
         return 1e-5
 
-    optimizer = make_optimizer(rate, groups="irra")
-    state = make_state(models.init_params(config, 0), optimizer, mesh, memory)
+    optimizer = make_optimizer(rate, AdamOptions(groups="irra"))
+    params = models.init_params(learns.model, 0)
+    state = make_state(params, optimizer, mesh, learns)
     step = make_step(
-        loss, optimizer, state, mesh=mesh, seed=0, schedule=rate, chunks=chunks
+        learns, optimizer, state, mesh=mesh, seed=0, schedule=rate, chunks=chunks
     )
     history = []
     for batch in batches():
-        batch = to_devices({name: batch[name] for name in keys}, mesh)
+        batch = to_devices({name: batch[name] for name in learns.batch_keys}, mesh)
         state, measured = step(state, batch)
         history.append(jax.device_get(measured.scalars))
     assert step._cache_size() == 1, "one compile for the whole run"

@@ -12,22 +12,26 @@ from safetensors.numpy import load_file
 
 from data_pipeline.captions import Captions
 from fmfa_jax.run.checkpoints import CheckpointMismatchError
-from fmfa_jax.training import loop
-from fmfa_jax.training import settings as build
-from tests.tiny_run import tiny_config, train_until_killed
+from tests.tiny_run import (
+    change_data,
+    evaluate,
+    tiny_config,
+    train,
+    train_until_killed,
+)
 
 LAST = "model_last.safetensors"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, two_devices, quick_compiles):
+def folder(tmp_path_factory, quick_compiles):
     return tmp_path_factory.mktemp("runs")
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
     """Twelve steps in one go."""
-    loop.train(tiny_config(folder), str(folder / "whole"))
+    train(tiny_config(folder), folder / "whole")
     return folder / "whole"
 
 
@@ -76,8 +80,8 @@ def test_the_log_names_every_loss_and_each_step_once(whole):
 
 def test_stopping_and_going_on_is_bit_identical(folder, whole):
     part = folder / "part"
-    loop.train(tiny_config(folder, train__stop_step=5), str(part))
-    loop.train(tiny_config(folder), str(part))
+    train(tiny_config(folder, train__stop_step=5), part)
+    train(tiny_config(folder), part)
     assert_same_weights(whole, part)
     ours, theirs = lines(part), lines(whole)
     want = {r["step"]: r["total"] for r in theirs if "total" in r}
@@ -96,7 +100,7 @@ def assert_same_start(run: Path, whole: Path, steps: int):
 def test_captions_cut_to_their_batch_give_the_same_run(folder, monkeypatch):
     # The paper's rate: with the demo's, Adam's first steps amplify rounding.
     config = tiny_config(folder, train__stop_step=3, optimizer__lr=1e-5)
-    loop.train(config, str(folder / "uncut"))
+    train(config, folder / "uncut")
     lengths, cut = [], Captions.cut
 
     def watched(self, pairs):
@@ -106,7 +110,7 @@ def test_captions_cut_to_their_batch_give_the_same_run(folder, monkeypatch):
     monkeypatch.setattr(Captions, "cut", watched)
     with config.unlocked():
         config.data.caption_buckets = (52, 54)
-    loop.train(config, str(folder / "cut"))
+    train(config, folder / "cut")
     assert len(set(lengths)) == 2, "two programs"
     assert max(lengths) < config.model.context_length, lengths
     assert_same_start(folder / "cut", folder / "uncut", steps=3)
@@ -117,7 +121,7 @@ def test_less_memory_gives_the_same_run_and_the_same_model_flops(folder, whole):
     config = tiny_config(
         folder, train__stop_step=2, train__chunks=2, model__remat="full"
     )
-    loop.train(config, str(folder / "twice"))
+    train(config, folder / "twice")
     # More steps are compared where rounding is not amplified by Adam: test_devices.
     assert_same_start(folder / "twice", whole, steps=1)
 
@@ -133,26 +137,26 @@ def test_a_killed_run_goes_on_bit_identically(folder, whole):
     killed = folder / "killed"
     train_until_killed(folder, killed, after=5)
     assert not (killed / LAST).exists()
-    loop.train(tiny_config(folder), str(killed))
+    train(tiny_config(folder), killed)
     assert_same_weights(whole, killed)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder, whole):
     other = tiny_config(folder, optimizer__lr=1.0)
     with pytest.raises(CheckpointMismatchError, match=r"optimizer\.lr"):
-        loop.train(other, str(whole))
+        train(other, whole)
 
 
 def test_evaluating_a_run_repeats_its_numbers(folder, whole, capsys):
     said = json.loads((whole / "eval" / "12" / "metrics.json").read_text())
-    loop.evaluate(tiny_config(folder), str(whole))
+    evaluate(tiny_config(folder), whole)
     assert json.loads((whole / "eval" / "12" / "metrics.json").read_text()) == said
     assert "last weights (step 12) on test" in capsys.readouterr().out
 
 
 def test_evaluating_a_weight_file_alone(folder, whole, capsys):
     config = tiny_config(folder, init__path=str(whole / LAST))
-    loop.evaluate(config, str(folder / "zero_shot"))
+    evaluate(config, folder / "zero_shot")
     assert "text -> image" in capsys.readouterr().out
     name = "metrics.json"
     origin = json.loads((folder / "zero_shot" / "init.json").read_text())
@@ -164,31 +168,25 @@ def test_evaluating_a_weight_file_alone(folder, whole, capsys):
 
 def test_nothing_to_evaluate_says_what_to_name(folder):
     with pytest.raises(FileNotFoundError, match=r"--config\.init\.path"):
-        loop.evaluate(tiny_config(folder), str(folder / "empty"))
+        evaluate(tiny_config(folder), folder / "empty")
 
 
 def test_an_exploding_loss_ends_the_run_by_name(folder):
     config = tiny_config(folder, optimizer__lr=1e20)
     with pytest.raises(FloatingPointError, match="not finite after step"):
-        loop.train(config, str(folder / "exploded"))
+        train(config, folder / "exploded")
 
 
 def test_a_batch_that_does_not_divide_names_the_nearest(folder):
     config = tiny_config(folder, train__batch_size=7)
     with pytest.raises(ValueError, match=r"7 does not divide over 2.*\[6, 8\]"):
-        loop.train(config, str(folder / "odd"))
+        train(config, folder / "odd")
 
 
 def test_data_without_a_test_split_is_refused_before_the_training(
     folder, whole, monkeypatch
 ):
-    opened = build.dataset
-
-    def without_test(config):
-        data = opened(config)
-        return replace(data, test=replace(data.test, pairs=()))
-
-    monkeypatch.setattr(build, "dataset", without_test)
+    change_data(monkeypatch, test=lambda split: replace(split, pairs=()))
     with pytest.raises(ValueError, match="test"):
-        loop.train(tiny_config(folder), str(folder / "no_test"))
+        train(tiny_config(folder), folder / "no_test")
     assert not (folder / "no_test").exists()

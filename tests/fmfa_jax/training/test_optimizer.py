@@ -10,7 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from fmfa_jax.training.optimizer import group, make_optimizer, make_schedule
+from fmfa_jax.training.optimizer import (
+    AdamOptions,
+    ScheduleOptions,
+    group,
+    make_optimizer,
+    make_schedule,
+)
 
 
 def official_factor(epoch: int, epochs: int) -> float:
@@ -22,7 +28,7 @@ def official_factor(epoch: int, epochs: int) -> float:
 
 
 def test_schedule_is_constant_within_an_epoch_and_follows_the_formula():
-    schedule = make_schedule(1e-5, epochs=60, steps_per_epoch=7)
+    schedule = make_schedule(1e-5, ScheduleOptions(), epochs=60, steps_per_epoch=7)
     got = [float(schedule(jnp.int32(s))) for s in range(60 * 7)]
     want = [1e-5 * official_factor(s // 7 + 1, 60) for s in range(60 * 7)]
     # Measured in units of the base rate: the cosine is computed in float32.
@@ -30,9 +36,8 @@ def test_schedule_is_constant_within_an_epoch_and_follows_the_formula():
 
 
 def test_schedule_by_step_moves_at_every_step():
-    schedule = make_schedule(
-        1.0, epochs=4, steps_per_epoch=10, warmup_epochs=1, every="step"
-    )
+    options = ScheduleOptions(warmup_epochs=1, every="step")
+    schedule = make_schedule(1.0, options, epochs=4, steps_per_epoch=10)
     rates = [float(schedule(s)) for s in range(40)]
     assert rates[0] == pytest.approx(0.1)
     assert all(a < b for a, b in itertools.pairwise(rates[:11]))
@@ -40,7 +45,9 @@ def test_schedule_by_step_moves_at_every_step():
 
 
 def test_schedule_without_warm_up_starts_at_the_base_rate():
-    schedule = make_schedule(2.0, epochs=4, steps_per_epoch=1, warmup_epochs=0)
+    schedule = make_schedule(
+        2.0, ScheduleOptions(warmup_epochs=0), epochs=4, steps_per_epoch=1
+    )
     assert float(schedule(0)) == pytest.approx(2.0)
 
 
@@ -76,7 +83,7 @@ def test_ten_steps_equal_torch_adam(groups):
         jax.tree.map(lambda x: rng.normal(size=x.shape).astype(np.float32), start)
         for _ in range(10)
     ]
-    tx = make_optimizer(lambda step: 1e-2, groups=groups, weight_decay=0.1)
+    tx = make_optimizer(lambda step: 1e-2, AdamOptions(groups=groups, weight_decay=0.1))
     params, state = start, tx.init(start)
     for grads in gradients:
         updates, state = tx.update(grads, state, params)
@@ -108,9 +115,29 @@ def test_ten_steps_equal_torch_adam(groups):
 
 
 def test_unknown_values_are_refused():
-    with pytest.raises(ValueError, match="uniform, irra; got 'ira'"):
-        make_optimizer(lambda step: 1.0, groups="ira")
-    with pytest.raises(ValueError, match="epoch, step; got 'daily'"):
-        make_schedule(1.0, epochs=9, steps_per_epoch=1, every="daily")
+    with pytest.raises(ValueError, match=r"groups='ira'.*mean irra.*uniform, irra"):
+        AdamOptions(groups="ira")
+    with pytest.raises(ValueError, match=r"every='daily'.*epoch, step"):
+        ScheduleOptions(every="daily")
     with pytest.raises(ValueError, match="less than"):
-        make_schedule(1.0, epochs=5, steps_per_epoch=1)
+        make_schedule(1.0, ScheduleOptions(), epochs=5, steps_per_epoch=1)
+
+
+def test_a_methods_own_group_goes_before_the_options():
+    """As torch has it: a rate of its own, and no decay."""
+    own = {"image_selection/skip/kernel": (100.0, False)}
+    start = {
+        "image_selection": {"skip": {"kernel": jnp.ones((2, 2))}},
+        "image_tower": {"projection": jnp.ones((2, 2))},
+    }
+    options = AdamOptions(groups="irra", weight_decay=0.5)
+    tx = make_optimizer(lambda step: 1e-2, options, own_group=own.get)
+    grads = jax.tree.map(jnp.ones_like, start)
+    updates, _ = tx.update(grads, tx.init(start), start)
+    # The first step of Adam is lr g / (|g| + eps), with g = gradient + decay.
+    np.testing.assert_allclose(
+        updates["image_selection"]["skip"]["kernel"], -1 / 1.001, rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        updates["image_tower"]["projection"], -1e-2 * 1.5 / 1.501, rtol=1e-5
+    )
