@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""An example: rank pictures for a sentence with exported towers, without Flax.
+"""Example: rank pictures for a sentence with exported towers, without Flax.
 
     python -m fmfa_jax.weights export runs/cuhk --to onnx towers/
     python -m docs.find_with_export towers/ "a man in a red jacket" a.jpg b.jpg
 
-Towers that were trained with another tokenizer than CLIP's, such as the demo's, want
-its folder: `--tokenizer data/demo/tokenizer`.
+Towers that were not trained with CLIP's tokenizer, such as the demo's, need the folder
+of theirs: `--tokenizer data/demo/tokenizer`.
 
-Of this project it uses what reads pictures and sentences (NumPy and Pillow). The model
-comes from the folder alone: through ONNX Runtime if it holds image_tower.onnx, through
-JAX if it holds image_tower.stablehlo.
+From this project it takes only the reading of pictures and sentences (NumPy and
+Pillow). The model comes from the folder: ONNX Runtime runs image_tower.onnx where there
+is one, JAX runs image_tower.stablehlo otherwise.
 """
 
 import argparse
@@ -26,15 +26,15 @@ Tower = Callable[[np.ndarray], np.ndarray]
 
 
 def open_tower(folder: Path, name: str) -> Tower:
-    """Load one tower: uint8 pictures or int32 tokens -> float32 features."""
+    """Open one tower, from uint8 pictures or int32 tokens to float32 features."""
     if (folder / f"{name}.onnx").is_file():
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3  # errors, not what it simplifies
+        options.log_severity_level = 3  # errors only
         session = onnxruntime.InferenceSession(folder / f"{name}.onnx", options)
-        what = session.get_inputs()[0].name
-        return lambda batch: session.run(None, {what: batch})[0]
+        (taken,) = session.get_inputs()
+        return lambda batch: session.run(None, {taken.name: batch})[0]
     import jax
     from jax import export
 
@@ -46,10 +46,10 @@ def open_tower(folder: Path, name: str) -> Tower:
 def cosines(
     folder: Path, sentence: str, pictures: list[str], *, tokenizer: str
 ) -> np.ndarray:
-    """Return how similar the sentence is to each picture."""
+    """Return the cosine of the sentence with each picture."""
     if not (folder / "towers.json").is_file():
         raise SystemExit(
-            f"No towers in {folder}: write them with python -m fmfa_jax.weights export "
+            f"No towers in {folder}; write them with python -m fmfa_jax.weights export "
             f"RUN --to stablehlo {folder}"
         )
     sizes = json.loads((folder / "towers.json").read_text())
@@ -57,7 +57,7 @@ def cosines(
     if words.vocab_size != sizes["vocab_size"]:
         raise SystemExit(
             f"The tokenizer {tokenizer!r} has {words.vocab_size} entries, the towers "
-            f"were trained with {sizes['vocab_size']}: name theirs with --tokenizer"
+            f"were trained with {sizes['vocab_size']}; name theirs with --tokenizer"
         )
     height, width = sizes["image_size"]
     try:
@@ -72,12 +72,12 @@ def cosines(
 
 
 def main() -> None:
-    """Print the pictures, the most similar one first."""
+    """Print the pictures, most similar first."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="what the export wrote")
+    parser.add_argument("folder", type=Path, help="the folder that the export wrote")
     parser.add_argument("sentence")
     parser.add_argument("pictures", nargs="+")
-    parser.add_argument("--tokenizer", default="clip", help="clip | its folder")
+    parser.add_argument("--tokenizer", default="clip", help="clip, or a folder")
     args = parser.parse_args()
     found = cosines(args.folder, args.sentence, args.pictures, tokenizer=args.tokenizer)
     for place in np.argsort(-found, kind="stable"):
