@@ -69,6 +69,65 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
         settings.read(config)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("optimizer.lr", -1e-3),
+        ("optimizer.lr", float("nan")),
+        ("optimizer.b1", 2.0),
+        ("optimizer.b2", 1.0),
+        ("optimizer.eps", 0.0),
+        ("optimizer.weight_decay", -1.0),
+        ("optimizer.clip_norm", -1.0),
+        ("schedule.warmup_epochs", -1.0),
+        ("schedule.end_factor", float("inf")),
+        ("augment.flip", 5.0),
+        ("augment.pad", 10**6),
+        ("augment.erase", -0.1),
+        ("mask.rate", 2.0),
+        ("loss.scale", 0.0),
+        ("loss.a_sdm_alpha", -1.0),
+        ("losses.id", -1.0),
+        ("data.per_identity", 0),
+        ("model.image_size", (64,)),
+        ("model.image_size", (0, 32)),
+        ("model.context_length", 1),
+        ("model.irr_layers", -1),
+        ("train.epochs", 0),
+        ("train.stop_step", -5),
+        ("eval.pictures", -1),
+        ("checkpoint.keep", 0),
+        ("log.every_steps", -1),
+        ("run.watchdog_seconds", -1),
+        ("seed", 2**70),
+        ("seed", -1),
+    ],
+)
+def test_a_number_out_of_its_range_is_refused_by_name(key, value):
+    config = get("cuhk").copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=rf"config\.{key}: wanted"):
+        settings.read(config)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("weak.threshold", float("nan")), ("weak.links", 0), ("weak.rate", 1.5)],
+)
+def test_so_is_one_of_the_weak_method(key, value):
+    config = get("cuhk", "weak").copy_and_resolve_references()
+    with config.unlocked():
+        config.update_from_flattened_dict({key: value})
+    with pytest.raises(ValueError, match=rf"config\.{key}: wanted"):
+        settings.read(config)
+
+
+def test_every_key_is_read_by_somebody():
+    known = {key for key in flat(base()) if not key.startswith(("losses.", "data.opt"))}
+    assert known - settings.read_keys() == set()
+
+
 def test_a_config_without_a_loss_is_refused():
     config = get("cuhk").copy_and_resolve_references()
     with config.unlocked():

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How many floating-point operations a function takes, and what a device could do.
 
-Model FLOPs utilisation (MFU) is `count_flops(step) / seconds / devices / peak_flops`,
-with the step of a model that recomputes nothing (`remat="none"`): what is computed
-twice is work, but no progress (Chowdhery et al. 2022, "PaLM", appendix B).
+Model FLOPs utilisation (MFU) is `count_flops(step) / seconds / devices / peak_flops`
+for the step of a model that recomputes nothing (`remat="none"`): recomputation is work
+but no progress (Chowdhery et al. 2022, "PaLM", appendix B).
 """
 
 import math
@@ -15,11 +15,11 @@ import jax
 import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
-# Dense bfloat16 (not "with sparsity") by the name that JAX gives the device, the first
-# that fits. NVIDIA: the data sheets of A100, H100 (SXM, PCIe, NVL), H200 and L4, whose
-# printed numbers with sparsity are halved. TPU: Google Cloud's pages "TPU v4" .. "TPU
-# v6e", peak compute per chip; these are the generations whose chip is one device. V100
-# and older have no bfloat16.
+# Dense bfloat16 (not "with sparsity") by JAX's name of the device; the first match
+# counts. NVIDIA: data sheets of A100, H100 (SXM, PCIe, NVL), H200 and L4, whose printed
+# numbers with sparsity are halved. TPU: Google Cloud's pages "TPU v4" to "TPU v6e", peak
+# compute per chip, for generations whose chip is one device. V100 and older have no
+# bfloat16.
 PEAKS = (
     (r"A100", 312e12),
     (r"H100.*PCIe", 756e12),
@@ -37,12 +37,12 @@ Wanted = Sequence[bool]
 
 
 def peak_flops(device: Any) -> float | None:
-    """FLOPs a second of one device at dense bfloat16; None where no source states it.
+    """Dense bfloat16 FLOPs a second of one device; None where no source states it.
 
     Args:
-        device: of `jax.devices()`; only its `device_kind` is read.
+        device: One of `jax.devices()`; only its `device_kind` is read.
 
-    Source: the makers' data sheets, see `PEAKS`.
+    Source: the manufacturers' data sheets, see `PEAKS`.
     """
     for pattern, peak in PEAKS:
         if re.search(pattern, device.device_kind):
@@ -51,31 +51,31 @@ def peak_flops(device: Any) -> float | None:
 
 
 def count_flops(fn: Callable[..., Any], *args: Any) -> int:
-    """FLOPs of the products of matrices in `fn(*args)`, over all devices together.
+    """FLOPs of the matrix products in `fn(*args)`, over all devices together.
 
     Two for each multiply-add of every product, convolution and cuDNN attention whose
-    result is used, times the lengths of the scans around it. Element-wise work, one
+    result is used, times the lengths of the scans around it. Element-wise work, a
     thousandth of a transformer's, is not counted. Of a `cond` the costlier branch
-    counts; under `shard_map` every device does. Recomputation by `jax.checkpoint` is
-    counted, the one inside of cuDNN's attention is not. Nothing is computed.
+    counts; under `shard_map` all devices count. Recomputation by `jax.checkpoint`
+    counts, that inside cuDNN's attention does not. Nothing is computed.
 
     Args:
-        fn: any function that JAX can trace, compiled or not.
-        args: its arguments: arrays, or `jax.ShapeDtypeStruct`s in their place.
+        fn: Any function that JAX can trace, compiled or not.
+        *args: Its arguments: arrays or `jax.ShapeDtypeStruct`s.
 
     Raises:
-        ValueError: a while loop, whose number of rounds nobody knows, or a Pallas
-            kernel contains products.
+        ValueError: Products inside a while loop, whose number of rounds is unknown, or
+            inside a Pallas kernel.
     """
     closed = jax.make_jaxpr(fn)(*args)
     return _count(closed.jaxpr, [True] * len(closed.jaxpr.outvars))[0]
 
 
 def _count(jaxpr: Jaxpr, wanted: Wanted) -> tuple[int, list[bool]]:
-    """FLOPs that the wanted outputs take, and which inputs they need.
+    """FLOPs of the wanted outputs, and which inputs they need.
 
-    Backwards, so that what nobody uses is left out, as the compiler leaves it out: the
-    gradient with respect to pixels, say.
+    Walks backwards, to leave out what nobody uses, such as the gradient with respect to
+    pixels, as the compiler does.
     """
     needed = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want}
     total = 0
@@ -90,7 +90,7 @@ def _count(jaxpr: Jaxpr, wanted: Wanted) -> tuple[int, list[bool]]:
 
 
 def _equation(equation: JaxprEqn, wanted: Wanted) -> tuple[int, list[bool]]:
-    """The same for one operation and all that is nested in it."""
+    """`_count` for one operation and everything nested in it."""
     name = equation.primitive.name
     if name in _PRODUCTS:
         return _PRODUCTS[name](equation), [True] * len(equation.invars)
@@ -124,7 +124,7 @@ def _everything(inner: Iterable[Jaxpr]) -> int:
 
 
 def _scan(equation: JaxprEqn, wanted: Wanted) -> tuple[int, list[bool]]:
-    """One round times their number; a carry is wanted if a later round needs it."""
+    """One round times the number of rounds; a carry counts if a later round needs it."""
     params = equation.params
     first, carries = params["num_consts"], params["num_carry"]
     wanted = list(wanted)
@@ -147,17 +147,17 @@ def _shard_map(equation: JaxprEqn, wanted: Wanted) -> tuple[int, list[bool]]:
     """The program of one device, times the devices that run it."""
     params = equation.params
     flops, inputs = _count(params["jaxpr"], wanted)
-    # Its name has changed between versions of JAX.
+    # The name of this parameter differs between versions of JAX.
     axes = next(params[name] for name in params if name.endswith("manual_axes"))
     return math.prod(params["mesh"].shape[axis] for axis in axes) * flops, inputs
 
 
 def _uncountable(equation: JaxprEqn, wanted: Wanted) -> tuple[int, list[bool]]:
-    """Programs whose number of rounds is not written down: fine without products."""
+    """Programs with an unknown number of rounds, which must not contain products."""
     del wanted
     if _everything(_jaxprs(equation.params.values())):
         raise ValueError(
-            f"count_flops met products inside of {equation.primitive.name!r}, and how "
+            f"count_flops met products inside {equation.primitive.name!r}, and how "
             f"often they run cannot be told from the program. Use lax.scan or a "
             f"lax.fori_loop with constant bounds."
         )
@@ -172,12 +172,12 @@ def _dot(equation: JaxprEqn) -> int:
 
 
 def _convolution(equation: JaxprEqn) -> int:
-    """As many as fall on pixels that exist: padding and dilation are free."""
+    """Only what falls on existing pixels counts: padding and dilation are free."""
     left, right = (v.aval.shape for v in equation.invars)
     out = equation.outvars[0].aval.shape
     params = equation.params
     numbers = params["dimension_numbers"]
-    # Batch and feature of each; the rest of the specification are the space's axes.
+    # Axes 0 and 1 of each specification are batch and feature, the rest spatial.
     sides = [
         _taps(
             size=left[numbers.lhs_spec[axis]],
@@ -211,7 +211,7 @@ def _taps(
 
 
 def _attention(equation: JaxprEqn, *, products: int) -> int:
-    """CuDNN's fused attention, query [b,t,heads,w] and key [b,s,heads,w] first."""
+    """CuDNN's fused attention; query [b,t,heads,w] and key [b,s,heads,w] come first."""
     query, key = (v.aval.shape for v in equation.invars[:2])
     return products * 2 * math.prod(query) * key[1]
 

@@ -141,7 +141,7 @@ def test_a_loop_of_unknown_length_is_refused():
     def unknown(x, w):
         return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ w, x)
 
-    with pytest.raises(ValueError, match=r"products inside of 'while'.*lax\.scan"):
+    with pytest.raises(ValueError, match=r"products inside 'while'.*lax\.scan"):
         count_flops(unknown, X, SQUARE)
 
 

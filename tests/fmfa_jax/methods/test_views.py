@@ -163,9 +163,7 @@ def test_an_empty_caption_keeps_its_end_token(rule):
 
 
 def test_unknown_mask_rule_is_refused():
-    with pytest.raises(
-        ValueError, match=r"rule='brt'.*mean bert.*mask_free"
-    ):
+    with pytest.raises(ValueError, match=r"rule='brt'.*mean bert.*mask_free"):
         mask_tokens(KEY, captions(2), rate=0.1, mask_id=MASK, rule="brt")
 
 
