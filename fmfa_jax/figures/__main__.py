@@ -76,7 +76,7 @@ class Run:
         return open_tokenizer(self.tokenizer_name or self.config["data.tokenizer"])
 
     @cached_property
-    def model(self) -> weights.LoadedModel:
+    def model(self) -> models.Retriever:
         """The best weights of the run, or the last where there are no best."""
         return weights.load_model(self.folder)
 

@@ -13,21 +13,10 @@ from PIL import Image
 from data_pipeline.tokenizer import open_tokenizer
 from fmfa_jax import figures, models, weights
 from fmfa_jax.figures.__main__ import main
+from tests.tiny_model import tiny_model
 
 CAPTIONS = ("a man in a red jacket", "a woman with a black bag", "a tall man")
-CONFIG = models.ModelConfig(
-    image_size=(32, 16),
-    patch=8,
-    stride=8,
-    image_width=64,
-    image_layers=1,
-    context_length=12,
-    vocab_size=49408,
-    text_width=64,
-    text_layers=1,
-    embed_dim=64,
-    irr_layers=1,
-)
+CONFIG = tiny_model(vocab_size=49408, irr_layers=1)
 
 
 @pytest.fixture(scope="module")

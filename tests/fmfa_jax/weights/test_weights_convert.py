@@ -73,9 +73,11 @@ def test_features_of_the_official_module(torch_clip, inputs, file):
     got = model.encode_text(inputs.ids)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, text_globals, rtol=0, atol=2e-5)
-    with pytest.raises(ValueError, match=r"\(32, 16\) pixels wanted, \(16, 32\) came"):
+    with pytest.raises(
+        ValueError, match=r"\(height, width\) \(32, 16\), got \(16, 32\)"
+    ):
         model.encode_image(inputs.images.transpose(0, 2, 1, 3))
-    with pytest.raises(ValueError, match="10 tokens wanted, 9 came"):
+    with pytest.raises(ValueError, match="10 tokens, got 9"):
         model.encode_text(inputs.ids[:, :9])
 
 
@@ -244,7 +246,7 @@ def test_no_shape_can_go_unnoticed(tmp_path, official_state, loaded):
         ({"vocab_size": 50}, r"token_embedding.weight has shape (48, 64), wanted (50,"),
         ({"patch": 16, "stride": 16}, "(128, 3, 8, 8), wanted (128, 3, 16, 16)"),
         ({"embed_dim": 128}, "visual.proj has shape (128, 64), wanted (128, 128)"),
-        ({"classes": 7}, "(5, 64), wanted (7, 64); to begin with a new head: drop_cl"),
+        ({"classes": 7}, "(5, 64), wanted (7, 64); to start with a new head, drop_cl"),
     ],
 )
 def test_another_model_is_refused(file, loaded, change, complaint):
@@ -256,7 +258,7 @@ def test_a_classifier_goes_only_when_asked(file, loaded):
     fresh = weights.load_params(file, config, drop_classifier=True)
     assert "classifier" not in fresh.params
     assert fresh.report.newly_initialised == ("classifier/bias", "classifier/kernel")
-    said = [entry for entry in fresh.report.ignored if "dropped as asked" in entry]
+    said = [entry for entry in fresh.report.ignored if "dropped as requested" in entry]
     assert len(said) == 2 and said[0].startswith("classifier.weight")
     alone = weights.load_params(file, drop_classifier=True, **SIZE)
     assert alone.config.classes == 0 and "irr" in alone.params
@@ -319,7 +321,7 @@ def test_a_layer_number_beyond_reason(tmp_path, official_state):
     name = "base_model.visual.transformer.resblocks.999999.ln_1.bias"
     state = {**official_state, name: torch.zeros(128)}
     text = refusal(save(tmp_path / "m.pth", state))
-    assert "1000000 layers of image_tower by the names" in text
+    assert "its names imply 1000000 layers of image_tower" in text
 
 
 # Grids
@@ -359,7 +361,7 @@ def test_grids_that_must_be_stated(tmp_path, official_state):
     assert "8 patches are not a square" in text and "--image-size" in text
     text = refusal(path, image_size=(48, 16))
     assert "neither a square nor 6 x 2; state their shape" in text
-    assert "3 x 2 was stated, the file has 8" in refusal(path, source_grid=(3, 2))
+    assert "is 3 x 2, but the file has 8" in refusal(path, source_grid=(3, 2))
 
     state, given = with_grid(official_state, 16)
     path = save(tmp_path / "b.pth", state)

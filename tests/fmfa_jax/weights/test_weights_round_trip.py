@@ -136,7 +136,7 @@ def test_our_own_file(folder, imported, trained):
     assert weights.read_archive(path).metadata.items() >= extra.items()
     theirs = safetensors.numpy.load_file(path)
     assert_equal_trees(theirs, flatten(trained))
-    with pytest.raises(ValueError, match=r"uses: \['config'\]"):
+    with pytest.raises(ValueError, match=r"reserved by the format: \['config'\]"):
         weights.save_native(path, trained, imported.config, {"config": ""})
 
 
@@ -315,8 +315,8 @@ def test_grids_that_hugging_face_cannot_cut(tmp_path, imported):
         ("vision_config", {"hidden_act": "gelu"}, "hidden_act is gelu, wanted quick"),
         ("text_config", {"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06"),
         ("vision_config", {"num_attention_heads": 4}, "heads is 4, wanted 2"),
-        ("vision_config", {"patch_size": 0}, "is no CLIP config"),
-        ("vision_config", {"image_size": [32, 16]}, "is no CLIP config"),
+        ("vision_config", {"patch_size": 0}, "is not a CLIP config"),
+        ("vision_config", {"image_size": [32, 16]}, "is not a CLIP config"),
     ],
 )
 def test_a_clip_that_computes_otherwise(tmp_path, their_model, part, change, complaint):
@@ -334,7 +334,7 @@ def test_a_folder_without_its_config(tmp_path, their_model):
     with pytest.raises(weights.WeightsError, match=r"no .*config\.json: Hugging"):
         weights.load_params(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(weights.WeightsError, match="is no CLIP config"):
+    with pytest.raises(weights.WeightsError, match="is not a CLIP config"):
         weights.load_params(tmp_path)
 
 
@@ -353,7 +353,7 @@ def test_the_three_commands(tmp_path, folder, imported, capsys):
     assert "config   unknown: " in capsys.readouterr().out
 
     assert main(["import", source, native, *sizes, "--drop-classifier"]) == 0
-    assert "ignored: classifier.weight: dropped as asked" in capsys.readouterr().out
+    assert "ignored: classifier.weight: dropped as requested" in capsys.readouterr().out
     origin = weights.read_archive(native).metadata
     assert origin["source_sha256"] == imported.report.sha256
 
