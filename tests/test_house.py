@@ -20,16 +20,12 @@ FLOORS = {
     "losses": 0,
     "data_pipeline": 0,
     "weights": 1,
-    "figures": 1,
+    "evaluation": 1,
+    "figures": 2,
     "search": 3,
-    "evaluation": 2,
     "training": 3,
     "main": 4,
 }
-
-# A program that lies in a room but stands above it: to draw the pictures of a run it
-# opens weights and embeds a split; the room, which evaluation uses, knows neither.
-PROGRAMS = ("fmfa_jax/figures/__main__.py",)
 
 
 def imports(path: Path):
@@ -53,8 +49,6 @@ def room(name: str) -> str | None:
 def upward(path: Path) -> list[str]:
     """Imports of a file that do not run down."""
     own = room(".".join(path.relative_to(ROOT).with_suffix("").parts))
-    if path.relative_to(ROOT).as_posix() in PROGRAMS:
-        own = "main"
     if own is None:
         return []
     return sorted(

@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 # For products of features; the default of accelerators keeps fewer digits.
 EXACT = lax.Precision.HIGHEST
-# Squared length below which a vector has no direction.
-_NO_LENGTH = 1e-24
+# Length up to which a vector has no direction; `evaluation` uses it, too.
+NO_LENGTH = 1e-12
+_NO_LENGTH = 1e-24  # squared
 
 
 def wide(x: Float[Array, "*any"]) -> Float[Array, "*any"]:

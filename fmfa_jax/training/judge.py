@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from fmfa_jax import evaluation, models, weights
+from fmfa_jax import evaluation, figures, models, weights
 from fmfa_jax.machines.mesh import replicated
 from fmfa_jax.machines.processes import share
 from fmfa_jax.training import settings as build
@@ -60,6 +60,7 @@ class Judge:
     ) -> evaluation.Evaluation:
         """Both directions of retrieval on a split, written to eval/ of the run."""
         session = self.session
+        data = session.data.evaluation_split(split)
         params = jax.device_put(params, replicated(session.mesh))
 
         def encoder(features: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -69,10 +70,10 @@ class Judge:
 
             return encode
 
-        return evaluation.evaluate(
+        measured = evaluation.evaluate(
             encoder(models.image_features),
             encoder(models.text_features),
-            session.data.evaluation_split(split),
+            data,
             tokenizer=session.tokenizer,
             image_size=model.image_size,
             context_length=model.context_length,
@@ -80,9 +81,17 @@ class Judge:
             folder=session.workdir,
             step=step,
             dataset=session.data.name,
-            pictures=pictures,
             mesh=session.mesh,
         )
+        if session.processes.index == 0:
+            figures.write_evaluation(
+                evaluation.report_folder(session.workdir, step, split),
+                data,
+                measured.features,
+                measured.ranks,
+                pictures=pictures,
+            )
+        return measured.evaluation
 
     def keep_best(self, params: Any, *, step: int) -> dict[str, float]:
         """Evaluate on the choosing split; keep these weights if none were better.
@@ -96,8 +105,9 @@ class Judge:
         if metrics.r1 > float(about(self.session, BEST).get("score", "-inf")):
             facts = {"step": str(step), "score": str(metrics.r1), "chosen_on": name}
             save_model(self.session, BEST, params, facts)
-        figures = dataclasses.asdict(metrics)
-        return {f"{name}/{figure}": value for figure, value in figures.items()}
+        return {
+            f"{name}/{metric}": value for metric, value in metrics.as_dict().items()
+        }
 
     def report(self) -> None:
         """Measure the run's last and best weights on test, and say the tables."""

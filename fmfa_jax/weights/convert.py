@@ -143,19 +143,19 @@ def _misfit(
     """Describe what is wrong with one tensor, in a list of at most one sentence."""
     tensor = source.tensors[name]
     if tensor.dtype not in FLOAT_TYPES:
-        return [f"{name} holds {tensor.dtype}, wanted a floating-point type"]
+        return [f"{name} holds {tensor.dtype}, expected a floating-point type"]
     given = tensor.shape
     if rule.target in (IMAGE_POSITION, TEXT_POSITION):
         # The number of positions may differ, as they are interpolated.
         if len(given) == 2 and given[0] > 1 and given[1] == wanted[1]:
             return []
-        return [f"{name} has shape {given}, wanted (positions, {wanted[1]})"]
+        return [f"{name} has shape {given}, expected (positions, {wanted[1]})"]
     if given == wanted:
         return []
     hint = ""
     if rule.part == CLASSIFIER:
         hint = "; to start with a new head, drop_classifier=True (--drop-classifier)"
-    return [f"{name} has shape {given}, wanted {wanted}{hint}"]
+    return [f"{name} has shape {given}, expected {wanted}{hint}"]
 
 
 def fill_params(
@@ -241,7 +241,8 @@ def merge(initial: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any
         f"  {path} is not in the model" for path in given if path not in initial
     ]
     problems += [
-        f"  {path} has shape {tuple(value.shape)}, wanted {tuple(initial[path].shape)}"
+        f"  {path} has shape {tuple(value.shape)}, expected "
+        f"{tuple(initial[path].shape)}"
         for path, value in given.items()
         if path in initial and tuple(value.shape) != tuple(initial[path].shape)
     ]

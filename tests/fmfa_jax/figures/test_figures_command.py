@@ -145,8 +145,8 @@ def test_another_sentence_another_picture_and_chosen_words(run, drawn):
 @pytest.mark.parametrize(
     "command, message",
     [
-        (["words"], "wanted --pair N, or both --query TEXT and --image FILE"),
-        (["words", "--query", "a man"], "wanted --pair N, or both"),
+        (["words"], "expected --pair N, or both --query TEXT and --image FILE"),
+        (["words", "--query", "a man"], "expected --pair N, or both"),
         (["words", "--pair", "3"], "split 'test' has the pairs 0 to 2"),
         (["rankings", "--pair", "-1"], "split 'test' has the pairs 0 to 2"),
         (["words", "--pair", "0", "--word", "hat"], "whose words are: a, man, in, red"),
@@ -166,6 +166,6 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, capsys, command, message):
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["worst", str(tmp_path)]) == 2
-    assert "wanted the folder of a run" in capsys.readouterr().err
+    assert "expected a run folder" in capsys.readouterr().err
     assert main(["curves", str(tmp_path)]) == 2
     assert "metrics.jsonl" in capsys.readouterr().err

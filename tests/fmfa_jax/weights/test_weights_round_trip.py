@@ -163,7 +163,7 @@ def test_our_own_file_for_another_picture_size(folder, imported):
     assert got.report.resized == ("image_tower/position: 4x2 patches -> 6x4 patches",)
     config = replace(imported.config, classes=9)
     with pytest.raises(
-        weights.WeightsError, match=r"shape \(64, 5\), wanted \(64, 9\)"
+        weights.WeightsError, match=r"shape \(64, 5\), expected \(64, 9\)"
     ):
         weights.load_params(path, config)
     bare = weights.load_params(path, config, drop_classifier=True)
@@ -312,9 +312,9 @@ def test_grids_that_hugging_face_cannot_cut(tmp_path, imported):
 @pytest.mark.parametrize(
     ("part", "change", "complaint"),
     [
-        ("vision_config", {"hidden_act": "gelu"}, "hidden_act is gelu, wanted quick"),
+        ("vision_config", {"hidden_act": "gelu"}, "hidden_act is gelu, expected quick"),
         ("text_config", {"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06"),
-        ("vision_config", {"num_attention_heads": 4}, "heads is 4, wanted 2"),
+        ("vision_config", {"num_attention_heads": 4}, "heads is 4, expected 2"),
         ("vision_config", {"patch_size": 0}, "is not a CLIP config"),
         ("vision_config", {"image_size": [32, 16]}, "is not a CLIP config"),
     ],
@@ -373,4 +373,4 @@ def test_a_command_that_fails_says_why(tmp_path, folder, capsys):
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit):
         main(["inspect", source, "--image-size", "384"])
-    assert "wanted two numbers like 384x128" in capsys.readouterr().err
+    assert "expected two numbers like 384x128" in capsys.readouterr().err
