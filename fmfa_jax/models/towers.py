@@ -44,7 +44,7 @@ class ImageTower(nnx.Module):
         width, patch = config.image_width, config.patch
         scale = width**-0.5
         self.config = config
-        # Variance of PyTorch's uniform init of a convolution with this fan-in.
+        # Standard deviation of PyTorch's uniform init for a convolution's fan-in.
         patch_std = (3 * 3 * patch * patch) ** -0.5
         self.patch = Patch((patch, patch, 3, width), std=patch_std)
         self.class_token = drawn((width,), scale)
