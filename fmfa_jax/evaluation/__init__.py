@@ -1,36 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation: features of a split, their retrieval metrics, and the report."""
 
-from fmfa_jax.evaluation.embed import Embeddings, embed
-from fmfa_jax.evaluation.evaluator import evaluate, measure
+from fmfa_jax.evaluation.encode import SplitFeatures, encode_split
+from fmfa_jax.evaluation.evaluator import TOP, EvaluatedSplit, evaluate, measure
 from fmfa_jax.evaluation.metrics import (
     Evaluation,
     RetrievalMetrics,
-    metrics_from_similarity,
     retrieval_metrics,
     summarize,
 )
 from fmfa_jax.evaluation.nearest import Nearest, nearest
-from fmfa_jax.evaluation.ranks import (
-    MatchRanks,
-    match_ranks,
-    match_ranks_from_similarity,
+from fmfa_jax.evaluation.ranks import MatchRanks, match_ranks
+from fmfa_jax.evaluation.report import (
+    report_folder,
+    table,
+    write_rankings,
+    write_report,
 )
-from fmfa_jax.evaluation.report import table, write_rankings, write_report
 
 __all__ = [
-    "Embeddings",
+    "TOP",
+    "EvaluatedSplit",
     "Evaluation",
     "MatchRanks",
     "Nearest",
     "RetrievalMetrics",
-    "embed",
+    "SplitFeatures",
+    "encode_split",
     "evaluate",
     "match_ranks",
-    "match_ranks_from_similarity",
     "measure",
-    "metrics_from_similarity",
     "nearest",
+    "report_folder",
     "retrieval_metrics",
     "summarize",
     "table",

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One call: encode a split, measure both directions, write everything down."""
+"""Evaluation of a split in one call: encode, measure both directions, write."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import jax
@@ -10,19 +11,39 @@ from jax.sharding import Mesh
 from data_pipeline.loader import gallery_batches, query_batches
 from data_pipeline.records import UNKNOWN_PERSON, Split
 from data_pipeline.tokenizer import Tokenizer
-from fmfa_jax.evaluation.embed import Embeddings, ImageEncoder, TextEncoder, embed
+from fmfa_jax.evaluation.encode import (
+    EncodeImages,
+    EncodeTexts,
+    SplitFeatures,
+    encode_split,
+)
 from fmfa_jax.evaluation.metrics import Evaluation, retrieval_metrics, summarize
 from fmfa_jax.evaluation.nearest import nearest
 from fmfa_jax.evaluation.ranks import MatchRanks, match_ranks
 from fmfa_jax.evaluation.report import report_folder, write_rankings, write_report
 
 TOP = 10
-"""How many pictures of each query rankings.csv and the ranking pictures show."""
+"""Number of images that rankings.csv and ranking figures show for each query."""
+
+
+@dataclass(frozen=True)
+class EvaluatedSplit:
+    """The result of an evaluation, and what figures are drawn from.
+
+    Attributes:
+        evaluation: Metrics of both directions.
+        features: Features of the split.
+        ranks: Ranks of the captions' matches.
+    """
+
+    evaluation: Evaluation
+    features: SplitFeatures
+    ranks: MatchRanks
 
 
 def evaluate(
-    encode_image: ImageEncoder,
-    encode_text: TextEncoder,
+    encode_images: EncodeImages,
+    encode_texts: EncodeTexts,
     split: Split,
     *,
     tokenizer: Tokenizer,
@@ -32,41 +53,39 @@ def evaluate(
     folder: str | Path | None = None,
     step: int = 0,
     dataset: str = "",
-    pictures: int = 0,
     mesh: Mesh | None = None,
-) -> Evaluation:
-    """Measure retrieval on a split, and write eval/<step>/ where a folder is given.
+) -> EvaluatedSplit:
+    """Measure retrieval on a split, and write a report if `folder` is given.
 
-    Every process calls it and gets the same answer; process 0 writes.
+    Every process must call this and gets the same result; process 0 writes.
 
     Args:
-        encode_image: uint8 [b,h,w,3] -> features [b,d]; jitted by the caller.
-        encode_text: int32 [b,l] -> features [b,d].
-        split: captions are the queries, pictures the gallery.
-        tokenizer: of the captions.
+        encode_images: Maps uint8 images [b,h,w,3] to features [b,d]; jitted by the
+            caller.
+        encode_texts: Maps int32 token ids [b,l] to features [b,d]; likewise.
+        split: Its captions are the queries, its images the gallery.
+        tokenizer: Tokenizer for the captions.
         image_size: (height, width).
-        context_length: text positions.
-        batch_size: rows over all processes and devices.
-        folder: the run's folder. There metrics.json, table.md and rankings.csv go
-            into eval/<step>/ (eval/<step>-<split>/ unless the split is "test").
-        step: training steps that the weights had.
-        dataset: its name, to set published numbers beside the result.
-        pictures: how many ranking_*.png to draw; more than 0 also draws the worst
-            failures, the similarities and the map of the features.
-        mesh: devices of all processes that share the work.
+        context_length: Number of text positions.
+        batch_size: Rows over all processes and devices.
+        folder: Run folder. metrics.json, table.md and rankings.csv are written to
+            eval/<step>/ in it (eval/<step>-<split>/ unless the split is "test").
+        step: Training step of the weights.
+        dataset: Name of the data set, to list published numbers for comparison.
+        mesh: Devices of all processes to share the work.
 
     Raises:
-        ValueError: a caption without a picture of its person, features that are not
-            finite, a batch that does not divide.
+        ValueError: No image shows the person of a caption, features are not finite, or
+            a batch does not divide evenly over the devices.
     """
     share = {
         "batch_size": batch_size,
         "process_index": jax.process_index(),
         "process_count": jax.process_count(),
     }
-    features = embed(
-        encode_image,
-        encode_text,
+    features = encode_split(
+        encode_images,
+        encode_texts,
         gallery_batches(split, image_size=image_size, **share),
         query_batches(
             split, tokenizer=tokenizer, context_length=context_length, **share
@@ -77,17 +96,18 @@ def evaluate(
     if folder is not None and jax.process_index() == 0:
         target = report_folder(folder, step, split.name)
         write_report(target, evaluation, step=step, split=split.name, dataset=dataset)
-        _write_details(target, split, features, ranks, pictures=pictures)
-    return evaluation
+        top = nearest(features.text, features.image, TOP)
+        write_rankings(target / "rankings.csv", split, top, ranks.first)
+    return EvaluatedSplit(evaluation, features, ranks)
 
 
 def measure(
-    features: Embeddings, *, mesh: Mesh | None = None
+    features: SplitFeatures, *, mesh: Mesh | None = None
 ) -> tuple[Evaluation, MatchRanks]:
     """Measure both directions; also return the ranks of the captions' matches.
 
-    A picture of somebody whom no caption describes stays in the gallery but asks for
-    nothing: the table's number of image-to-text queries says how many do.
+    Images of people whom no caption describes stay in the gallery but are not queries;
+    the number of image-to-text queries shows how many remain.
     """
     ranks = match_ranks(
         features.text,
@@ -106,27 +126,3 @@ def measure(
         mesh=mesh,
     )
     return Evaluation(t2i=summarize(ranks), i2t=i2t), ranks
-
-
-def _write_details(
-    folder: Path,
-    split: Split,
-    features: Embeddings,
-    ranks: MatchRanks,
-    *,
-    pictures: int,
-) -> None:
-    top = nearest(features.text, features.image, TOP)
-    write_rankings(folder / "rankings.csv", split, top, ranks.first)
-    if pictures < 1:
-        return
-    # Imported here: drawing needs packages that measuring does not.
-    from fmfa_jax import figures
-
-    figures.write_rankings(
-        folder, split, top.index, top.similarity, ranks.first, count=pictures
-    )
-    text, image = features.text, features.image
-    persons = features.text_person, features.image_person
-    figures.write_similarities(folder / "similarities.png", text, image, *persons)
-    figures.write_feature_map(folder / "features.png", text, image, *persons)

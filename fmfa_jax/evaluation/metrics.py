@@ -1,26 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the field reports: R@1, R@5, R@10, mAP and mINP, in percent."""
+"""The usual retrieval metrics: R@1, R@5, R@10, mAP and mINP, in percent."""
 
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from fmfa_jax.evaluation.ranks import (
-    GALLERY_BLOCK,
-    MatchRanks,
-    match_ranks,
-    match_ranks_from_similarity,
-)
+from fmfa_jax.evaluation.ranks import MatchRanks, match_ranks
 
 
 @dataclass(frozen=True)
 class RetrievalMetrics:
     """One direction of retrieval, in percent.
 
-    r1, r5, r10: queries with a match among the first k. mAP: mean over queries of the
-    mean precision at each match. mINP: mean of matches / rank of the last match.
+    Attributes:
+        r1: Queries with a match in first place.
+        r5: Queries with a match among the first 5.
+        r10: Queries with a match among the first 10.
+        mAP: Mean over queries of the mean precision at each match.
+        mINP: Mean over queries of matches / rank of the last match.
+        queries: Number of queries.
+        gallery: Number of gallery items.
     """
 
     r1: float
@@ -32,13 +33,13 @@ class RetrievalMetrics:
     gallery: int
 
     def as_dict(self) -> dict[str, float | int]:
-        """The numbers by name, ready for JSON and for the log."""
+        """Return the numbers by name, for JSON and the log."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Both directions: captions look for pictures, and pictures for captions."""
+    """Both directions: captions retrieve images, and images retrieve captions."""
 
     t2i: RetrievalMetrics
     i2t: RetrievalMetrics
@@ -49,39 +50,18 @@ def retrieval_metrics(
     gallery: Float[np.ndarray | Array, "g d"],
     query_ids: Int[np.ndarray, "q"],
     gallery_ids: Int[np.ndarray, "g"],
-    *,
-    query_block: int | None = None,
-    gallery_block: int = GALLERY_BLOCK,
-    mesh: Mesh | None = None,
+    **options: Any,
 ) -> RetrievalMetrics:
-    """Measure retrieval by cosine; arguments and errors as `ranks.match_ranks`.
+    """Measure retrieval by cosine; see `ranks.match_ranks` for arguments and errors.
 
-    Ties are resolved against the model: where a wrong item is exactly as similar as
-    a right one, the wrong one counts as ahead.
+    Ties are resolved against the model: a wrong item exactly as similar as a right one
+    counts as ahead of it.
     """
-    ranks = match_ranks(
-        query,
-        gallery,
-        query_ids,
-        gallery_ids,
-        query_block=query_block,
-        gallery_block=gallery_block,
-        mesh=mesh,
-    )
-    return summarize(ranks)
-
-
-def metrics_from_similarity(
-    similarity: Float[np.ndarray | Array, "q g"],
-    query_ids: Int[np.ndarray, "q"],
-    gallery_ids: Int[np.ndarray, "g"],
-) -> RetrievalMetrics:
-    """Measure retrieval on a given similarity matrix (greater is nearer)."""
-    return summarize(match_ranks_from_similarity(similarity, query_ids, gallery_ids))
+    return summarize(match_ranks(query, gallery, query_ids, gallery_ids, **options))
 
 
 def summarize(ranks: MatchRanks) -> RetrievalMetrics:
-    """Average the ranks of all queries' matches into the five figures."""
+    """Average the match ranks of all queries into the five metrics."""
     first = ranks.first
     r1, r5, r10 = (100.0 * float(np.mean(first <= k)) for k in (1, 5, 10))
     return RetrievalMetrics(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The k nearest gallery items of every query, block after block."""
+"""The k nearest gallery items of every query, block by block."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -33,13 +33,13 @@ def nearest(
     *,
     gallery_block: int = GALLERY_BLOCK,
 ) -> Nearest:
-    """Find the k most similar gallery items (all of them where there are fewer).
+    """Find the k most similar gallery items, or all if there are fewer.
 
-    For showing, not for counting: among equals the lower index comes first, while the
-    metrics put the wrong one first. Runs on one device.
+    This is for display, not for metrics: ties go to the lower index, whereas metrics
+    rank the wrong item first. Runs on one device.
 
     Raises:
-        ValueError: a feature that is not finite.
+        ValueError: A feature is not finite.
     """
     rows = unit_rows(query, name="query")
     blocks, _ = gallery_blocks(gallery, gallery_block, None)
@@ -65,7 +65,7 @@ def _nearest(
     *,
     k: int,
 ) -> tuple[Int32[Array, "b k"], Float32[Array, "b k"]]:
-    """Keep the best k while running over the blocks; from `items` on is padding."""
+    """Keep the best k over all blocks; rows from `items` on are padding."""
     size = gallery.shape[1]
 
     def step(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple:

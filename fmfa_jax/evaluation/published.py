@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numbers to stand beside a result: text-to-image, on the data sets' own test split."""
+"""Published text-to-image results on the test splits of public data sets."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ _RECENT = "best known in 2026, mixed training data"
 
 @dataclass(frozen=True)
 class Published:
-    """One published result in percent; None where the source does not say it."""
+    """A published result in percent; None if the source omits it."""
 
     method: str
     source: str
@@ -25,7 +25,7 @@ TEST_SIZES: dict[str, tuple[int, int]] = {
     "icfg_pedes": (19848, 19848),
     "rstp_reid": (2000, 1000),
 }
-"""Captions and pictures of each test split: only there are the numbers comparable."""
+"""Captions and images of each test split; numbers are comparable only on these."""
 
 _ZERO_SHOT = "CLIP ViT-B/16, zero-shot"
 _TUNED = "CLIP, fine-tuned"
@@ -67,15 +67,15 @@ PUBLISHED: dict[str, tuple[Published, ...]] = {
 
 
 def published(dataset: str, *, queries: int, gallery: int) -> tuple[Published, ...]:
-    """Return what is known of this data set's real test split, worst R1 first.
+    """Return the known results on a data set's test split, worst R1 first.
 
     Args:
-        dataset: a reader's name, with or without "tfds:" before it.
-        queries: captions that were measured.
-        gallery: pictures that were measured.
+        dataset: Name of a reader, with or without the prefix "tfds:".
+        queries: Number of captions measured.
+        gallery: Number of images measured.
 
     Returns:
-        Nothing where the sizes say that this is not that test split.
+        The results; none if the sizes are not those of the test split.
     """
     name = dataset.removeprefix("tfds:")
     if TEST_SIZES.get(name) != (queries, gallery):

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ranks of the true matches, counted in blocks: no sort, no index matrix.
+"""Ranks of the true matches, counted in blocks without a sort or an index matrix.
 
-The k-th best match of a query stands at rank k + (number of NON-matching gallery
-items whose similarity is at least its own). Ties are so resolved against us: a
-non-matching item with the same similarity is ahead. The counts are exact whole
-numbers, and they add up over blocks of the gallery and over devices.
+The k-th best match of a query has rank k + (number of NON-matching gallery items at
+least as similar). This resolves ties against the model: a non-matching item with the
+same similarity is ahead. Counts are exact integers that add up over blocks of the
+gallery and over devices.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,7 +23,6 @@ from fmfa_jax.evaluation.blocks import (
     UNROLL,
     fitting_queries,
     gallery_blocks,
-    refuse_non_finite,
     replicate,
     round_up,
     unit_rows,
@@ -34,7 +33,7 @@ _NO_MATCH = np.iinfo(np.int32).max
 
 @dataclass(frozen=True)
 class MatchRanks:
-    """The 1-based ranks of all matches of each query, ascending, one after another.
+    """The 1-based ranks of all matches of each query, ascending and concatenated.
 
     Those of query i are `ranks[offsets[i]:offsets[i + 1]]`.
     """
@@ -55,14 +54,14 @@ class MatchRanks:
 
     @cached_property
     def average_precision(self) -> Float[np.ndarray, "q"]:
-        """Mean over a query's matches of the precision at that match, in 0..1."""
+        """Mean over a query's matches of the precision at the match, in 0..1."""
         start, count = self.offsets[:-1], np.diff(self.offsets)
         order = np.arange(len(self.ranks)) - np.repeat(start, count) + 1
         return np.add.reduceat(order / self.ranks, start) / count
 
     @property
     def inverse_penalty(self) -> Float[np.ndarray, "q"]:
-        """Matches of a query over the rank of its last match, in 0..1 (INP)."""
+        """Number of a query's matches over the rank of the last, in 0..1 (INP)."""
         return np.diff(self.offsets) / self.ranks[self.offsets[1:] - 1]
 
 
@@ -76,20 +75,20 @@ def match_ranks(
     gallery_block: int = GALLERY_BLOCK,
     mesh: Mesh | None = None,
 ) -> MatchRanks:
-    """Rank every match by the float32 cosine of the L2-normalised features.
+    """Rank every match by the float32 cosine of its features.
 
     Args:
-        query: features of the queries, any float type, any length.
-        gallery: features of the gallery.
-        query_ids: the person of each query.
-        gallery_ids: the person of each gallery item; unknown ones match nobody.
-        query_block: queries at a time; by default as many as `STRIP_BYTES` holds.
-        gallery_block: gallery items in one product.
-        mesh: share the gallery over all its devices. Every process passes the same
-            features and gets the same answer.
+        query: Features of the queries, of any float dtype and length.
+        gallery: Features of the gallery.
+        query_ids: Person of each query.
+        gallery_ids: Person of each gallery item; unknown persons match nobody.
+        query_block: Queries at a time; by default as many as fit in `STRIP_BYTES`.
+        gallery_block: Gallery items per matrix product.
+        mesh: Devices to share the gallery. Every process must pass the same features
+            and gets the same result.
 
     Raises:
-        ValueError: a query without a match, a feature that is not finite, no query.
+        ValueError: There is no query, a query has no match, or a feature is not finite.
     """
     matches = _find_matches(query_ids, gallery_ids)
     size = query_block or fitting_queries(len(query_ids), len(gallery_ids), mesh)
@@ -105,26 +104,6 @@ def match_ranks(
     return _collect(count, matches, size)
 
 
-def match_ranks_from_similarity(
-    similarity: Float[np.ndarray | Array, "q g"],
-    query_ids: Int[np.ndarray, "q"],
-    gallery_ids: Int[np.ndarray, "g"],
-) -> MatchRanks:
-    """Rank every match by a given matrix of similarities; see `match_ranks`."""
-    matches = _find_matches(query_ids, gallery_ids)
-    values = np.asarray(similarity, np.float32)
-    refuse_non_finite(np.isfinite(values).all(axis=1), "similarity")
-    size = fitting_queries(*values.shape)
-
-    def count(block: np.ndarray, positions: np.ndarray, valid: np.ndarray) -> Array:
-        shape = (round_up(values.shape[1], UNROLL), size)
-        strip = np.full(shape, -np.inf, np.float32)
-        strip[: values.shape[1], : len(block)] = values[block].T
-        return _count_strip(strip, positions, valid)
-
-    return _collect(count, matches, size)
-
-
 @dataclass(frozen=True)
 class _Matches:
     """Query i matches gallery items `order[start[i] : start[i] + count[i]]`."""
@@ -136,7 +115,7 @@ class _Matches:
 
 def _find_matches(query_ids: np.ndarray, gallery_ids: np.ndarray) -> _Matches:
     if not len(query_ids):
-        raise ValueError("wanted at least one query, got none: nothing to measure")
+        raise ValueError("expected at least one query, got none: nothing to measure")
     order = np.argsort(gallery_ids, kind="stable").astype(np.int32)
     persons = gallery_ids[order]
     start = np.searchsorted(persons, query_ids, side="left")
@@ -146,9 +125,8 @@ def _find_matches(query_ids: np.ndarray, gallery_ids: np.ndarray) -> _Matches:
     if len(lost):
         raise ValueError(
             f"every query needs a match in the gallery, but query {lost[0]} (person"
-            f" {query_ids[lost[0]]}) has none; so have {len(lost)} of"
-            f" {len(query_ids)} queries. Leave them out, or add pictures of these"
-            " persons to the gallery"
+            f" {query_ids[lost[0]]}) has none, like {len(lost)} of {len(query_ids)}"
+            " queries in all. Omit them, or add images of these people to the gallery"
         )
     return _Matches(order, start.astype(np.int64), count.astype(np.int64))
 
@@ -158,7 +136,7 @@ def _collect(
     matches: _Matches,
     size: int,
 ) -> MatchRanks:
-    """Count block after block and turn the counts into ranks."""
+    """Count block by block and convert the counts to ranks."""
     offsets = np.concatenate([[0], np.cumsum(matches.count)]).astype(np.int64)
     ranks = np.zeros(offsets[-1], np.int32)
     for rows, positions, valid in _query_blocks(matches, size):
@@ -177,8 +155,8 @@ def _query_blocks(
 ]:
     """Yield query rows with the gallery positions [m, size] of their matches.
 
-    Queries with as many matches go together: one person with a thousand pictures
-    then costs only that person's queries a thousand comparisons.
+    Queries with equally many matches go together, so a person with a thousand images
+    costs a thousand comparisons only for the queries of that person.
     """
     by_count = np.argsort(matches.count, kind="stable")
     for first in range(0, len(by_count), size):
@@ -195,10 +173,10 @@ def _query_blocks(
 def _ranks_from_counts(
     at_least: Int32[np.ndarray, "m b"], valid: Bool[np.ndarray, "m b"]
 ) -> Int32[np.ndarray, "m b"]:
-    """Turn "gallery items at least as similar as match j" into ascending ranks.
+    """Convert counts of items at least as similar as each match to ascending ranks.
 
-    The counts include matches. Two matches have the same count if and only if they
-    tie, so the counts alone give the order, and how many of the counted are matches.
+    Counts include matches. Two matches have the same count if and only if they tie, so
+    the counts alone determine the order and how many of the counted are matches.
     """
     counts = np.sort(np.where(valid, at_least, _NO_MATCH), axis=0)
     order = np.arange(1, len(counts) + 1, dtype=np.int32)[:, None]
@@ -226,7 +204,7 @@ def _count_products(
         specs = (everywhere, everywhere, everywhere, shared)
         local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=everywhere)
     counts, thresholds = local(query, positions, valid, gallery)
-    # A padding row is all zeros, so its similarity is exactly 0: take it back.
+    # Rows of padding are zeros with a similarity of exactly 0: subtract them.
     return counts - pads * (thresholds <= 0)
 
 
@@ -238,15 +216,15 @@ def _count_local(
     *,
     axes: tuple[str, ...],
 ) -> tuple[Int32[Array, "m b"], Float32[Array, "m b"]]:
-    """Multiply once, read the matches' similarities off that product, then count.
+    """Multiply once, look up the matches in the product, then count.
 
     The product is kept for the whole (local) gallery, so that a match is compared by
-    the very number that stands in it, whatever the order of the additions was.
+    exactly the number in it, regardless of summation order.
     """
     dot = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
     strip = jax.lax.map(lambda block: dot(block, query.T), gallery)
     strip = strip.reshape(-1, query.shape[0])
-    if axes:  # each match lies on one device: the others add 0
+    if axes:  # each match is on one device; the others add 0
         local = positions - jax.lax.axis_index(axes) * strip.shape[0]
         here = (local >= 0) & (local < strip.shape[0])
         found = jnp.take_along_axis(strip, jnp.where(here, local, 0), axis=0)
@@ -258,26 +236,16 @@ def _count_local(
     return (jax.lax.psum(counts, axes) if axes else counts), thresholds
 
 
-@jax.jit
-def _count_strip(
-    strip: Float32[Array | np.ndarray, "g b"],
-    positions: Int32[Array | np.ndarray, "m b"],
-    valid: Bool[Array | np.ndarray, "m b"],
-) -> Int32[Array, "m b"]:
-    thresholds = jnp.take_along_axis(strip, positions, axis=0)
-    return _at_least(strip, jnp.where(valid, thresholds, jnp.inf))
-
-
 def _at_least(
     strip: Float32[Array, "g b"],
     thresholds: Float32[Array, "m b"],
     *,
-    axes: tuple[str, ...] = (),
+    axes: tuple[str, ...],
 ) -> Int32[Array, "m b"]:
     """Count, per column, the entries of the strip that reach each threshold.
 
-    Written as a loop over rows because XLA turns a few additions of [m, b] into
-    vector code, and a reduction over [m, g, b] not: 4 times faster on a CPU.
+    A loop over rows, because XLA vectorizes a few additions of [m, b] but not a
+    reduction over [m, g, b]: 4 times faster on a CPU.
     """
 
     def step(counts: Array, rows: Array) -> tuple[Array, None]:
@@ -293,5 +261,5 @@ def _at_least(
 
 
 def _padded_matches(count: int) -> int:
-    """Round up to one of few sizes, because each is compiled once: 8 16 24 32 64 .."""
+    """Round up to one of few sizes to compile for: 8 16 24 32 64 .."""
     return round_up(count, 8) if count <= 32 else 1 << (count - 1).bit_length()

@@ -1,13 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What an evaluation leaves behind: metrics.json, table.md, rankings.csv."""
+"""The files that an evaluation writes: metrics.json, table.md, rankings.csv."""
 
 import csv
-import json
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from jaxtyping import Int32
@@ -16,10 +12,11 @@ from data_pipeline.records import Split
 from fmfa_jax.evaluation.metrics import Evaluation
 from fmfa_jax.evaluation.nearest import Nearest
 from fmfa_jax.evaluation.published import published
+from fmfa_jax.files import write_json, write_text, writing
 
 HEADER = ("direction", "R1", "R5", "R10", "mAP", "mINP", "queries", "gallery")
 _FIGURES = ("r1", "r5", "r10", "mAP", "mINP")
-_TIES = "a wrong item that is exactly as similar as a right one counts as ahead of it"
+_TIES = "a wrong item exactly as similar as a right one counts as ahead of it"
 
 
 def report_folder(folder: str | Path, step: int, split: str) -> Path:
@@ -31,8 +28,8 @@ def report_folder(folder: str | Path, step: int, split: str) -> Path:
 def table(evaluation: Evaluation, *, dataset: str = "") -> str:
     """Format both directions as an aligned Markdown table, in percent.
 
-    Below them stand the published text-to-image numbers, where `dataset` is one whose
-    real test split has just as many captions and pictures.
+    Published text-to-image numbers follow if the sizes are those of the test split of
+    `dataset`.
     """
     t2i, i2t = evaluation.t2i, evaluation.i2t
     rows: list[Sequence[str]] = [HEADER]
@@ -58,24 +55,22 @@ def write_report(
     split: str,
     dataset: str = "",
 ) -> None:
-    """Write metrics.json and table.md into `folder`, each at once or not at all.
+    """Write metrics.json and table.md.
 
     Args:
-        folder: the evaluation's own folder, see `report_folder`; made where missing.
-        evaluation: both directions.
-        step: training steps of the weights that were measured.
-        split: the name of the split.
-        dataset: the name of the data set, for the published numbers.
+        folder: See `report_folder`; created if missing.
+        evaluation: Both directions.
+        step: Training step of the weights.
+        split: Name of the split.
+        dataset: Name of the data set, for published numbers.
     """
     record = {"dataset": dataset, "split": split, "step": step, "ties": _TIES}
     directions = {"t2i": evaluation.t2i.as_dict(), "i2t": evaluation.i2t.as_dict()}
-    with atomic(Path(folder) / "metrics.json") as file:
-        json.dump(record | directions, file, indent=2, allow_nan=False)
-        file.write("\n")
-    with atomic(Path(folder) / "table.md") as file:
-        file.write(f"# {dataset or 'Retrieval'}, {split}, step {step}\n\n")
-        file.write(table(evaluation, dataset=dataset))
-        file.write(f"\nIn percent. Ties: {_TIES}.\n")
+    write_json(Path(folder) / "metrics.json", record | directions)
+    title = f"# {dataset or 'Retrieval'}, {split}, step {step}"
+    rows = table(evaluation, dataset=dataset)
+    text = f"{title}\n\n{rows}\nIn percent. Ties: {_TIES}.\n"
+    write_text(Path(folder) / "table.md", text)
 
 
 def write_rankings(
@@ -84,21 +79,21 @@ def write_rankings(
     nearest: Nearest,
     first_match: Int32[np.ndarray, "q"],
 ) -> None:
-    """Write one line for each caption: where its person came, and its nearest pictures.
+    """Write a CSV file with the nearest images of each caption.
 
     Columns: query (index of the pair), caption, person, first_match_rank, then for each
-    of the k nearest pictures file_K, similarity_K and match_K (1 or 0).
+    of the k nearest images file_K, similarity_K and match_K (1 or 0).
 
     Args:
-        path: the CSV file, replaced at once.
-        split: the pictures and captions that were measured.
-        nearest: of each caption.
-        first_match: the rank of each caption's best match.
+        path: The file.
+        split: Images and captions that were measured.
+        nearest: Nearest images of each caption.
+        first_match: Rank of each caption's best match.
     """
     depth = nearest.index.shape[1]
     names = ("file", "similarity", "match")
     columns = [f"{name}_{k}" for k in range(1, depth + 1) for name in names]
-    with atomic(Path(path)) as file:
+    with writing(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["query", "caption", "person", "first_match_rank", *columns])
         for query, pair in enumerate(split.pairs):
@@ -112,22 +107,12 @@ def write_rankings(
             writer.writerow(row)
 
 
-@contextmanager
-def atomic(path: Path) -> Iterator[TextIO]:
-    """Write a text file that appears whole under its name, or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        yield file
-    os.replace(temporary, path)
-
-
 def _percent(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
 
 def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Lay out a Markdown table whose columns line up; the first one to the left."""
+    """Format a Markdown table with aligned columns, the first one to the left."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     align: list[Callable[[str, int], str]] = [str.ljust] + [str.rjust] * (

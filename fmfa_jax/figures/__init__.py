@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of results: ranking sheets, word maps, curves, features."""
+"""Figures of results: ranking sheets, word maps, curves, features."""
 
 from fmfa_jax.figures.curves import write_curves
 from fmfa_jax.figures.features import write_feature_map, write_similarities
@@ -7,23 +7,27 @@ from fmfa_jax.figures.overlays import words_sheet, write_words
 from fmfa_jax.figures.rankings import (
     Hit,
     Ranking,
+    Retrieved,
+    draw_rankings,
+    draw_spread,
     sheet,
-    write_chosen,
-    write_rankings,
 )
+from fmfa_jax.figures.report import write_evaluation
 from fmfa_jax.figures.words import WordMaps, word_maps
 
 __all__ = [
     "Hit",
     "Ranking",
+    "Retrieved",
     "WordMaps",
+    "draw_rankings",
+    "draw_spread",
     "sheet",
     "word_maps",
     "words_sheet",
-    "write_chosen",
     "write_curves",
+    "write_evaluation",
     "write_feature_map",
-    "write_rankings",
     "write_similarities",
     "write_words",
 ]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw any picture from a run folder.
+"""Draw any figure from a run folder.
 
 python -m fmfa_jax.figures curves runs/demo
 python -m fmfa_jax.figures rankings runs/demo --count 20
@@ -9,8 +9,6 @@ python -m fmfa_jax.figures similarities runs/demo
 python -m fmfa_jax.figures features runs/demo
 python -m fmfa_jax.figures words runs/demo --pair 7
 python -m fmfa_jax.figures words runs/demo --query "a man in a red jacket" --image a.jpg
-
-A program, not a part of the room: it stands above evaluation, whose features it draws.
 """
 
 import argparse
@@ -32,15 +30,15 @@ from data_pipeline.loader import gallery_batches, query_batches
 from data_pipeline.records import Split
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax import evaluation, figures, models, weights
-from fmfa_jax.evaluation.evaluator import TOP
+from fmfa_jax.evaluation.blocks import unit_rows
 
 VIEWS = ("similarity", "attention")
-"""In the order of `figures.word_maps`."""
+"""The views of `figures.word_maps`, in order."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder, opened piece by piece as a picture needs it."""
+    """A run folder, whose parts are opened when a figure needs them."""
 
     folder: Path
     root: str | None
@@ -49,18 +47,18 @@ class Run:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """Dotted key -> value, as training wrote it."""
+        """The flat config that training wrote: dotted key -> value."""
         path = self.folder / "config.json"
         if not path.is_file():
             raise FileNotFoundError(
-                f"no config.json in {self.folder}: wanted the folder of a run, as "
-                "main.py's --workdir names it"
+                f"no config.json in {self.folder}: expected a run folder, as given to "
+                "main.py as --workdir"
             )
         return json.loads(path.read_text(encoding="utf-8"))
 
     @cached_property
     def split(self) -> Split:
-        """The split that is drawn, of the run's data set."""
+        """The split to draw, from the run's data set."""
         options = {
             key.removeprefix("data.options."): value
             for key, value in self.config.items()
@@ -72,19 +70,19 @@ class Run:
 
     @cached_property
     def tokenizer(self) -> WordTokenizer:
-        """Of the captions."""
+        """Tokenizer for the captions."""
         return open_tokenizer(self.tokenizer_name or self.config["data.tokenizer"])
 
     @cached_property
-    def model(self) -> weights.LoadedModel:
-        """The best weights of the run, or the last where there are no best."""
+    def model(self) -> models.Retriever:
+        """The best weights of the run, or the last if there are no best."""
         return weights.load_model(self.folder)
 
-    def embed(self) -> evaluation.Embeddings:
-        """Features of the split."""
+    def features(self) -> evaluation.SplitFeatures:
+        """Encode the split."""
         size = self.config["eval.batch_size"]
         config = self.model.config
-        return evaluation.embed(
+        return evaluation.encode_split(
             self.model.encode_image,
             self.model.encode_text,
             gallery_batches(self.split, image_size=config.image_size, batch_size=size),
@@ -103,22 +101,22 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {
-        "curves": "losses, learning rate, R1 and mAP over the epochs",
-        "rankings": "captions with their nearest pictures, right and wrong marked",
-        "worst": "the captions whose person came last",
-        "similarities": "histograms of matching and of other pairs",
-        "features": "a few people's pictures and captions as points in the plane",
-        "words": "which patches each word of a caption goes with",
+        "curves": "losses, learning rate, R1 and mAP by epoch",
+        "rankings": "captions with their nearest images, marked right or wrong",
+        "worst": "the captions whose person is ranked last",
+        "similarities": "histograms of matching and other pairs",
+        "features": "images and captions of a few people as points in the plane",
+        "words": "which patches each word of a caption relates to",
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("run", type=Path, help="folder of a run")
+        command.add_argument("run", type=Path, help="run folder")
         command.add_argument("--out", type=Path, help="default: RUN/figures")
         if name == "curves":
             continue
         command.add_argument("--split", choices=("test", "val"), default="test")
-        command.add_argument("--root", help="of the data set, if it was moved")
-        command.add_argument("--tokenizer", help="clip or its folder, if it was moved")
+        command.add_argument("--root", help="new root of the data set, if it was moved")
+        command.add_argument("--tokenizer", help="clip or a folder, if it was moved")
         if name == "rankings":
             _add_ranking_arguments(command)
         if name == "words":
@@ -127,62 +125,64 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--count", type=int, default=8, help="captions")
+    command.add_argument("--count", type=int, default=8, help="number of captions")
     command.add_argument(
         "--pair",
         type=int,
         action="append",
         help="only the caption of this pair (may be repeated)",
     )
-    command.add_argument("--top", type=_positive, default=TOP, help="nearest pictures")
+    command.add_argument(
+        "--top", type=_positive, default=evaluation.TOP, help="number of nearest images"
+    )
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {text}")
+        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
     return int(text)
 
 
 def _add_word_arguments(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--pair", type=int, help="caption and picture of this pair")
-    command.add_argument("--query", help="this sentence in place of the pair's")
-    command.add_argument("--image", type=Path, help="this file in place of the pair's")
+    command.add_argument("--pair", type=int, help="caption and image of this pair")
+    command.add_argument("--query", help="sentence instead of the pair's")
+    command.add_argument("--image", type=Path, help="file instead of the pair's")
     command.add_argument(
         "--view",
         choices=("both", *VIEWS),
         default="both",
-        help="EFA's similarity, or the interaction encoder's attention",
+        help="EFA's similarity or the interaction encoder's attention",
     )
     command.add_argument(
         "--word",
         action="append",
-        help="draw this word (may be repeated); default: the strongest eight",
+        help="draw this word (may be repeated); default: the eight strongest",
     )
 
 
 def _draw_features(args: argparse.Namespace, run: Run, folder: Path) -> list[Path]:
-    """Draw what needs the features of a whole split."""
-    found = run.embed()
+    """Draw a figure of the features of a whole split."""
+    features = run.features()
     plots = {
         "similarities": figures.write_similarities,
         "features": figures.write_feature_map,
     }
     if args.command in plots:
         path = folder / f"{args.command}.png"
-        persons = found.text_person, found.image_person
-        return [plots[args.command](path, found.text, found.image, *persons)]
+        return [plots[args.command](path, features)]
     asked = vars(args)
-    top = evaluation.nearest(found.text, found.image, asked.get("top", TOP))
-    _, ranks = evaluation.measure(found)
-    measured = run.split, top.index, top.similarity, ranks.first
+    count = asked.get("top", evaluation.TOP)
+    top = evaluation.nearest(features.text, features.image, count)
+    _, ranks = evaluation.measure(features)
+    retrieved = figures.Retrieved(run.split, top, ranks.first)
     if asked.get("pair"):
-        return figures.write_chosen(folder, *measured, queries=asked["pair"])
-    return figures.write_rankings(folder, *measured, count=asked.get("count", 0))
+        return figures.draw_rankings(folder, retrieved, queries=asked["pair"])
+    return figures.draw_spread(folder, retrieved, count=asked.get("count", 0))
 
 
 @dataclass(frozen=True)
 class Asked:
-    """A sentence, a picture, and where they come from."""
+    """A sentence, an image, and where they are from."""
 
     caption: str
     encoded: bytes
@@ -190,7 +190,7 @@ class Asked:
 
 
 def _draw_words(args: argparse.Namespace, run: Run, folder: Path) -> list[Path]:
-    """Draw the word maps of one caption and one picture."""
+    """Draw the word maps of a caption and an image."""
     asked = _asked_for(args, run)
     pixels = images.decode(asked.encoded)
     views, cosine = _look(run, asked.caption, pixels)
@@ -216,7 +216,7 @@ def _draw_words(args: argparse.Namespace, run: Run, folder: Path) -> list[Path]:
 def _look(
     run: Run, caption: str, pixels: UInt8[np.ndarray, "H W 3"]
 ) -> tuple[tuple[figures.WordMaps, ...], float]:
-    """The word maps, and how similar the whole sentence and picture are."""
+    """Return the word maps, and the cosine of the whole sentence and image."""
     config = run.model.config
     ids = run.tokenizer.encode([caption], config.context_length)
     small = images.resize(pixels, config.image_size)
@@ -230,15 +230,15 @@ def _look(
         interaction=irr,
     )
     pair = models.global_image(image)[0], models.global_text(text, jnp.asarray(ids))[0]
-    a, b = (np.asarray(x) / np.linalg.norm(x) for x in pair)
+    a, b = unit_rows(np.stack(pair))
     return views, float(a @ b)
 
 
 def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
-    """What the arguments name; what they leave out is the pair's own."""
+    """Return the sentence and image of the arguments, or else those of the pair."""
     if args.pair is None:
         if args.query is None or args.image is None:
-            raise ValueError("wanted --pair N, or both --query TEXT and --image FILE")
+            raise ValueError("expected --pair N, or both --query TEXT and --image FILE")
         return Asked(args.query, args.image.read_bytes(), args.image.name)
     split = run.split
     if not 0 <= args.pair < len(split.pairs):
@@ -256,7 +256,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
 
 
 def _places(wanted: Sequence[str], words: Sequence[str]) -> list[int]:
-    """Indices of the wanted words, in the sentence's order."""
+    """Return the indices of the wanted words, in order."""
     lowered = {word.lower() for word in wanted}
     missing = sorted(lowered - set(words))
     if missing:
@@ -282,7 +282,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or 2 when something cannot be used; the reason is on standard error.
+        0, or 2 if something cannot be used; the reason goes to standard error.
     """
     args = _parser().parse_args(arguments)
     try:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Text, frames and thumbnails on a Pillow picture, readable in black and white."""
+"""Text, frames and thumbnails on a Pillow image, readable in black and white."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -13,21 +13,21 @@ from PIL import Image, ImageDraw, ImageFont
 INK, FAINT, PAPER = "#000000", "#5a5a5a", "#ffffff"
 RIGHT, WRONG, NEUTRAL = "#007a3d", "#c8102e", "#1f4e9e"
 SIGNS = {RIGHT: "\u2713", WRONG: "\u2717", NEUTRAL: ""}
-"""Right and wrong never differ by colour alone: a tick and a cross say it too."""
+"""Right and wrong never differ only by colour, but also by a tick and a cross."""
 
 _FRAME = 4
 
 
 @lru_cache
 def font(size: int, weight: str = "regular") -> ImageFont.FreeTypeFont:
-    """Return DejaVu Sans, which matplotlib carries; weight: regular | bold."""
+    """Return DejaVu Sans as bundled with matplotlib; weight is "regular" or "bold"."""
     name = {"regular": "DejaVuSans.ttf", "bold": "DejaVuSans-Bold.ttf"}[weight]
     path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name
     return ImageFont.truetype(str(path), size)
 
 
 def wrap(text: str, face: ImageFont.FreeTypeFont, width: int, lines: int) -> str:
-    """Break a text into at most `lines` lines of `width` pixels; an ellipsis cuts."""
+    """Wrap text to at most `lines` lines of `width` pixels, cut with an ellipsis."""
     done, line = [], ""
     for word in text.split():
         longer = f"{line} {word}".strip()
@@ -42,7 +42,7 @@ def wrap(text: str, face: ImageFont.FreeTypeFont, width: int, lines: int) -> str
 
 
 def shorten(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
-    """Cut the middle out of a text that is wider than `width` pixels."""
+    """Cut out the middle of a text wider than `width` pixels."""
     if face.getlength(text) <= width:
         return text
     keep = len(text) - 1
@@ -52,7 +52,7 @@ def shorten(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:
 
 
 def thumbnail(pixels: UInt8[np.ndarray, "H W 3"], size: tuple[int, int]) -> Image.Image:
-    """Fit a picture into (width, height), its shape kept, on light grey."""
+    """Fit an image into (width, height) on light grey, keeping its aspect ratio."""
     image = Image.fromarray(pixels)
     image.thumbnail(size, Image.Resampling.LANCZOS)
     tile = Image.new("RGB", size, "#e8e8e8")
@@ -69,9 +69,9 @@ def place_tile(
     colour: str,
     labels: Sequence[str],
 ) -> None:
-    """Paste a thumbnail with its frame and sign, and write its labels below it.
+    """Paste a thumbnail with frame and sign, and draw its labels below.
 
-    A right picture has a solid frame, a wrong one a broken frame.
+    The frame of a right image is solid, that of a wrong one broken.
     """
     draw = ImageDraw.Draw(sheet)
     x, y = corner
@@ -98,7 +98,7 @@ def _without_middle(text: str, keep: int) -> str:
 
 
 def _break_frame(draw: ImageDraw.ImageDraw, box: tuple[int, int, int, int]) -> None:
-    """Rub gaps into the four sides of a frame; the corners stay."""
+    """Erase gaps in the four sides of a frame, but not in its corners."""
     x0, y0, x1, y1 = box
     for x in range(x0 + 8, x1 - 8, 16):
         for y in (y0, y1 - _FRAME + 1):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What happened in a run: losses, learning rate, and retrieval over the epochs."""
+"""Curves of a run: losses, learning rate and retrieval over the epochs."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,23 +9,20 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fmfa_jax.figures import plots
-from fmfa_jax.methods import fmfa
-from fmfa_jax.methods.weak import recipe
 
-_LOSSES = ("total", *fmfa.TERMS, *recipe.TERMS)
 _SHOWN = ("r1", "mAP")
 
 Record = Mapping[str, float]
 
 
 def read_metrics(path: str | Path) -> list[dict[str, float]]:
-    """Read metrics.jsonl: one record a line with step, epoch and named numbers.
+    """Read metrics.jsonl: one record per line with step, epoch and named numbers.
 
-    A last line that a killed run left half-written is no record; what was not finite
-    stands there as null and is left out.
+    A half-written last line, left by a killed run, is ignored, and so are numbers that
+    were not finite, which are stored as null.
 
     Raises:
-        ValueError: another line is not a JSON object.
+        ValueError: Another line is not a JSON object.
     """
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     records = []
@@ -36,33 +33,32 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
             if number == len(lines):
                 break
             raise ValueError(
-                f"{path}, line {number}: wanted a JSON object, got {text[:60]!r}"
+                f"{path}, line {number}: expected a JSON object, got {text[:60]!r}"
             ) from error
         records.append({k: float(v) for k, v in values.items() if v is not None})
     return records
 
 
 def write_curves(metrics: str | Path, path: str | Path) -> Path:
-    """Plot a run's metrics.jsonl: three panels over the epochs.
-
-    The panels hold the losses, the learning rate, and R1 and mAP of each split that was
-    evaluated ("val/r1").
+    """Plot losses, learning rate, and R1 and mAP of each evaluated split by epoch.
 
     Args:
-        metrics: the run's metrics.jsonl.
-        path: the PNG.
+        metrics: metrics.jsonl of the run. The config.json beside it names the losses;
+            without one, only their total is drawn.
+        path: The PNG.
 
     Raises:
-        ValueError: the file holds no record.
+        ValueError: The file has no record.
     """
     records = read_metrics(metrics)
     if not records:
-        raise ValueError(f"{metrics} holds no record yet: nothing to plot")
+        raise ValueError(f"{metrics} has no record yet: nothing to plot")
     figure = Figure(figsize=(9, 9.5), layout="constrained")
     loss, rate, retrieval = figure.subplots(
         3, 1, height_ratios=(3, 1.5, 3), sharex=True
     )
-    _draw(loss, records, loss_names(records), "loss", scale="log")
+    configured = read_losses(Path(metrics).with_name("config.json"))
+    _draw(loss, records, loss_names(records, configured), "loss", scale="log")
     _draw(rate, records, [n for n in _names(records) if n == "lr"], "learning rate")
     shown = [n for n in _names(records) if n.rsplit("/", 1)[-1] in _SHOWN]
     _draw(retrieval, records, shown, "R1 and mAP, percent")
@@ -70,9 +66,18 @@ def write_curves(metrics: str | Path, path: str | Path) -> Path:
     return plots.save(figure, path)
 
 
-def loss_names(records: Sequence[Record]) -> list[str]:
-    """Return the losses among the numbers: the total, then the terms of a method."""
-    found = [name for name in _names(records) if name in _LOSSES]
+def read_losses(path: str | Path) -> list[str]:
+    """Return the names of the losses in a run's config.json, none if it is missing."""
+    if not Path(path).is_file():
+        return []
+    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    prefix = "losses."
+    return [key.removeprefix(prefix) for key in config if key.startswith(prefix)]
+
+
+def loss_names(records: Sequence[Record], configured: Sequence[str]) -> list[str]:
+    """Return the losses among the recorded numbers, starting with the total."""
+    found = [name for name in _names(records) if name in ("total", *configured)]
     return sorted(found, key=lambda name: name != "total")
 
 
@@ -88,7 +93,7 @@ def _draw(
     *,
     scale: str = "linear",
 ) -> None:
-    """Draw the named numbers over the epochs; say so where there are none."""
+    """Draw the named numbers by epoch, or say that there are none."""
     axes.set_ylabel(label)
     axes.grid(color="#dddddd", linewidth=0.6)
     if not names:

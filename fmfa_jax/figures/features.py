@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the features look like: similarity histograms, and a map of a few people."""
+"""Plots of the features: similarity histograms, and a map of a few people."""
 
 from pathlib import Path
 
@@ -8,6 +8,8 @@ from jaxtyping import Float, Float32, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fmfa_jax.evaluation import SplitFeatures
+from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.figures import plots
 
 _BINS = 80
@@ -16,43 +18,33 @@ _ROWS_AT_ONCE = 256
 
 
 def similarity_histograms(
-    text: Float32[np.ndarray, "q d"],
-    image: Float32[np.ndarray, "g d"],
-    text_person: Int[np.ndarray, "q"],
-    image_person: Int[np.ndarray, "g"],
-    *,
-    queries: int = _QUERIES,
+    features: SplitFeatures, *, queries: int = _QUERIES
 ) -> tuple[
     Float[np.ndarray, "edges"], Int[np.ndarray, "bins"], Int[np.ndarray, "bins"]
 ]:
     """Count the cosines of matching and of other pairs in 80 bins from -1 to 1.
 
     Returns:
-        edges, matching, others; of at most `queries` captions spread over all, each
-        with the whole gallery.
+        Edges, matching pairs and other pairs, counted over at most `queries` evenly
+        spread captions, each with the whole gallery.
     """
-    rows = np.linspace(0, len(text) - 1, min(queries, len(text)), dtype=int)
+    captions = len(features.text)
+    rows = np.linspace(0, captions - 1, min(queries, captions), dtype=int)
     edges = np.linspace(-1, 1, _BINS + 1)
     counts = np.zeros((2, _BINS), np.int64)
-    gallery = _unit(image)
+    gallery = unit_rows(features.image)
     for first in range(0, len(rows), _ROWS_AT_ONCE):
         part = rows[first : first + _ROWS_AT_ONCE]
-        cosines = np.clip(_unit(text[part]) @ gallery.T, -1, 1)
-        match = text_person[part, None] == image_person[None]
+        cosines = np.clip(unit_rows(features.text[part]) @ gallery.T, -1, 1)
+        match = features.text_person[part, None] == features.image_person[None]
         for kind, values in enumerate((cosines[match], cosines[~match])):
             counts[kind] += np.histogram(values, bins=edges)[0]
     return edges, counts[0], counts[1]
 
 
-def write_similarities(
-    path: str | Path,
-    text: Float32[np.ndarray, "q d"],
-    image: Float32[np.ndarray, "g d"],
-    text_person: Int[np.ndarray, "q"],
-    image_person: Int[np.ndarray, "g"],
-) -> Path:
-    """Plot how similar captions are to pictures of their person, and to others'."""
-    edges, match, other = similarity_histograms(text, image, text_person, image_person)
+def write_similarities(path: str | Path, features: SplitFeatures) -> Path:
+    """Plot how similar captions are to images of their person and of others."""
+    edges, match, other = similarity_histograms(features)
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     styles = (
@@ -74,34 +66,26 @@ def write_similarities(
 
 
 def write_feature_map(
-    path: str | Path,
-    text: Float32[np.ndarray, "q d"],
-    image: Float32[np.ndarray, "g d"],
-    text_person: Int[np.ndarray, "q"],
-    image_person: Int[np.ndarray, "g"],
-    *,
-    persons: int = 12,
-    each: int = 20,
+    path: str | Path, features: SplitFeatures, *, persons: int = 12, each: int = 20
 ) -> Path:
-    """Draw pictures and captions of a few people as points in the plane (t-SNE).
+    """Draw images and captions of a few people as points in the plane (t-SNE).
 
-    Each person has a colour AND a marker; captions are hollow. The mean
-    of each modality is taken off first: otherwise the map shows the constant gap
-    between captions and pictures, which no ranking depends on, and little else.
+    Each person has a colour AND a marker; captions are hollow. The mean of each
+    modality is subtracted first. Otherwise the map would mainly show the constant gap
+    between captions and images, which no ranking depends on.
 
     Args:
-        path: the PNG.
-        text: features of the captions.
-        image: features of the pictures.
-        text_person: whom a caption describes.
-        image_person: whom a picture shows.
-        persons: how many people, spread over those with both.
-        each: at most so many pictures, and captions, of each.
+        path: The PNG.
+        features: Features of a split.
+        persons: Number of people, spread evenly over those with captions and images.
+        each: Maximum number of images, and of captions, per person.
     """
+    text_person, image_person = features.text_person, features.image_person
     both = np.intersect1d(text_person, image_person)
     chosen = both[np.linspace(0, len(both) - 1, min(persons, len(both)), dtype=int)]
     rows = [_rows(ids, chosen, each) for ids in (image_person, text_person)]
-    centred = [_unit(_unit(x) - _unit(x).mean(axis=0)) for x in (image, text)]
+    units = [unit_rows(x) for x in (features.image, features.text)]
+    centred = [unit_rows(x - x.mean(axis=0)) for x in units]
     points = np.concatenate([x[r] for x, r in zip(centred, rows, strict=True)])
     places = _plane(points)
     split = len(rows[0])
@@ -137,8 +121,8 @@ def _scatter(
 
 
 def _plane(points: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
-    """Lay points out in the plane; the same points always lie the same way."""
-    # Slow to import, and nothing else needs them.
+    """Lay out points in the plane, deterministically."""
+    # Imported here because they are slow to import and nothing else needs them.
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
@@ -146,7 +130,7 @@ def _plane(points: Float32[np.ndarray, "n d"]) -> Float[np.ndarray, "n 2"]:
         return np.stack([np.arange(len(points)), np.zeros(len(points))], axis=1)
     perplexity = min(30.0, (len(points) - 1) / 3)
     layout = TSNE(perplexity=perplexity, init="random", random_state=0)
-    # So few points are done faster by one thread: on a busy machine 100 times.
+    # One thread is faster for so few points, 100 times so on a busy machine.
     with threadpool_limits(1):
         return layout.fit_transform(points)
 
@@ -155,7 +139,3 @@ def _rows(
     ids: Int[np.ndarray, "n"], persons: Int[np.ndarray, "k"], each: int
 ) -> Int[np.ndarray, "m"]:
     return np.concatenate([np.flatnonzero(ids == person)[:each] for person in persons])
-
-
-def _unit(rows: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n d"]:
-    return rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draw word maps: the sentence shaded by strength, the picture once for each word."""
+"""Drawings of word maps: a shaded sentence, and the image once per word."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,7 +15,7 @@ from fmfa_jax.figures.words import WordMaps, is_word, strongest
 from fmfa_jax.models import ModelConfig
 
 TALL = 224  # height of a tile
-SHOWN = 8  # words with a tile of their own, unless said otherwise
+SHOWN = 8  # default number of words with a tile
 LEGEND = (
     "tiles: dark patches are left out, the brightest is the word's strongest",
     "sentence: the darker, the stronger; underlined words have a tile",
@@ -23,8 +23,7 @@ LEGEND = (
 MARGIN = 16
 
 _HEAT = colormaps["inferno"]  # its brightness grows evenly from black to near white
-# So much of the heat over the grey picture that its largest value on black is brighter
-# than half of it on white.
+# Opaque enough that the largest value on black is brighter than half of it on white.
 _OPAQUE = 0.7
 _SPACE = 10
 _LINE = 26
@@ -40,21 +39,21 @@ def words_sheet(
     note: str,
     chosen: Sequence[int] | None = None,
 ) -> Image.Image:
-    """Draw each view: a title, the shaded sentence, the picture, a tile for each word.
+    """Draw each view: a title, the shaded sentence, the image, a tile for each word.
 
-    In a tile, bright patches are those that its word goes with, black ones those that
-    it leaves out; printed in grey it says the same.
+    Bright patches of a tile are those that its word relates to, black ones those that
+    it does not. A greyscale print shows the same.
 
     Args:
-        pixels: the picture; shown in the shape in which the model sees it.
-        views: from `word_maps`.
-        config: whose patches they are.
-        note: a line at the top.
-        chosen: indices of the words with a tile; by default the strongest eight of
+        pixels: The image, drawn with the aspect ratio that the model sees.
+        views: Result of `word_maps`.
+        config: Config of the model, which defines the patches.
+        note: Text at the top.
+        chosen: Indices of words to draw tiles for; by default the eight strongest of
             each view.
 
     Raises:
-        ValueError: the caption has no word.
+        ValueError: The caption has no word.
     """
     if not any(is_word(word) for word in views[0].words):
         raise ValueError(f"no word to draw in the caption {list(views[0].words)}")
@@ -90,16 +89,13 @@ def write_words(
     chosen: Sequence[int] | None = None,
 ) -> Path:
     """Write `words_sheet` as a PNG."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(words_sheet(pixels, views, config, note=note, chosen=chosen), path)
-    return path
+    return save(words_sheet(pixels, views, config, note=note, chosen=chosen), path)
 
 
 def overlay(
     picture: Image.Image, patches: Float[np.ndarray, "p"], config: ModelConfig
 ) -> Image.Image:
-    """Lay a map over the grey picture, from black for 0 to bright for its largest."""
+    """Blend a map into the grey image, from black at 0 to bright at its maximum."""
     largest = patches.max()
     share = patches / largest if largest > 0 else patches
     share = _spread(share.reshape(config.grid), config, picture.size)
@@ -118,9 +114,9 @@ def _as_seen(pixels: UInt8[np.ndarray, "H W 3"], config: ModelConfig) -> Image.I
 def _spread(
     cells: Float[np.ndarray, "r c"], config: ModelConfig, size: tuple[int, int]
 ) -> Float[np.ndarray, "h w"]:
-    """Lay the cells over a picture of (width, height); what no patch covers is 0.
+    """Spread cells over an image of (width, height), with 0 where no patch is.
 
-    Where patches overlap, a cell is the middle of its patch, one stride wide.
+    If patches overlap, a cell is the middle of its patch, one stride wide.
     """
     margin = (config.patch - config.stride) / 2
     picked, inside = [], []
@@ -134,9 +130,9 @@ def _spread(
 
 
 def _flow(words: Sequence[str], width: int) -> list[tuple[int, int]]:
-    """Set words in lines: x in pixels and the number of the line, for each.
+    """Break words into lines; return the x in pixels and the line of each.
 
-    A mark stands close behind its word.
+    Punctuation follows its word closely.
     """
     face, places, x, line = canvas.font(15), [], 0, 0
     for word in words:
@@ -157,7 +153,7 @@ def _draw_sentence(
     places: Sequence[tuple[int, int]],
     chosen: Sequence[int],
 ) -> None:
-    """Write the words on grey, the darker the stronger; chosen ones underlined."""
+    """Draw the words on grey, darker if stronger; chosen ones are underlined."""
     face = canvas.font(15)
     for number, (word, (x, line)) in enumerate(zip(view.words, places, strict=True)):
         corner = MARGIN + x, top + _LINE * line
@@ -177,12 +173,12 @@ def _draw_sentence(
 def _ground(
     share: float | Float[np.ndarray, "n"],
 ) -> float | Float[np.ndarray, "n"]:
-    """The grey behind a word of this relative strength: white for 0, darker for 1."""
+    """Return the grey behind a word of this relative strength; 0 is white."""
     return 255 * (1 - 0.85 * share)
 
 
 def _relative(view: WordMaps, number: int) -> float:
-    """A word's strength between those of the weakest and the strongest: 0..1."""
+    """Return a word's strength relative to the weakest (0) and the strongest (1)."""
     values = [
         float(s)
         for text, s in zip(view.words, view.strength, strict=True)
@@ -193,7 +189,7 @@ def _relative(view: WordMaps, number: int) -> float:
 
 
 def _draw_legend(page: Image.Image, top: int) -> None:
-    """Say what is dark and what is bright, with both scales beside their words."""
+    """Explain dark and bright, with both scales."""
     draw = ImageDraw.Draw(page)
     width, height = _SCALE
     heat = 255 * _HEAT(np.linspace(0, 1, width))[None, :, :3]

@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Contact sheets: a caption and the pictures that were found for it."""
+"""Contact sheets: a caption and the images retrieved for it."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, Int32, UInt8
+from jaxtyping import Int32, UInt8
 from PIL import Image, ImageDraw
 
 from data_pipeline.images import decode
 from data_pipeline.records import Split
+from fmfa_jax.evaluation import Nearest
 from fmfa_jax.figures import canvas
+from fmfa_jax.files import replacing
 
 TILE = (104, 208)  # width, height of a thumbnail
 STEP = 124  # from one thumbnail to the next
 MARGIN = 16
 WORST = 8
-COLUMNS = 11  # a described picture and ten found ones; more go into rows of ten
+COLUMNS = 11  # the described image and ten retrieved; more wrap into rows of ten
 
 _CAPTION_LINES = 4
 _LINE = 19
@@ -29,10 +30,13 @@ _GAP = 20
 
 @dataclass(frozen=True)
 class Hit:
-    """One picture of a ranking; right says whether it shows the person asked for.
+    """One image of a ranking.
 
-    verdict: "right" | "wrong" | "described" (the picture that the caption was written
-    for, to look at) | "found" (nobody knows: a search without annotation).
+    Attributes:
+        pixels: The image.
+        verdict: "right" or "wrong" person; "described", the image that the caption was
+            written for; or "found", by a search without annotations.
+        labels: Lines of text below the image.
     """
 
     pixels: UInt8[np.ndarray, "H W 3"]
@@ -42,15 +46,30 @@ class Hit:
 
 @dataclass(frozen=True)
 class Ranking:
-    """A caption, a line about it, and its pictures from left to right."""
+    """A caption, a line about it, and its images from left to right."""
 
     caption: str
     note: str
     hits: tuple[Hit, ...]
 
 
+@dataclass(frozen=True)
+class Retrieved:
+    """What each caption of a split retrieved.
+
+    Attributes:
+        split: Captions and images.
+        nearest: Nearest images of each caption.
+        first_match: Rank of each caption's best match.
+    """
+
+    split: Split
+    nearest: Nearest
+    first_match: Int32[np.ndarray, "q"]
+
+
 def sheet(rankings: Sequence[Ranking]) -> Image.Image:
-    """Draw the rankings below each other; the width is that of the longest row."""
+    """Draw rankings below each other, as wide as the longest row."""
     rows = [_rows(ranking.hits) for ranking in rankings]
     width = max(6, *(len(row) for each in rows for row in each)) * STEP
     captions = [_wrapped(ranking.caption, width) for ranking in rankings]
@@ -77,99 +96,84 @@ def _rows(hits: Sequence[Hit]) -> list[Sequence[Hit]]:
     return [hits[first : first + columns] for first in range(0, len(hits), columns)]
 
 
-def write_rankings(
-    folder: str | Path,
-    split: Split,
-    index: Int32[np.ndarray, "q k"],
-    similarity: Float32[np.ndarray, "q k"],
-    first_match: Int32[np.ndarray, "q"],
-    *,
-    count: int,
+def draw_rankings(
+    folder: str | Path, retrieved: Retrieved, *, queries: Sequence[int]
 ) -> list[Path]:
-    """Write ranking_000123.png for `count` captions, and worst.png.
-
-    The captions are spread evenly over the split, so that two evaluations of it show
-    the same ones. worst.png holds the captions whose person came last, one a person.
+    """Write ranking_000123.png for each of these captions.
 
     Args:
-        folder: where to; made where missing.
-        split: captions and pictures that were measured.
-        index: gallery index of each caption's nearest pictures, best first.
-        similarity: their cosines.
-        first_match: the rank of each caption's best match.
-        count: how many captions; all where there are fewer.
+        folder: Destination, created if missing.
+        retrieved: What the captions retrieved.
+        queries: Indices of captions.
 
     Returns:
-        The files.
-    """
-    spread = np.linspace(0, len(index) - 1, min(count, len(index)), dtype=int)
-    measured = split, index, similarity, first_match
-    files = write_chosen(folder, *measured, queries=np.unique(spread).tolist())
-    worst = _worst(first_match, split.pair_persons)
-    path = Path(folder) / "worst.png"
-    save(sheet([_ranking(*measured, query) for query in worst]), path)
-    return [*files, path]
-
-
-def write_chosen(
-    folder: str | Path,
-    split: Split,
-    index: Int32[np.ndarray, "q k"],
-    similarity: Float32[np.ndarray, "q k"],
-    first_match: Int32[np.ndarray, "q"],
-    *,
-    queries: Sequence[int],
-) -> list[Path]:
-    """Write ranking_000123.png for each of these captions; see `write_rankings`.
+        The files written.
 
     Raises:
-        ValueError: the split has no such caption.
+        ValueError: The split has no such caption.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    files = []
+    split, files = retrieved.split, []
     for query in queries:
-        if not 0 <= query < len(index):
+        if not 0 <= query < len(split.pairs):
             raise ValueError(
                 f"pair {query}: split {split.name!r} has the pairs 0 to "
-                f"{len(index) - 1}"
+                f"{len(split.pairs) - 1}"
             )
-        files.append(folder / f"ranking_{query:06d}.png")
-        save(sheet([_ranking(split, index, similarity, first_match, query)]), files[-1])
+        page = sheet([_ranking(retrieved, query)])
+        files.append(save(page, Path(folder) / f"ranking_{query:06d}.png"))
     return files
 
 
-def save(image: Image.Image, path: Path) -> None:
-    """Write a PNG that appears whole under its name, or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    image.save(temporary, format="PNG")
-    os.replace(temporary, path)
+def draw_spread(folder: str | Path, retrieved: Retrieved, *, count: int) -> list[Path]:
+    """Write ranking_000123.png for `count` captions, and worst.png.
+
+    The captions are spread evenly over the split, so that two evaluations of it show
+    the same ones. worst.png has the captions with the latest first match, one per
+    person.
+
+    Args:
+        folder: Destination, created if missing.
+        retrieved: What the captions retrieved.
+        count: Number of captions, or all if there are fewer.
+
+    Returns:
+        The files written.
+    """
+    captions = len(retrieved.split.pairs)
+    spread = np.linspace(0, captions - 1, min(count, captions), dtype=int)
+    files = draw_rankings(folder, retrieved, queries=np.unique(spread).tolist())
+    worst = _worst(retrieved.first_match, retrieved.split.pair_persons)
+    page = sheet([_ranking(retrieved, query) for query in worst])
+    return [*files, save(page, Path(folder) / "worst.png")]
+
+
+def save(image: Image.Image, path: str | Path) -> Path:
+    """Write a PNG; see `files.replacing`."""
+    with replacing(path) as draft:
+        image.save(draft, format="PNG")
+    return Path(path)
 
 
 def _worst(
     first_match: Int32[np.ndarray, "q"], persons: Int32[np.ndarray, "q"]
 ) -> list[int]:
-    """Return the captions with the latest first match, at most one of each person."""
+    """Return the captions with the latest first match, at most one per person."""
     order = np.argsort(-first_match, kind="stable")
     _, places = np.unique(persons[order], return_index=True)
     return order[np.sort(places)[:WORST]].tolist()
 
 
-def _ranking(
-    split: Split,
-    index: Int32[np.ndarray, "q k"],
-    similarity: Float32[np.ndarray, "q k"],
-    first_match: Int32[np.ndarray, "q"],
-    query: int,
-) -> Ranking:
+def _ranking(retrieved: Retrieved, query: int) -> Ranking:
+    split, nearest = retrieved.split, retrieved.nearest
     pair = split.pairs[query]
     person = split.images[pair.image].person
-    found = zip(index[query], similarity[query], strict=True)
+    found = zip(nearest.index[query], nearest.similarity[query], strict=True)
     hits = [_hit(split, pair.image, "described", "described picture")]
     for rank, (image, cosine) in enumerate(found, 1):
         verdict = "right" if split.images[image].person == person else "wrong"
         hits.append(_hit(split, int(image), verdict, f"{rank}.  {cosine:.3f}"))
-    note = f"query {query}, person {person}: best match at rank {first_match[query]}"
+    rank = retrieved.first_match[query]
+    note = f"query {query}, person {person}: best match at rank {rank}"
     return Ranking(pair.caption, note, tuple(hits))
 
 

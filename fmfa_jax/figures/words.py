@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which patches of a picture each word of a caption goes with, in two ways.
+"""Two views of which image patches each word of a caption relates to.
 
-By EFA's sparse similarity (arXiv 2509.13754), which any model has; and by the
-interaction encoder's attention (IRR, CVPR 2023), where the model was trained with one.
+EFA's sparse similarity (arXiv 2509.13754) works for any model; the attention of the
+interaction encoder (IRR, CVPR 2023) for models trained with one.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from jaxtyping import Array, Float, Float32
 
 from data_pipeline.tokenizer import Word
 from fmfa_jax.losses.alignment import RULES, grouped_patches
+from fmfa_jax.losses.arithmetic import unit
 from fmfa_jax.models.config import HEAD_WIDTH
 from fmfa_jax.models.heads import InteractionEncoder
 from fmfa_jax.models.layers import project
@@ -34,13 +35,13 @@ _FUNCTION_WORDS = frozenset(
 
 @dataclass(frozen=True)
 class WordMaps:
-    """One way to look at a caption and a picture.
+    """A view of a caption and an image.
 
     Attributes:
-        title: which way, and what strength means.
-        words: in the sentence's order.
-        strength: of each word; comparable within one caption.
-        patches: what each word gives to each patch, left to right, downwards.
+        title: Name of the view, and what strength means in it.
+        words: The words in order.
+        strength: Strength of each word, comparable within one caption.
+        patches: Weight of each patch for each word, row-major.
     """
 
     title: str
@@ -57,14 +58,14 @@ def word_maps(
     rule: str = "official",
     interaction: InteractionEncoder | None = None,
 ) -> tuple[WordMaps, ...]:
-    """Return all ways to look at a caption and a picture that the model allows.
+    """Return all views of a caption and an image that the model supports.
 
     Args:
-        text_tokens: the text tower's output for the caption.
-        image_tokens: the image tower's output, the class token first.
-        words: of the caption, from `WordTokenizer.words`; pieces are averaged.
-        rule: of EFA, see `word_patch_maps`.
-        interaction: the model's interaction encoder; None: only the similarity.
+        text_tokens: Output of the text tower for the caption.
+        image_tokens: Output of the image tower, the class token first.
+        words: Words of the caption from `WordTokenizer.words`; pieces are averaged.
+        rule: EFA's threshold rule, see `word_patch_maps`.
+        interaction: Interaction encoder of the model; None returns similarity alone.
     """
     text, image = jnp.asarray(text_tokens), jnp.asarray(image_tokens)
     title = "similarity (strength: cosine of a word and its patches)"
@@ -76,13 +77,13 @@ def word_maps(
     return tuple(views)
 
 
-# Each compiled as a whole: operation by operation, the compiler takes seconds.
+# Compiled as a whole, because compiling operation by operation takes seconds.
 @partial(jax.jit, static_argnames="rule")
 def _similarity(
     text: Float[Array, "l d"], image: Float[Array, "n d"], *, rule: str
 ) -> tuple[Float[Array, "l"], Float[Array, "l p"]]:
     shares = word_patch_maps(text, image, rule=rule)
-    return _cosines(text, shares @ image[1:]), shares
+    return (unit(text) * unit(shares @ image[1:])).sum(-1), shares
 
 
 @jax.jit
@@ -101,23 +102,24 @@ def word_patch_maps(
     *,
     rule: str = "official",
 ) -> Float[Array, "l p"]:
-    """Return the share of each patch in the group that EFA forms for each position.
+    """Return the weight of each patch in the group that EFA forms for each position.
 
-    Dot products, scaled to 0..1 over the patches, small ones dropped, the rest summing
-    to 1 (to 0 where a word finds all patches equal).
+    Weights are dot products scaled to 0..1 over the patches, with small ones dropped
+    and the rest normalized to sum to 1 (or 0 if all patches are equally similar).
 
     Args:
-        text_tokens: all positions of one caption.
-        image_tokens: of one picture, the class token first, which takes no part.
-        rule: of the threshold, as `losses.efa` has it: "official" drops what is at
-            most 1 / number of patches, "plus" the lower half of a word's range.
+        text_tokens: All positions of one caption.
+        image_tokens: All tokens of one image; the class token, which is first, is
+            ignored.
+        rule: Threshold rule as in `losses.efa`: "official" drops values up to
+            1 / number of patches, "plus" the lower half of a word's range.
     """
     if rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}, got {rule!r}.")
+        raise ValueError(f"rule must be one of {RULES}, got {rule!r}")
     patches = image_tokens[1:]
     threshold = 1 / len(patches) if rule == "official" else 0.5
     similar = jnp.dot(text_tokens, patches.T, precision=jax.lax.Precision.HIGHEST)
-    # Grouping unit vectors in place of patches gives back the shares themselves.
+    # Grouping one-hot vectors instead of patches returns the weights themselves.
     places = jnp.eye(len(patches), dtype=similar.dtype)
     return grouped_patches(similar[None], places[None], threshold=threshold)[0]
 
@@ -127,10 +129,10 @@ def cross_attention(
     text_tokens: Float[Array, "l d"],
     image_tokens: Float[Array, "n d"],
 ) -> Float[Array, "l n"]:
-    """Return how each position attends to each image token, averaged over the heads.
+    """Return how each position attends to each image token, averaged over heads.
 
-    The same arithmetic as `InteractionEncoder` uses, which keeps only the result; each
-    row sums to 1. The caption stands unmasked here.
+    This repeats the arithmetic of `InteractionEncoder`, which does not keep its
+    attention. Each row sums to 1. The caption is not masked.
     """
     width = text_tokens.shape[-1]
     qkv = interaction.cross_attention.qkv
@@ -144,9 +146,9 @@ def cross_attention(
 
 
 def strongest(view: WordMaps, count: int) -> list[int]:
-    """Return the `count` strongest words, in the sentence's order.
+    """Return the indices of the `count` strongest words, in order.
 
-    Marks are left out, and so are words like "the", which look wherever it suits them,
+    Punctuation is skipped, and so are words like "the", whose attention means little,
     unless there are no others.
     """
     words = [i for i, text in enumerate(view.words) if is_word(text)]
@@ -156,12 +158,12 @@ def strongest(view: WordMaps, count: int) -> list[int]:
 
 
 def is_word(text: str) -> bool:
-    """Tell words from marks, which have no strength worth showing."""
+    """Return whether a text is a word, not punctuation."""
     return any(character.isalnum() for character in text)
 
 
 def is_content_word(text: str) -> bool:
-    """Tell words that name something to be seen from "the", "of" and marks."""
+    """Return whether a text is a word that describes something visible."""
     return is_word(text) and text not in _FUNCTION_WORDS
 
 
@@ -185,13 +187,7 @@ def _view(
     )
 
 
-def _cosines(a: Float[Array, "l d"], b: Float[Array, "l d"]) -> Float[Array, "l"]:
-    """The cosine of each row with its partner; 0 where one of them is zero."""
-    lengths = jnp.linalg.norm(a, axis=-1) * jnp.linalg.norm(b, axis=-1)
-    return (a * b).sum(-1) / jnp.where(lengths > 0, lengths, 1)
-
-
 def _focus(attention: Float[Array, "l n"]) -> Float[Array, "l"]:
-    """One minus the entropy of each row over that of an even one."""
+    """Return one minus the entropy of each row relative to a uniform one."""
     entropy = -jax.scipy.special.xlogy(attention, attention).sum(-1)
     return 1 - entropy / jnp.log(attention.shape[1])

@@ -17,9 +17,9 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 # Dense bfloat16 (not "with sparsity") by JAX's name of the device; the first match
 # counts. NVIDIA: data sheets of A100, H100 (SXM, PCIe, NVL), H200 and L4, whose printed
-# numbers with sparsity are halved. TPU: Google Cloud's pages "TPU v4" to "TPU v6e", peak
-# compute per chip, for generations whose chip is one device. V100 and older have no
-# bfloat16.
+# numbers with sparsity are halved. TPU: Google Cloud's pages "TPU v4" to "TPU v6e",
+# peak compute per chip, for generations whose chip is one device. V100 and older have
+# no bfloat16.
 PEAKS = (
     (r"A100", 312e12),
     (r"H100.*PCIe", 756e12),
@@ -124,7 +124,7 @@ def _everything(inner: Iterable[Jaxpr]) -> int:
 
 
 def _scan(equation: JaxprEqn, wanted: Wanted) -> tuple[int, list[bool]]:
-    """One round times the number of rounds; a carry counts if a later round needs it."""
+    """One round times the number of rounds; carries that a later round needs count."""
     params = equation.params
     first, carries = params["num_consts"], params["num_carry"]
     wanted = list(wanted)

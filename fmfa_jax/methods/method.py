@@ -111,12 +111,12 @@ class Method(abc.ABC):
     @classmethod
     def sized(cls, recipe: Any, model: models.ModelConfig) -> models.ModelConfig:
         """The model with the heads that this recipe trains; by default none."""
-        return models.towers_of(model)
+        return models.towers_only(model)
 
     @classmethod
     def at_test(cls, model: models.ModelConfig) -> models.ModelConfig:
         """The trained model with the heads that features need; by default none."""
-        return models.towers_of(model)
+        return models.towers_only(model)
 
     @staticmethod
     def image_features(model: models.ModelConfig, params: Any, images: Array) -> Array:

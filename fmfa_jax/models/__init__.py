@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP towers and the heads of FMFA, as Flax NNX modules over plain parameters."""
+"""CLIP's two towers and the training heads: NNX modules over plain parameters."""
 
-from fmfa_jax.models.config import PRESETS, ModelConfig, towers_of
+from fmfa_jax.models.config import PRESETS, ModelConfig
 from fmfa_jax.models.fmfa import (
     FMFA,
     IMAGE_MEAN,
@@ -14,22 +14,46 @@ from fmfa_jax.models.fmfa import (
     param_shapes,
 )
 from fmfa_jax.models.heads import MaskedLogits
-from fmfa_jax.models.retriever import image_features, text_features
+from fmfa_jax.models.parts import (
+    HEADS,
+    INTERACTION,
+    PARTS,
+    TOWERS,
+    Part,
+    tower_params,
+    towers_only,
+)
+from fmfa_jax.models.retriever import (
+    Retriever,
+    image_features,
+    image_tokens,
+    text_features,
+    text_tokens,
+)
 
 __all__ = [
     "FMFA",
+    "HEADS",
     "IMAGE_MEAN",
     "IMAGE_STD",
+    "INTERACTION",
+    "PARTS",
     "PRESETS",
+    "TOWERS",
     "MaskedLogits",
     "ModelConfig",
+    "Part",
+    "Retriever",
     "bind",
     "global_image",
     "global_text",
     "image_features",
+    "image_tokens",
     "init_params",
     "normalize_images",
     "param_shapes",
     "text_features",
-    "towers_of",
+    "text_tokens",
+    "tower_params",
+    "towers_only",
 ]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of a model, and the presets that have a name."""
+"""Sizes of a model, and named presets."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import MappingProxyType
 
 HEAD_WIDTH = 64
@@ -11,28 +11,28 @@ REMATS = ("none", "elementwise", "full")
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What fixes every parameter's shape, and how the towers compute.
+    """Everything that determines parameter shapes, and how the towers compute.
 
     Attributes:
-        image_size: height and width of the pictures in pixels.
-        patch: side of a square patch in pixels.
-        stride: step between patches in pixels, 1..patch; smaller ones overlap.
-        image_width: width of the image tower; one head per 64.
-        image_layers: blocks of the image tower.
-        context_length: text positions, start and end tokens included.
-        vocab_size: rows of the token embedding; the last id ends a caption.
-        text_width: width of the text tower; one head per 64.
-        text_layers: blocks of the text tower.
-        embed_dim: joint width d of both towers' outputs.
-        classes: identities of the ID head; 0 leaves the head out.
-        irr_layers: blocks of the interaction encoder; 0 leaves it out, together
+        image_size: Height and width of the images in pixels.
+        patch: Side of a square patch in pixels.
+        stride: Step between patches in pixels, 1..patch; less than `patch` overlaps.
+        image_width: Width of the image tower, with one attention head per 64.
+        image_layers: Number of blocks in the image tower.
+        context_length: Number of text positions, including start and end tokens.
+        vocab_size: Rows of the token embedding; the last id ends a caption.
+        text_width: Width of the text tower, with one attention head per 64.
+        text_layers: Number of blocks in the text tower.
+        embed_dim: Width d of the space that both towers map into.
+        classes: Number of identities in the ID head; 0 omits the head.
+        irr_layers: Number of blocks in the interaction encoder; 0 omits it together
             with the masked-token head.
-        dtype: "float32" or "bfloat16", the operands of the towers' products.
-            Parameters, norms and outputs stay float32 (float64 parameters are
-            computed in float64).
-        remat: what the backward pass computes again instead of storing it: "none";
-            "elementwise", of each block all but the products of matrices, which is
-            most of the memory and little of the work; "full", each whole block.
+        dtype: "float32" or "bfloat16", the dtype of matmul operands in the towers.
+            Parameters, norms and outputs stay float32 (float64 parameters compute
+            in float64).
+        remat: What the backward pass recomputes instead of storing: "none";
+            "elementwise", everything in a block but its matmuls, which saves most of
+            the memory for little work; "full", whole blocks.
     """
 
     image_size: tuple[int, int]
@@ -56,7 +56,7 @@ class ModelConfig:
             raise ValueError("ModelConfig: " + "; ".join(problems))
 
     def _size_problems(self) -> list[str]:
-        """What is wrong with the numbers, one sentence each."""
+        """Describe each invalid number in a sentence."""
         problems = []
         for name in ("image_width", "text_width", "embed_dim"):
             width = getattr(self, name)
@@ -77,7 +77,7 @@ class ModelConfig:
         return problems
 
     def _choice_problems(self) -> list[str]:
-        """What is wrong with the named choices, one sentence each."""
+        """Describe each invalid choice in a sentence."""
         problems = []
         if self.dtype not in DTYPES:
             problems.append(f"dtype must be one of {DTYPES}: {self.dtype!r}")
@@ -87,7 +87,7 @@ class ModelConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches."""
+        """Rows and columns of the patch grid."""
         height, width = self.image_size
         rows = (height - self.patch) // self.stride + 1
         columns = (width - self.patch) // self.stride + 1
@@ -95,7 +95,7 @@ class ModelConfig:
 
     @property
     def image_tokens(self) -> int:
-        """Tokens of one picture: the class token and every patch."""
+        """Number of tokens per image: the class token and one per patch."""
         rows, columns = self.grid
         return 1 + rows * columns
 
@@ -118,8 +118,8 @@ def _preset(**changes: int | tuple[int, int]) -> ModelConfig:
     return ModelConfig(**{**vars(_VIT_B_16), **changes})
 
 
-# The three sizes that CLIP was published in, at the input size of this field, and
-# one that trains on a CPU in minutes.
+# Three published sizes of CLIP at the image size usual for person retrieval, and one
+# that trains on a CPU in minutes.
 PRESETS: MappingProxyType[str, ModelConfig] = MappingProxyType(
     {
         "vit-b-16": _VIT_B_16,
@@ -146,8 +146,3 @@ PRESETS: MappingProxyType[str, ModelConfig] = MappingProxyType(
         ),
     }
 )
-
-
-def towers_of(config: ModelConfig) -> ModelConfig:
-    """The same model without any head."""
-    return replace(config, classes=0, irr_layers=0)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The whole model, and its parameters as plain nested dictionaries."""
+"""The whole model, with its parameters as plain nested dictionaries."""
 
 import functools
 import itertools
@@ -7,65 +7,65 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Int, UInt8
 
 from fmfa_jax.models.config import ModelConfig
-from fmfa_jax.models.heads import InteractionEncoder, MaskedLogits, identity_head
+from fmfa_jax.models.heads import MaskedLogits, labelled_rows
 from fmfa_jax.models.layers import compute_dtype
-from fmfa_jax.models.towers import ImageTower, TextTower
+from fmfa_jax.models.parts import PARTS
 
-# Of CLIP's training pictures, red, green, blue.
+# Statistics of CLIP's training images: red, green, blue.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def normalize_images(images: UInt8[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-    """Bytes -> what the image tower expects: [0, 1], less CLIP's mean, over its std."""
-    # float32, or float64 where 64-bit is enabled.
+    """Scale uint8 images to [0, 1], then standardize with CLIP's mean and std."""
+    # float32, or float64 if JAX has 64-bit types enabled.
     dtype = jnp.result_type(float)
     mean, std = jnp.asarray(IMAGE_MEAN, dtype), jnp.asarray(IMAGE_STD, dtype)
     return (images.astype(dtype) / 255 - mean) / std
 
 
 def global_image(tokens: Float[Array, "b n d"]) -> Float[Array, "b d"]:
-    """The feature of each picture: its class token."""
+    """Return the feature of each image: its class token."""
     return tokens[:, 0]
 
 
 def global_text(
     tokens: Float[Array, "b l d"], ids: Int[Array, "b l"]
 ) -> Float[Array, "b d"]:
-    """The feature of each caption: its end token, which has the largest id."""
+    """Return the feature of each caption: its end token, which has the largest id."""
     last = jnp.argmax(ids, axis=1)
     return jnp.take_along_axis(tokens, last[:, None, None], axis=1)[:, 0]
 
 
 class FMFA(nnx.Module):
-    """Two CLIP towers with, where the config asks for them, the training heads."""
+    """Two CLIP towers and whichever training heads the config asks for.
+
+    Each part of `parts.PARTS` that the config includes is an attribute of its name.
+    """
 
     def __init__(self, config: ModelConfig, *, rngs: nnx.Rngs):
         self.config = config
-        self.image_tower = ImageTower(config)
-        self.text_tower = TextTower(config)
-        if config.irr_layers:
-            self.irr = InteractionEncoder(config)
-        if config.classes:
-            self.classifier = identity_head(config)
+        for part in PARTS:
+            if part.is_in(config):
+                setattr(self, part.name, part.build(config))
         self._draw(rngs)
 
     def _draw(self, rngs: nnx.Rngs) -> None:
-        """Fill every parameter that was declared by `layers.drawn`.
+        """Fill every parameter declared with `layers.drawn`.
 
         The generator's output has a stable prefix and the heads come last, so equal
-        seeds give equal towers whatever heads stand on them.
+        seeds give equal towers whichever heads the model has.
         """
-        parts = ("image_tower", "text_tower", "irr", "classifier")
         declared = [
             variable
-            for part in parts
-            if hasattr(self, part)
-            for _, variable in nnx.iter_graph(getattr(self, part))
+            for part in PARTS
+            if part.is_in(self.config)
+            for _, variable in nnx.iter_graph(getattr(self, part.name))
             if isinstance(variable, nnx.Param) and "std" in variable.get_metadata()
         ]
         sizes = [variable[...].size for variable in declared]
@@ -76,15 +76,15 @@ class FMFA(nnx.Module):
             variable[...] = std * piece.reshape(variable[...].shape)
 
     def encode_images(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        """Pictures from `normalize_images` -> float32 tokens, the class token first."""
+        """Encode `normalize_images` output as float32 tokens, the class token first."""
         return self.image_tower(pixels)
 
     def encode_texts(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        """Token ids, padded with 0 -> float32 tokens of every position."""
+        """Encode token ids, padded with 0, as a float32 token for every position."""
         return self.text_tower(ids)
 
     def identity_logits(self, features: Float[Array, "b d"]) -> Float[Array, "b k"]:
-        """Global features, not normalised -> float32 scores of the identities."""
+        """Score each identity in float32, given global features, not normalized."""
         if not self.config.classes:
             raise ValueError(
                 "This model has no identity head: it was built with classes=0. Set "
@@ -101,33 +101,33 @@ class FMFA(nnx.Module):
         capacity: int,
         lengths: Int[Array, " b"] | None = None,
     ) -> MaskedLogits:
-        """Guess the masked words of captions from the words left and the picture.
+        """Predict the masked words of captions from their other words and the image.
 
         Args:
-            text_tokens: the text tower's output for the masked captions.
-            image_tokens: the image tower's output, all tokens.
-            labels: the original id of each masked position, 0 elsewhere.
-            capacity: labelled positions that are scored per caption; the first ones
-                are taken and the others counted in `dropped`.
-            lengths: of the captions, whose padding is then not looked at; None: it is,
-                as in the official code.
+            text_tokens: Output of the text tower for the masked captions.
+            image_tokens: Output of the image tower, all tokens.
+            labels: Original id of each masked position, 0 elsewhere.
+            capacity: Number of labelled positions to score per caption. The first
+                ones are scored, the rest are counted in `dropped`.
+            lengths: Caption lengths, to exclude padding from attention. None attends
+                to padding as well, as the official code does.
         """
         if not self.config.irr_layers:
             raise ValueError(
                 "This model has no interaction encoder: it was built with "
                 "irr_layers=0. Set irr_layers (4 in the paper), or drop the mlm loss."
             )
-        return self.irr(
-            text_tokens, image_tokens, labels, capacity=capacity, lengths=lengths
-        )
+        rows = labelled_rows(labels, capacity=capacity)
+        logits = self.irr(text_tokens, image_tokens, rows.position, lengths=lengths)
+        return MaskedLogits(logits, rows.labels, rows.dropped)
 
 
 def init_params(config: ModelConfig, seed: int | Array = 0) -> dict[str, Any]:
-    """Draw float32 parameters: nested dictionaries, equal for equal (config, seed).
+    """Draw float32 parameters as nested dictionaries, a function of (config, seed).
 
     Args:
-        config: sizes of the model.
-        seed: an integer or a JAX key.
+        config: Sizes of the model.
+        seed: An integer or a JAX key.
     """
     key = jax.random.key(seed) if isinstance(seed, int) else seed
     return _draw(config, key)
@@ -140,22 +140,22 @@ def _draw(config: ModelConfig, key: Array) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=64)
 def _abstract(config: ModelConfig) -> tuple[nnx.GraphDef, dict[str, Any]]:
-    """The graph of a model and the shapes of its parameters; nothing is allocated."""
+    """Return a model's graph and the shapes of its parameters, allocating nothing."""
     model = nnx.eval_shape(lambda: FMFA(config, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(model)
     return graph, nnx.to_pure_dict(state)
 
 
 def param_shapes(config: ModelConfig) -> dict[str, Any]:
-    """The nested dictionary of `init_params` with shapes in place of arrays."""
+    """Return the nested dictionary of `init_params` with shapes in place of arrays."""
     return _abstract(config)[1]
 
 
 def bind(config: ModelConfig, params: dict[str, Any]) -> FMFA:
-    """Give parameters (of JAX or NumPy) their model, inside or outside of jit.
+    """Build the model around JAX or NumPy parameters, inside or outside of `jit`.
 
     Raises:
-        ValueError: naming every parameter that is missing, surplus or misshapen.
+        ValueError: Parameters are missing, unknown or misshapen; all are listed.
     """
     graph, shapes = _abstract(config)
     _check_params(shapes, params)
@@ -163,15 +163,15 @@ def bind(config: ModelConfig, params: dict[str, Any]) -> FMFA:
 
 
 def _check_params(shapes: dict[str, Any], params: dict[str, Any]) -> None:
-    """Compare paths and shapes; all differences go into one error."""
+    """Compare paths and shapes, and report all differences in one error."""
     wanted = traverse_util.flatten_dict(shapes, sep="/")
     given = traverse_util.flatten_dict(params, sep="/")
     problems = [f"missing {path}" for path in sorted(wanted.keys() - given.keys())]
     problems += [f"unknown {path}" for path in sorted(given.keys() - wanted.keys())]
     problems += [
-        f"{path} must be {wanted[path].shape}, got {jnp.shape(given[path])}"
+        f"{path} must be {wanted[path].shape}, got {np.shape(given[path])}"
         for path in sorted(wanted.keys() & given.keys())
-        if wanted[path].shape != jnp.shape(given[path])
+        if wanted[path].shape != np.shape(given[path])
     ]
     if problems:
         raise ValueError("Parameters do not fit the config: " + "; ".join(problems))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What stands on the towers in training only: identity and masked-token heads.
+"""Heads that the towers have only in training: identities and masked tokens.
 
 Source: Jiang and Ye, CVPR 2023, "Cross-Modal Implicit Relation Reasoning and
 Aligning for Text-to-Image Person Retrieval" (IRR, the interaction encoder).
@@ -30,8 +30,8 @@ class MaskedLogits(NamedTuple):
 
     Attributes:
         logits: float32 scores over the vocabulary.
-        labels: the original token of each row; 0 where the row stands for nothing.
-        dropped: how many labelled positions of each found no room in the capacity.
+        labels: Original token of each row. Rows with label 0 are undefined.
+        dropped: Number of labelled positions per caption beyond the capacity.
     """
 
     logits: Float[Array, "b c v"]
@@ -43,9 +43,9 @@ class LabelledRows(NamedTuple):
     """The labelled positions of each caption, moved to the front.
 
     Attributes:
-        position: where each row came from.
-        labels: its label; 0 where a caption has fewer labels than the capacity.
-        dropped: how many labels of each caption found no room.
+        position: Where each row came from.
+        labels: Label of each row, 0 once a caption has no more labels.
+        dropped: Number of labels per caption beyond the capacity.
     """
 
     position: Int[Array, "b c"]
@@ -54,7 +54,7 @@ class LabelledRows(NamedTuple):
 
 
 def labelled_rows(labels: Int[Array, "b l"], *, capacity: int) -> LabelledRows:
-    """Choose the first `capacity` positions with a label != 0 of each caption."""
+    """Select the first `capacity` positions of each caption with a nonzero label."""
     length = labels.shape[1]
     if not 1 <= capacity <= length:
         raise ValueError(
@@ -67,7 +67,7 @@ def labelled_rows(labels: Int[Array, "b l"], *, capacity: int) -> LabelledRows:
 
 
 class TokenHead(nnx.Module):
-    """Dense, QuickGELU, LayerNorm, then scores over the vocabulary."""
+    """Linear, QuickGELU, LayerNorm, then scores over the vocabulary."""
 
     def __init__(self, config: ModelConfig):
         width = config.embed_dim
@@ -77,12 +77,12 @@ class TokenHead(nnx.Module):
         self.fc = Linear(width, config.vocab_size, std=fc_std)
 
     def __call__(self, x: Float[Array, "b c d"]) -> Float[Array, "b c v"]:
-        """Rows -> float32 logits."""
+        """Return float32 logits."""
         return self.fc.wide(self.ln(quick_gelu(self.dense(x))))
 
 
 class InteractionEncoder(nnx.Module):
-    """Masked words look at the picture, then guess what they were (IRR)."""
+    """Masked words attend to the image to predict what they were (IRR)."""
 
     def __init__(self, config: ModelConfig):
         width = config.embed_dim
@@ -99,25 +99,22 @@ class InteractionEncoder(nnx.Module):
         self,
         text_tokens: Float[Array, "b l d"],
         image_tokens: Float[Array, "b n d"],
-        labels: Int[Array, "b l"],
+        position: Int[Array, "b c"],
         *,
-        capacity: int,
         lengths: Int[Array, " b"] | None = None,
-    ) -> MaskedLogits:
-        """Logits of the labelled rows; see `FMFA.masked_logits`."""
+    ) -> Float[Array, "b c v"]:
+        """Return float32 logits at some positions; see `FMFA.masked_logits`."""
         dtype = compute_dtype(self.config.dtype, self.ln_text.scale[...])
         text = self.ln_text(text_tokens.astype(dtype))
         image = self.ln_image(image_tokens.astype(dtype))
         x = self.cross_attention.cross(text, image).astype(at_least_float32(dtype))
         x = self.blocks(x, dtype, mask="none", remat=self.config.remat, lengths=lengths)
-        rows = labelled_rows(labels, capacity=capacity)
-        # Everything from here on is per position, so the others can go: 85 % of the
-        # vocabulary projection would be for rows without a label.
-        x = jnp.take_along_axis(x, rows.position[..., None], axis=1)
-        logits = self.head(self.ln_post(x).astype(dtype))
-        return MaskedLogits(logits, rows.labels, rows.dropped)
+        # The rest is per position, so drop all others: without a label, 85% of the
+        # vocabulary projection would be wasted on them.
+        x = jnp.take_along_axis(x, position[..., None], axis=1)
+        return self.head(self.ln_post(x).astype(dtype))
 
 
 def identity_head(config: ModelConfig) -> Linear:
-    """The shared identity classifier, N(0, 0.001) with bias 0."""
+    """Return the identity classifier of both modalities: N(0, 0.001^2), bias 0."""
     return Linear(config.embed_dim, config.classes, std=CLASSIFIER_STD)

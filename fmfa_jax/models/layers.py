@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The layers that both towers and the interaction encoder are made of.
+"""The layers of both towers and the interaction encoder.
 
-A layer computes in the dtype of its input. What must not lose digits (the sums that
-blocks add to, norms, softmax, accumulation, weight gradients) is at least float32
-whatever comes in.
+A layer computes in the dtype of its input. Whatever must not lose precision (residual
+streams, norms, softmax, accumulation, weight gradients) is at least float32.
 """
 
 import functools
@@ -17,40 +16,40 @@ from jaxtyping import Array, DTypeLike, Float, Int
 
 from fmfa_jax.models.config import HEAD_WIDTH
 
-# CLIP's; Flax would take 1e-6.
+# As in CLIP; Flax defaults to 1e-6.
 NORM_EPSILON = 1e-5
-# What no backward pass should have to compute again, see `ModelConfig.remat`.
+# Checkpoint name of values that are expensive to recompute; see `ModelConfig.remat`.
 PRODUCT = "product"
 
 
 def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """The dtype for sums over values of `dtype`: float32, or float64 as it is."""
+    """Return the dtype for sums over values of `dtype`: float32, or float64 for it."""
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def compute_dtype(name: str, params: Float[Array, "..."]) -> jnp.dtype:
-    """The operands' dtype for a config's dtype `name`; float64 parameters stay so."""
+    """Return the dtype to compute in: the config's, unless parameters are float64."""
     if name == "float32":
         return at_least_float32(params.dtype)
     return jnp.dtype(name)
 
 
 def drawn(shape: tuple[int, ...], std: float) -> nnx.Param:
-    """A float32 parameter that the model will draw from N(0, std^2), zero till then.
+    """Declare a float32 parameter for the model to draw from N(0, std^2).
 
-    The model draws all of them at once: one generator call compiles in a tenth of the
-    time that one per parameter takes.
+    The model draws all of them at once: a single generator call compiles in a tenth
+    of the time that one call per parameter takes.
     """
     return nnx.Param(jnp.zeros(shape, jnp.float32), std=std)
 
 
 @jax.custom_vjp
 def project(x: Float[Array, "*rows i"], kernel: Float[Array, "i o"]) -> Array:
-    """`x @ kernel` with operands in x's dtype, summed and returned in float32.
+    """Return `x @ kernel` with operands in x's dtype, accumulated in float32.
 
-    The gradient is written out for bfloat16: left to itself it would multiply a
-    float32 cotangent with bfloat16 operands, which no hardware does fast. The weight
-    gradient is one contraction over all rows and is never rounded to bfloat16.
+    The custom gradient is for bfloat16: autodiff would multiply a float32 cotangent
+    by bfloat16 operands, which is slow on all hardware. The weight gradient is one
+    contraction over all rows and is never rounded to bfloat16.
     """
     return jnp.matmul(
         x,
@@ -86,19 +85,19 @@ project.defvjp(_project_forward, _project_backward)
 
 
 def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
-    """`x * sigmoid(1.702 x)`, the activation that CLIP was trained with."""
+    """Return `x * sigmoid(1.702 x)`, the activation that CLIP was trained with."""
     return x * jax.nn.sigmoid(1.702 * x)
 
 
 class LayerNorm(nnx.Module):
-    """Layer norm over the last axis, computed in float32; epsilon is CLIP's 1e-5."""
+    """Layer norm over the last axis, computed in at least float32."""
 
     def __init__(self, width: int, *, stack: tuple[int, ...] = ()):
         self.scale = nnx.Param(jnp.ones((*stack, width), jnp.float32))
         self.bias = nnx.Param(jnp.zeros((*stack, width), jnp.float32))
 
     def __call__(self, x: Float[Array, "*rows w"]) -> Float[Array, "*rows w"]:
-        """Normalise each row; the result has x's dtype."""
+        """Normalize each row; the result has x's dtype."""
         wide = x.astype(at_least_float32(x.dtype))
         centred = wide - wide.mean(-1, keepdims=True)
         variance = jnp.mean(centred * centred, -1, keepdims=True)
@@ -107,7 +106,7 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`; with `stack`, as many layers as stacked parameters say."""
+    """`x @ kernel + bias`; `stack` adds leading axes to the parameters."""
 
     def __init__(
         self,
@@ -121,11 +120,11 @@ class Linear(nnx.Module):
         self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32))
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
-        """The product, its bias added in float32, in x's dtype."""
+        """Apply the layer, adding the bias in float32; the result has x's dtype."""
         return checkpoint_name(self.wide(x).astype(x.dtype), PRODUCT)
 
     def wide(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
-        """The same, left in float32: for logits."""
+        """Apply the layer and keep the result in float32, for logits."""
         return project(x, self.kernel[...]) + self.bias[...]
 
 
@@ -140,12 +139,12 @@ def attend(
     """Multi-head scaled dot-product attention with heads of 64.
 
     Args:
-        query: one row per output position.
-        key: one row per position that is looked at.
-        value: what those positions hold.
-        mask: "none", or "causal" for positions that see only themselves and the past.
-        lengths: of each row's keys, at least 1; those beyond are not looked at. None:
-            all are.
+        query: One row per output position.
+        key: One row per position to attend to.
+        value: One row per key.
+        mask: "none" or "causal".
+        lengths: Number of keys to attend to in each batch row, at least 1. None
+            attends to all.
     """
     if _has_fused_attention(query.dtype):
         heads = [x.reshape(*x.shape[:2], -1, HEAD_WIDTH) for x in (query, key, value)]
@@ -164,7 +163,7 @@ def attend(
 
 
 def _has_fused_attention(dtype: DTypeLike) -> bool:
-    """A fused kernel (cuDNN) exists for half precision on NVIDIA only."""
+    """Whether cuDNN's fused kernel applies: half precision on NVIDIA only."""
     return dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
 
 
@@ -176,12 +175,12 @@ def softmax_mix(
     lengths: Int[Array, " b"] | None,
     mask: str,
 ) -> Float[Array, "b h t c"]:
-    """`softmax(query key^T / sqrt(c)) value` of each head; masks as in `attend`.
+    """Return `softmax(query key^T / sqrt(c)) value` per head; masks as in `attend`.
 
-    The gradient is written out for the sake of the order of axes: every product of
-    `jax.nn.dot_product_attention` that meets the [t,s] scores turns them round first,
-    which on a CPU takes as long as the product. And as in `project`, bfloat16 operands
-    meet bfloat16 operands.
+    The custom gradient keeps the order of axes: every product with the [t,s] scores
+    in `jax.nn.dot_product_attention` transposes them first, which on a CPU takes as
+    long as the product itself. As in `project`, bfloat16 operands only ever meet
+    bfloat16 operands.
     """
     return _mix_forward(query, key, value, lengths, mask)[0]
 
@@ -206,10 +205,10 @@ def _mix_forward(
 def _mix_backward(
     mask: str, kept: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array | None, ...]:
-    del mask  # What was hidden has no share, and so no gradient.
+    del mask  # Masked positions have zero weight, and so zero gradient.
     query, key, value, shares, mixed = kept
     wide = at_least_float32(value.dtype)
-    # Of softmax's gradient, what all columns of a row have in common.
+    # The term of softmax's gradient that all columns of a row share.
     common = jnp.sum(cotangent.astype(wide) * mixed.astype(wide), -1, keepdims=True)
     scores = shares.astype(wide) * (_product(cotangent, value, (3, 3)) - common)
     scores = (scores * HEAD_WIDTH**-0.5).astype(value.dtype)
@@ -225,7 +224,7 @@ softmax_mix.defvjp(_mix_forward, _mix_backward)
 
 
 def _product(left: Array, right: Array, contracted: tuple[int, int]) -> Array:
-    """One product for each head, over an axis of each side, summed in float32."""
+    """Contract one axis of each operand per head, accumulating in float32."""
     first, second = contracted
     return lax.dot_general(
         left,
@@ -255,14 +254,14 @@ class Attention(nnx.Module):
         mask: str,
         lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
-        """Self-attention over the rows of x; masks as in `attend`."""
+        """Attend among the rows of x; masks as in `attend`."""
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
         return self.out(attend(query, key, value, mask=mask, lengths=lengths))
 
     def cross(
         self, x: Float[Array, "b t w"], context: Float[Array, "b s w"]
     ) -> Float[Array, "b t w"]:
-        """Each row of x looks at all rows of `context`."""
+        """Let each row of x attend to all rows of `context`."""
         width = x.shape[-1]
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
         query = project(x, kernel[:, :width]) + bias[:width]
@@ -272,7 +271,7 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two layers with QuickGELU between them, four times as wide inside."""
+    """Two linear layers with QuickGELU between them, four times as wide inside."""
 
     def __init__(self, width: int, *, out_std: float, stack: tuple[int, ...]):
         up_std = (2 * width) ** -0.5
@@ -280,11 +279,12 @@ class Mlp(nnx.Module):
         self.down = Linear(4 * width, width, std=out_std, stack=stack)
 
     def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
-        """Applied to each position alone."""
+        """Apply to each position independently."""
         return self.down(quick_gelu(self.up(x)))
 
 
-# Or what cuDNN made, whose kernel cannot name what it makes.
+# Also save cuDNN's attention outputs: the fused kernel does not support
+# checkpoint_name.
 _keeps_products = jax.checkpoint_policies.save_from_both_policies(
     jax.checkpoint_policies.save_only_these_names(PRODUCT),
     lambda primitive, *_, **__: primitive.name.startswith("dot_product_attention"),
@@ -294,8 +294,8 @@ _keeps_products = jax.checkpoint_policies.save_from_both_policies(
 class Blocks(nnx.Module):
     """A stack of pre-norm transformer blocks, run by one `lax.scan`.
 
-    Every parameter has a leading axis of layers, so the program that is compiled
-    holds one block whatever the depth.
+    Every parameter has a leading axis of layers, so the compiled program contains a
+    single block at any depth.
     """
 
     def __init__(self, width: int, layers: int):
@@ -318,11 +318,11 @@ class Blocks(nnx.Module):
         """Run all blocks.
 
         Args:
-            x: what the blocks add to; it stays as wide as it comes, float32 or more.
-            dtype: what they compute in.
-            mask: as in `attend`.
-            remat: as in `ModelConfig`.
-            lengths: as in `attend`.
+            x: The residual stream, which keeps its dtype of float32 or more.
+            dtype: What the blocks compute in.
+            mask: See `attend`.
+            remat: See `ModelConfig`.
+            lengths: See `attend`.
         """
 
         def body(x: Array, block: "Blocks") -> tuple[Array, None]:
@@ -330,7 +330,7 @@ class Blocks(nnx.Module):
 
         if remat != "none":
             policy = _keeps_products if remat == "elementwise" else None
-            # The scan keeps iterations apart already; CSE barriers would only cost.
+            # scan already separates iterations, so CSE barriers would only cost.
             body = jax.checkpoint(body, prevent_cse=False, policy=policy)
         x, _ = lax.scan(body, x, self)
         return x
@@ -343,6 +343,6 @@ class Blocks(nnx.Module):
         mask: str,
         lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
-        """One block; its parameters must have lost their leading axis."""
+        """Apply one block, whose parameters have no leading axis of layers."""
         x = x + self.attention(self.ln_1(x).astype(dtype), mask=mask, lengths=lengths)
         return x + self.mlp(self.ln_2(x).astype(dtype))

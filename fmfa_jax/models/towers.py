@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""CLIP's two towers, with the projected output of every position.
+"""CLIP's two towers, projecting the output of every position.
 
 Source: Radford et al. 2021, "Learning Transferable Visual Models From Natural
-Language Supervision". Unlike CLIP, the last norm and the projection act on all
-tokens, since the fine-grained losses need patches and words.
+Language Supervision". Unlike in CLIP, the last norm and the projection apply to all
+tokens, because the fine-grained losses need patches and words.
 """
 
 import jax.numpy as jnp
@@ -11,22 +11,16 @@ from flax import nnx
 from jaxtyping import Array, DTypeLike, Float, Int
 
 from fmfa_jax.models.config import ModelConfig
-from fmfa_jax.models.layers import (
-    Blocks,
-    LayerNorm,
-    compute_dtype,
-    drawn,
-    project,
-)
+from fmfa_jax.models.layers import Blocks, LayerNorm, compute_dtype, drawn, project
 
 
 def patches_of(
     pixels: Float[Array, "b h w 3"], *, patch: int, stride: int
 ) -> Float[Array, "b n f"]:
-    """Cut pictures into rows of `patch * patch * 3` values, left to right, downwards.
+    """Cut images into row-major patches of `patch * patch * 3` values each.
 
-    Pixels right of or below the last whole patch are left out, as a convolution
-    without padding does.
+    Pixels right of or below the last whole patch are ignored, as by a convolution
+    without padding.
     """
     batch, height, width, channels = pixels.shape
     rows = (height - patch) // stride + 1
@@ -50,7 +44,7 @@ class ImageTower(nnx.Module):
         width, patch = config.image_width, config.patch
         scale = width**-0.5
         self.config = config
-        # The uniform distribution's variance of a convolution with this fan-in.
+        # Standard deviation of PyTorch's uniform init for a convolution's fan-in.
         patch_std = (3 * 3 * patch * patch) ** -0.5
         self.patch = Patch((patch, patch, 3, width), std=patch_std)
         self.class_token = drawn((width,), scale)
@@ -61,7 +55,7 @@ class ImageTower(nnx.Module):
         self.projection = drawn((width, config.embed_dim), scale)
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
-        """Normalised pictures -> projected tokens in float32, the class token first."""
+        """Encode standardized images as projected float32 tokens, class token first."""
         self._check(pixels)
         dtype = compute_dtype(self.config.dtype, self.patch.kernel[...])
         x = self.ln_pre(self._embed(pixels, dtype))
@@ -71,7 +65,7 @@ class ImageTower(nnx.Module):
     def _embed(
         self, pixels: Float[Array, "b h w 3"], dtype: DTypeLike
     ) -> Float[Array, "b n e"]:
-        """Class token and patches, with their positions, in at least float32."""
+        """Return class token and patches plus positions, in at least float32."""
         config, kernel = self.config, self.patch.kernel[...]
         cut = patches_of(pixels.astype(dtype), patch=config.patch, stride=config.stride)
         patches = project(cut, kernel.reshape(-1, config.image_width))
@@ -84,14 +78,14 @@ class ImageTower(nnx.Module):
     def _check(self, pixels: Float[Array, "b h w 3"]) -> None:
         if pixels.shape[1:3] != self.config.image_size:
             raise ValueError(
-                f"The image tower was built for pictures of (height, width) "
+                f"The image tower was built for images of (height, width) "
                 f"{self.config.image_size} and got {pixels.shape[1:3]}: resize them, "
                 f"or build the model with that image_size."
             )
 
 
 class Patch(nnx.Module):
-    """The kernel that embeds patches; a module so that its path ends in /kernel."""
+    """The patch embedding's kernel; a module, so that its path ends in /kernel."""
 
     def __init__(self, shape: tuple[int, ...], *, std: float):
         self.kernel = drawn(shape, std)
@@ -110,7 +104,7 @@ class TextTower(nnx.Module):
         self.projection = drawn((width, config.embed_dim), width**-0.5)
 
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
-        """Token ids -> projected tokens in float32."""
+        """Encode token ids as projected float32 tokens."""
         self._check(ids)
         dtype = compute_dtype(self.config.dtype, self.embedding[...])
         x = self.embedding[...][ids] + self.position[: ids.shape[1]]

@@ -12,9 +12,10 @@ from jaxtyping import Float, Float32, UInt8
 
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax.losses.alignment import RULES
+from fmfa_jax.models import Retriever
 from fmfa_jax.search import store
 from fmfa_jax.search.store import SearchError
-from fmfa_jax.weights import LoadedModel, load_model
+from fmfa_jax.weights import load_model
 from fmfa_jax.weights.source import open_source
 
 CLIP_VOCABULARY = 49408
@@ -32,7 +33,7 @@ class Encoder:
         efa_rule: by which the model was trained to compare words and patches.
     """
 
-    model: LoadedModel
+    model: Retriever
     tokenizer: WordTokenizer
     tokenizer_name: str
     record: store.Model

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from fmfa_jax import evaluation, models, weights
+from fmfa_jax import evaluation, figures, models, weights
 from fmfa_jax.machines.mesh import replicated
 from fmfa_jax.machines.processes import broadcast
 from fmfa_jax.training.session import Session, save_model
@@ -68,6 +68,7 @@ class Judge:
                 of the features are drawn too.
         """
         session, method = self.session, self.session.settings.learns
+        data = session.data.evaluation_split(split)
         params = jax.device_put(params, replicated(session.mesh))
 
         def encoder(features: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
@@ -77,10 +78,10 @@ class Judge:
 
             return encode
 
-        return evaluation.evaluate(
+        measured = evaluation.evaluate(
             encoder(method.image_features),
             encoder(method.text_features),
-            session.data.evaluation_split(split),
+            data,
             tokenizer=session.tokenizer,
             image_size=model.image_size,
             context_length=model.context_length,
@@ -88,9 +89,17 @@ class Judge:
             folder=session.workdir,
             step=step,
             dataset=session.data.name,
-            pictures=pictures,
             mesh=session.mesh,
         )
+        if session.processes.index == 0:
+            figures.write_evaluation(
+                evaluation.report_folder(session.workdir, step, split),
+                data,
+                measured.features,
+                measured.ranks,
+                pictures=pictures,
+            )
+        return measured.evaluation
 
     def keep_best(self, params: Any, *, step: int) -> dict[str, float]:
         """Evaluate on the choosing split; keep these weights if none were better.
@@ -104,8 +113,9 @@ class Judge:
         if metrics.r1 > float(about(self.session, BEST).get("score", "-inf")):
             facts = {"step": str(step), "score": str(metrics.r1), "chosen_on": name}
             save_model(self.session, BEST, params, facts)
-        figures = dataclasses.asdict(metrics)
-        return {f"{name}/{figure}": value for figure, value in figures.items()}
+        return {
+            f"{name}/{metric}": value for metric, value in metrics.as_dict().items()
+        }
 
     def report(self) -> None:
         """Measure the run's last and best weights on test, and say the tables."""

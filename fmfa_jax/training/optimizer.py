@@ -8,14 +8,12 @@ from typing import Annotated, Any
 import jax
 import optax
 
+from fmfa_jax.models import HEADS, INTERACTION
 from fmfa_jax.options import Above, Between, OneOf, Options
 
 GROUPS = ("uniform", "irra")
 EVERY = ("epoch", "step")
 BELOW_ONE = 0.9999999  # at 1 the bias correction divides by 0
-# Groups of IRRA, as its code matches names: "cross", then "bias", then the heads.
-INTERACTION = ("irr/cross_attention", "irr/blocks")
-HEADS = ("classifier", "irr/head")
 
 Group = tuple[float, bool]
 """A parameter's learning-rate factor, and whether it decays."""
@@ -75,8 +73,9 @@ def path_name(path: tuple) -> str:
 def group(name: str, *, head_factor: float, bias_factor: float) -> Group:
     """The group of one parameter by IRRA's rules.
 
-    The later rule wins, as in the official code: a bias in the interaction encoder has
-    bias_factor, a bias of a head has head_factor, and no bias decays.
+    The later rule wins, as in the official code, which matches "cross", then "bias",
+    then the heads: a bias in the interaction encoder has bias_factor, a bias of a head
+    has head_factor, and no bias decays.
     """
     bias = name.endswith("bias")
     factor = head_factor if name.startswith(INTERACTION) else 1.0

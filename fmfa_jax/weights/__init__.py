@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Weights in and out: PyTorch, OpenAI, Hugging Face and our own files.
+"""Import and export of weights: PyTorch, OpenAI, Hugging Face and our own files.
 
-Reading needs neither PyTorch nor transformers, and runs nothing that is in a file.
+Reading requires neither PyTorch nor transformers, and never runs code from a file.
 """
 
 from fmfa_jax.weights.archive import Archive, read_archive, sha256
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
-from fmfa_jax.weights.load import Loaded, LoadedModel, fill, load_model, load_params
+from fmfa_jax.weights.load import Loaded, fill, load_model, load_params
 from fmfa_jax.weights.native import save_native
 from fmfa_jax.weights.pickles import UnsafePickleError
 from fmfa_jax.weights.report import LoadReport
@@ -17,7 +17,6 @@ __all__ = [
     "Archive",
     "LoadReport",
     "Loaded",
-    "LoadedModel",
     "StoredTensor",
     "UnsafePickleError",
     "WeightsError",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Look into weight files and turn one format into another.
+"""Inspect weight files and convert between formats.
 
 python -m fmfa_jax.weights inspect ViT-B-16.pt
 python -m fmfa_jax.weights import ViT-B-16.pt clip.safetensors --image-size 384x128
@@ -29,7 +29,9 @@ def _pair(text: str) -> tuple[int, int]:
     """Read "384x128" as (384, 128)."""
     height, cross, width = text.partition("x")
     if not (cross and height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"wanted two numbers like 384x128, got {text}")
+        raise argparse.ArgumentTypeError(
+            f"expected two numbers like 384x128, got {text}"
+        )
     return int(height), int(width)
 
 
@@ -38,20 +40,23 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m fmfa_jax.weights", description=(__doc__ or "").split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
-    look = commands.add_parser("inspect", help="what a file holds; nothing is written")
-    take = commands.add_parser("import", help="any format -> our safetensors file")
-    give = commands.add_parser("export", help="any format -> other programs")
+    look = commands.add_parser("inspect", help="list the contents of a file")
+    take = commands.add_parser("import", help="convert any format to ours")
+    give = commands.add_parser("export", help="convert any format for other programs")
     for command in (look, take, give):
         command.add_argument("source", help="weight file, CLIP folder or run folder")
         command.add_argument("--image-size", type=_pair, metavar="HxW")
-        command.add_argument("--stride", type=int, help="default: the patch")
+        command.add_argument("--stride", type=int, help="default: the patch size")
         command.add_argument("--context-length", type=int)
     for command in (take, give):
         command.add_argument(
-            "--source-grid", type=_pair, metavar="RxC", help="of the file's positions"
+            "--source-grid",
+            type=_pair,
+            metavar="RxC",
+            help="rows and columns of the file's position embedding",
         )
         command.add_argument("--drop-classifier", action="store_true")
-        command.add_argument("out", help="file (official, import) or folder to write")
+        command.add_argument("out", help="file (import, official) or folder to write")
     give.add_argument(
         "--to",
         choices=("official", "hf", "stablehlo", "onnx"),
@@ -116,7 +121,7 @@ def _export(args: argparse.Namespace) -> None:
         return
     left_out = export_hugging_face(args.out, loaded.params, loaded.config)
     for path in left_out:
-        print(f"left out: {path}: a Hugging Face CLIP has no place for it")
+        print(f"left out: {path}: a Hugging Face CLIP has no counterpart")
     print(f"wrote    {args.out}")
 
 
@@ -124,7 +129,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or 2 when a file cannot be used; the reason is on standard error.
+        0, or 2 if a file cannot be used; the reason goes to standard error.
     """
     args = _parser().parse_args(arguments)
     command = {"inspect": _inspect, "import": _import, "export": _export}[args.command]

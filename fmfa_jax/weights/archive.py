@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read weight files without PyTorch and without running anything that is in them.
+"""Read weight files without PyTorch and without executing anything in them.
 
-Three kinds: PyTorch's zip archives (state dicts, TorchScript modules) and
-safetensors. Reading yields names and places; the tensors are mapped one by one.
+Supports PyTorch's zip archives (state dicts, TorchScript modules) and safetensors.
+Reading yields names and places; tensors are mapped one by one.
 """
 
 import hashlib
@@ -35,14 +35,14 @@ _SAFETENSORS_TYPES = {
 
 @dataclass(frozen=True)
 class Archive:
-    """The content of one weight file.
+    """The contents of a weight file.
 
     Attributes:
-        path: the file.
+        path: The file.
         kind: "torchscript", "torch" or "safetensors".
-        tensors: name -> place, in the file's order.
-        metadata: the strings that a safetensors file carries.
-        others: entries that are no weights (optimizer, epoch, ...), by name.
+        tensors: Where each tensor is, by name, in the file's order.
+        metadata: Strings stored in a safetensors file.
+        others: Names of entries that are not weights (optimizer, epoch, ...).
     """
 
     path: Path
@@ -53,11 +53,11 @@ class Archive:
 
 
 def read_archive(path: str | Path) -> Archive:
-    """List what a weight file holds; nothing of it is executed.
+    """List the contents of a weight file without executing any of it.
 
     Raises:
-        WeightsError: no such file, a damaged one, the legacy PyTorch format, or
-            contents that are not tensors and plain containers.
+        WeightsError: The file is missing, damaged or in PyTorch's legacy format, or
+            holds anything but tensors and plain containers.
     """
     path = Path(path)
     if not path.is_file():
@@ -80,7 +80,7 @@ def read_archive(path: str | Path) -> Archive:
 
 
 def sha256(path: str | Path) -> str:
-    """SHA-256 of a file, in hex."""
+    """Return the SHA-256 of a file, in hex."""
     with Path(path).open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
@@ -89,35 +89,35 @@ def _unknown(path: Path, head: bytes) -> str:
     if head[:1] == b"\x80":
         return (
             f"{path} is in PyTorch's format from before 1.6 (a bare pickle), which is "
-            "not read here. Write it anew once, where PyTorch is installed: "
+            "not supported. Convert it where PyTorch is installed: "
             "python -c \"import torch; torch.save(torch.load('old.pth', "
             "map_location='cpu', weights_only=True), 'new.pth')\""
         )
     return (
         f"{path} is neither a PyTorch zip archive nor a safetensors file "
-        f"(it starts with {head[:8]!r}); wanted .pt/.pth/.bin or .safetensors"
+        f"(it starts with {head[:8]!r}); expected .pt/.pth/.bin or .safetensors"
     )
 
 
 def _check_total(archive: Archive) -> None:
-    """A file cannot hold more than its size, unless views share one storage."""
+    """Refuse tensors much larger than the file, which must share a storage."""
     total = sum(tensor.nbytes for tensor in archive.tensors.values())
     size = archive.path.stat().st_size
     if total > 2 * size:
         raise WeightsError(
-            f"{archive.path}: its tensors add up to {total} bytes, the file has "
+            f"{archive.path}: its tensors add up to {total} bytes, but the file has "
             f"{size}: many of them overlap in one storage"
         )
 
 
 def _read_safetensors(path: Path) -> Archive:
-    """The library vouches for the header; places are taken from it afterwards."""
+    """Let the library validate the header, then take the places from it."""
     try:
         with safe_open(path, framework="numpy") as checked:
             names = list(checked.keys())
     except (SafetensorError, OSError) as error:
         raise WeightsError(
-            f"the safetensors file is truncated or damaged ({error}); fetch it again"
+            f"the safetensors file is truncated or damaged ({error}); download it again"
         ) from error
     with path.open("rb") as stream:
         (length,) = struct.unpack("<Q", stream.read(8))
@@ -127,7 +127,7 @@ def _read_safetensors(path: Path) -> Archive:
     for name in names:
         entry = header[name]
         if entry["dtype"] not in _SAFETENSORS_TYPES:
-            raise WeightsError(f"{name} has the type {entry['dtype']}, not read here")
+            raise WeightsError(f"{name} has the unsupported dtype {entry['dtype']}")
         shape = tuple(entry["shape"])
         tensors[name] = StoredTensor(
             path=path,

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Apply a table: match names, check shapes, and fill our parameters.
+"""Apply a table: match names, check shapes and fill our parameters.
 
-Nothing is dropped in silence: every tensor of the file is used or ignored with a
-reason, every parameter is filled or named as new, and whatever else is wrong goes
-into one error that lists it all.
+Nothing is dropped silently: every tensor of the file is used or ignored for a stated
+reason, every parameter is filled or reported as new, and anything else goes into one
+error that lists all problems.
 """
 
 from collections.abc import Mapping
@@ -12,34 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from fmfa_jax.models import ModelConfig, param_shapes
+from fmfa_jax.models import PARTS, ModelConfig, param_shapes
 from fmfa_jax.weights.positions import Interpolation, resize_grid, resize_line
 from fmfa_jax.weights.rules import Rule
 from fmfa_jax.weights.source import Source, stored_grid
 from fmfa_jax.weights.tensors import FLOAT_TYPES, WeightsError
 from fmfa_jax.weights.trees import flatten
 
-TOWERS = ("image_tower", "text_tower")
-HEADS = ("classifier", "irr")
+CLASSIFIER = "classifier"
 IMAGE_POSITION = "image_tower/position"
 TEXT_POSITION = "text_tower/position"
-# XLA takes host memory over without a copy where it is aligned like this.
+# XLA on a CPU uses host memory with this alignment without copying it.
 ALIGNMENT = 64
 
 
 @dataclass
 class Problems:
-    """Everything that is wrong with a file, until it is raised at once."""
+    """Everything wrong with a file, collected to be raised at once."""
 
     missing: list[str] = field(default_factory=list)
     surplus: list[str] = field(default_factory=list)
     misfits: list[str] = field(default_factory=list)
 
     def check(self, source: Source) -> None:
-        """Raise one error that lists all problems, if there are any.
+        """Raise an error that lists all problems, if there are any.
 
         Raises:
-            WeightsError: naming missing and surplus tensors and those that do not fit.
+            WeightsError: Tensors are missing, surplus or do not fit; all are named.
         """
         kinds = {
             "missing": self.missing,
@@ -51,52 +50,54 @@ class Problems:
         ]
         if rows:
             raise WeightsError(
-                f"{source.path} ({source.table.name} names) does not give this model; "
+                f"{source.path} ({source.table.name} names) does not fit this model; "
                 "nothing was loaded:\n" + "\n".join(rows)
             )
 
 
 @dataclass(frozen=True)
 class Match:
-    """Which rules are to be applied, and what the file holds besides.
+    """The rules to apply, and what else the file holds.
 
     Attributes:
-        layers: of each room, as many as the names of its blocks must count.
-        rules: to be applied, in the table's order.
-        ignored: tensors that are not used, each with the reason.
+        depths: Number of blocks of each part, which the file's names must match.
+        rules: Rules to apply, in the table's order.
+        ignored: Unused tensors, each with the reason.
     """
 
-    layers: Mapping[str, int]
+    depths: Mapping[str, int]
     rules: tuple[Rule, ...]
     ignored: tuple[str, ...]
 
 
-def rooms_to_load(
+def parts_to_load(
     source: Source, config: ModelConfig | None, drop_classifier: bool
 ) -> dict[str, str]:
-    """The rooms of a file: {room: ""}, or the reason why a room is left out."""
-    reasons = dict.fromkeys(TOWERS, "")
+    """Return the parts to load: {part: ""}, or {part: reason not to load it}.
+
+    Heads that the file does not have are left out; towers never are.
+    """
     owners = [source.table.find(name) for name in source.tensors]
-    present = {owner[0].room for owner in owners if owner is not None}
-    for room in (head for head in HEADS if head in present):
-        reasons[room] = ""
-        if config is not None and not (
-            config.classes if room == "classifier" else config.irr_layers
-        ):
-            reasons[room] = f"the model has no {room}"
-    if drop_classifier and "classifier" in reasons:
-        reasons["classifier"] = "dropped as asked"
+    stored = {owner[0].part for owner in owners if owner is not None}
+    reasons = {}
+    for part in PARTS:
+        if part.switch and part.name not in stored:
+            continue
+        absent = config is not None and not part.is_in(config)
+        reasons[part.name] = f"the model has no {part.name}" if absent else ""
+    if drop_classifier and CLASSIFIER in reasons:
+        reasons[CLASSIFIER] = "dropped as requested"
     return reasons
 
 
 def match_names(
-    source: Source, rooms: Mapping[str, str], layers: Mapping[str, int], found: Problems
+    source: Source, parts: Mapping[str, str], depths: Mapping[str, int], found: Problems
 ) -> Match:
-    """Give each rule its tensors by name; what is over or lacking goes to `found`."""
-    rules = tuple(r for r in source.table.rules if rooms.get(r.room) == "")
+    """Assign tensors to rules by name; surplus and missing names go to `found`."""
+    rules = tuple(rule for rule in source.table.rules if parts.get(rule.part) == "")
     used: set[str] = set()
     for rule in rules:
-        for layer in range(layers[rule.room] if rule.stacked else 1):
+        for layer in range(depths[rule.part] if rule.stacked else 1):
             names = rule.names(layer)
             found.missing += [name for name in names if name not in source.tensors]
             used.update(names)
@@ -104,33 +105,33 @@ def match_names(
     for name in source.tensors:
         if name in used:
             continue
-        reason = _reason(source, rooms, name)
+        reason = _reason(source, parts, name)
         if reason:
             ignored.append(f"{name}: {reason}")
         else:
             found.surplus.append(name)
-    return Match(layers=layers, rules=rules, ignored=tuple(ignored))
+    return Match(depths=depths, rules=rules, ignored=tuple(ignored))
 
 
-def _reason(source: Source, rooms: Mapping[str, str], name: str) -> str:
-    """Why a tensor that no rule wants may be left; empty: it may not."""
+def _reason(source: Source, parts: Mapping[str, str], name: str) -> str:
+    """Return why an unused tensor may be ignored, or "" if it may not."""
     if source.table.is_ignored(name):
         return "the model has no use for it"
     owner = source.table.find(name)
-    return "" if owner is None else rooms.get(owner[0].room, "")
+    return "" if owner is None else parts.get(owner[0].part, "")
 
 
 def check_shapes(
     source: Source, match: Match, config: ModelConfig, found: Problems
 ) -> None:
-    """Compare every tensor's shape and type with what the config asks for."""
+    """Compare the shape and dtype of every tensor with what the config requires."""
     shapes = flatten(param_shapes(config))
     for rule in match.rules:
         if rule.target not in shapes:
             continue
         shape = tuple(shapes[rule.target].shape)
         wanted = rule.source_shape(shape[1:] if rule.stacked else shape)
-        for layer in range(match.layers[rule.room] if rule.stacked else 1):
+        for layer in range(match.depths[rule.part] if rule.stacked else 1):
             for name in rule.names(layer):
                 if name in source.tensors:
                     found.misfits += _misfit(source, rule, name, wanted)
@@ -139,22 +140,22 @@ def check_shapes(
 def _misfit(
     source: Source, rule: Rule, name: str, wanted: tuple[int, ...]
 ) -> list[str]:
-    """What is wrong with one tensor, as a list of at most one sentence."""
+    """Describe what is wrong with one tensor, in a list of at most one sentence."""
     tensor = source.tensors[name]
     if tensor.dtype not in FLOAT_TYPES:
-        return [f"{name} holds {tensor.dtype}, wanted a floating-point type"]
+        return [f"{name} holds {tensor.dtype}, expected a floating-point type"]
     given = tensor.shape
     if rule.target in (IMAGE_POSITION, TEXT_POSITION):
-        # The number of positions may differ: they are interpolated.
+        # The number of positions may differ, as they are interpolated.
         if len(given) == 2 and given[0] > 1 and given[1] == wanted[1]:
             return []
-        return [f"{name} has shape {given}, wanted (positions, {wanted[1]})"]
+        return [f"{name} has shape {given}, expected (positions, {wanted[1]})"]
     if given == wanted:
         return []
     hint = ""
-    if rule.room == "classifier":
-        hint = "; to begin with a new head: drop_classifier=True (--drop-classifier)"
-    return [f"{name} has shape {given}, wanted {wanted}{hint}"]
+    if rule.part == CLASSIFIER:
+        hint = "; to start with a new head, drop_classifier=True (--drop-classifier)"
+    return [f"{name} has shape {given}, expected {wanted}{hint}"]
 
 
 def fill_params(
@@ -163,16 +164,16 @@ def fill_params(
     config: ModelConfig,
     stated_grid: tuple[int, int] | None,
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Read the tensors of a match that has no problems.
+    """Read the tensors of a match without problems.
 
     Returns:
-        float32 arrays by our path, and a sentence for each resized embedding.
+        float32 arrays by our path, and a line about each resized embedding.
     """
     shapes = {k: tuple(v.shape) for k, v in flatten(param_shapes(config)).items()}
     resized: list[str] = []
     positions = _read_positions(source, config, stated_grid, resized)
     params: dict[str, np.ndarray] = {}
-    # Largest first: a mapped source and its copy then meet while little is held.
+    # Largest first, so that peak memory (mapped source plus copy) comes early.
     for rule in sorted(match.rules, key=lambda rule: -np.prod(shapes[rule.target])):
         params[rule.target] = aligned_empty(shapes[rule.target])
         if rule.target in positions:
@@ -183,7 +184,7 @@ def fill_params(
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
-    """Allocate a float32 array which XLA on a CPU can use without a copy."""
+    """Allocate a float32 array that XLA on a CPU can use without copying it."""
     size = 4 * int(np.prod(shape))
     raw = np.empty(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
@@ -191,7 +192,7 @@ def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _copy(source: Source, rule: Rule, out: np.ndarray) -> None:
-    """Copy the sources of one rule into the parameter, layer by layer."""
+    """Copy the sources of a rule into the parameter, layer by layer."""
     for layer in range(len(out) if rule.stacked else 1):
         place = out[layer] if rule.stacked else out
         parts = np.split(place, len(rule.sources), axis=-1)
@@ -205,7 +206,7 @@ def _read_positions(
     stated_grid: tuple[int, int] | None,
     resized: list[str],
 ) -> dict[str, np.ndarray]:
-    """Both position embeddings at the config's sizes."""
+    """Read both position embeddings and resize them to the config."""
     rules = source.table.by_target
     stored = {
         target: source.tensors[rules[target].sources[0]].read().astype(np.float32)
@@ -231,20 +232,21 @@ def _grid(grid: tuple[int, int]) -> str:
 
 
 def merge(initial: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Lay flat parameters over a flat tree; see `load.fill`.
+    """Replace flat initial parameters by given ones; see `load.fill`.
 
     Raises:
-        WeightsError: a given path is unknown, or its shape differs.
+        WeightsError: A given path is unknown, or its shape differs.
     """
     problems = [
         f"  {path} is not in the model" for path in given if path not in initial
     ]
     problems += [
-        f"  {path} has shape {tuple(value.shape)}, wanted {tuple(initial[path].shape)}"
+        f"  {path} has shape {tuple(value.shape)}, expected "
+        f"{tuple(initial[path].shape)}"
         for path, value in given.items()
         if path in initial and tuple(value.shape) != tuple(initial[path].shape)
     ]
     if problems:
         listed = "\n".join(problems)
-        raise WeightsError(f"these weights are another model's:\n{listed}")
+        raise WeightsError(f"these weights belong to another model:\n{listed}")
     return {**initial, **given}

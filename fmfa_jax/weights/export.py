@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Give parameters back to PyTorch: the official names, or a Hugging Face folder."""
+"""Export parameters to PyTorch: the official names, or a Hugging Face folder."""
 
 import math
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table
 from fmfa_jax.weights.tensors import WeightsError
 from fmfa_jax.weights.trees import flatten
 
-# FMFA's fixed scale 1 / 0.02, where CLIP has a learned one.
+# FMFA uses a fixed scale of 1 / 0.02, where CLIP learns one.
 LOGIT_SCALE = math.log(50.0)
 
 
 def rename(table: Table, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """Our parameters under a table's names: views, in its layouts.
+    """View our parameters under the names and in the layouts of a table.
 
     Raises:
-        KeyError: the table has no name for one of them.
+        KeyError: The table has no name for one of them.
     """
     rules = table.by_target
     named: dict[str, np.ndarray] = {}
@@ -37,10 +37,9 @@ def rename(table: Table, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
 
 
 def export_official(path: str | Path, params: Mapping[str, Any]) -> Path:
-    """Write a safetensors file under the names of IRRA's and FMFA's code.
+    """Write a safetensors file with the names of IRRA's and FMFA's code.
 
-    There, one line loads it (with the picture size and the number of classes that
-    it was trained with):
+    One line loads it there, given the image size and number of classes of training:
 
         model.load_state_dict(safetensors.torch.load_file("OUT.safetensors"))
     """
@@ -52,24 +51,24 @@ def export_hugging_face(
 ) -> tuple[str, ...]:
     """Write a folder that `transformers.CLIPModel.from_pretrained` opens.
 
-    Hugging Face's CLIP knows square grids only; a rectangular one is stored as a
-    square that its `interpolate_pos_encoding=True` turns back into ours. Where the
-    picture is not square, pass that flag: `model.get_image_features(pixel_values,
+    Hugging Face's CLIP only supports square grids, so a rectangular one is stored as
+    a square that `interpolate_pos_encoding=True` maps back to ours. Unless images are
+    square, pass that flag: `model.get_image_features(pixel_values,
     interpolate_pos_encoding=True)`.
 
     Returns:
-        our paths that have no place there: the heads.
+        Our paths without a counterpart there: the heads.
 
     Raises:
-        WeightsError: patches overlap or leave a margin, which its CLIP cannot do.
+        WeightsError: Patches overlap or leave a margin, which its CLIP cannot do.
     """
     height, width = config.image_size
     if config.stride != config.patch or height % config.patch or width % config.patch:
         raise WeightsError(
-            "a Hugging Face CLIP needs patches side by side that cover the picture; "
-            f"this model has patch {config.patch}, stride {config.stride} and pictures "
-            f"of {height} x {width}. Export --to official, or resize the model to "
-            "another grid with --image-size and --stride"
+            "a Hugging Face CLIP needs patches side by side that cover the image; this "
+            f"model has patch {config.patch}, stride {config.stride} and images of "
+            f"{height} x {width}. Export --to official, or resize the model to another "
+            "grid with --image-size and --stride"
         )
     flat = flatten(params)
     left_out = tuple(p for p in flat if p not in HUGGING_FACE.by_target)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The config files of a Hugging Face CLIP folder, read and written."""
+"""Reading and writing the config files of a Hugging Face CLIP folder."""
 
 import json
 from collections.abc import Mapping
@@ -7,13 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fmfa_jax.files import write_json
 from fmfa_jax.models import IMAGE_MEAN, IMAGE_STD, ModelConfig
+from fmfa_jax.models.config import HEAD_WIDTH
+from fmfa_jax.models.layers import NORM_EPSILON
 from fmfa_jax.weights.tensors import WeightsError
 
-HEAD_WIDTH = 64
-# Our own key in the vision config: the picture that a square grid stands for.
+# Our own key in the vision config: the image size that a square grid represents.
 IMAGE_SIZE_KEY = "fmfa_image_size"
-# Widths of the towers where a config.json leaves them out.
+# Default widths of the towers in transformers.
 _WIDTHS = {"vision_config": 768, "text_config": 512}
 
 
@@ -22,9 +24,9 @@ class FolderGrids:
     """The grids of a folder.
 
     Attributes:
-        stored: rows and columns of the position embedding in the file, a square.
-        meant: the grid that it stands for, where our export wrote the folder.
-        image_size: height and width of the pictures.
+        stored: Rows and columns of the position embedding in the file, a square.
+        meant: The grid that it represents, if our export wrote the folder.
+        image_size: Height and width of the images.
     """
 
     stored: tuple[int, int]
@@ -36,12 +38,12 @@ def read_folder_config(path: Path) -> FolderGrids:
     """Check what names and shapes cannot show, and read the grid.
 
     Raises:
-        WeightsError: no config.json, a damaged one, or a CLIP that computes
-            otherwise than ours (activation, norms, width of the heads).
+        WeightsError: config.json is missing or damaged, or its CLIP computes something
+            different (activation, norms, width of the attention heads).
     """
     if not path.is_file():
         raise WeightsError(
-            f"no {path}: Hugging Face's names need the config.json beside the weights"
+            f"no {path}: Hugging Face weights need the config.json beside them"
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -49,16 +51,16 @@ def read_folder_config(path: Path) -> FolderGrids:
         problems = [p for name in parts for p in _differences(name, parts[name])]
         if problems:
             listed = "\n".join(problems)
-            raise WeightsError(f"{path}: a CLIP that computes otherwise:\n{listed}")
+            raise WeightsError(f"{path}: a CLIP that computes differently:\n{listed}")
         return _grids(parts["vision_config"])
     except WeightsError:
         raise
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise WeightsError(f"{path} is no CLIP config ({error})") from error
+        raise WeightsError(f"{path} is not a CLIP config ({error})") from error
 
 
 def _part(config: Mapping[str, Any], name: str) -> dict[str, Any]:
-    # Older folders repeat their settings in *_config_dict, which then count.
+    # Older folders repeat their settings in *_config_dict, which takes precedence.
     return {**(config.get(name) or {}), **(config.get(f"{name}_dict") or {})}
 
 
@@ -67,11 +69,11 @@ def _differences(name: str, part: Mapping[str, Any]) -> list[str]:
     heads = part.get("hidden_size", _WIDTHS[name]) // HEAD_WIDTH
     checks = (
         ("hidden_act", part.get("hidden_act", "quick_gelu"), "quick_gelu"),
-        ("layer_norm_eps", part.get("layer_norm_eps", 1e-5), 1e-5),
+        ("layer_norm_eps", part.get("layer_norm_eps", NORM_EPSILON), NORM_EPSILON),
         ("num_attention_heads", part.get("num_attention_heads", default_heads), heads),
     )
     return [
-        f"  {name}.{key} is {given}, wanted {wanted}"
+        f"  {name}.{key} is {given}, expected {wanted}"
         for key, given, wanted in checks
         if given != wanted
     ]
@@ -92,11 +94,11 @@ def write_folder_config(folder: Path, config: ModelConfig, side: int) -> None:
     """Write config.json and preprocessor_config.json.
 
     Args:
-        folder: where to.
-        config: sizes of the model.
-        side: rows (and columns) of the square position grid in the weights.
+        folder: Destination.
+        config: Sizes of the model.
+        side: Rows (and columns) of the square position grid in the weights.
     """
-    common = {"hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
+    common = {"hidden_act": "quick_gelu", "layer_norm_eps": NORM_EPSILON}
     text = {
         "hidden_size": config.text_width,
         "intermediate_size": 4 * config.text_width,
@@ -128,7 +130,7 @@ def write_folder_config(folder: Path, config: ModelConfig, side: int) -> None:
         "vision_config": {"model_type": "clip_vision_model", **vision, **common},
     }
     height, width = config.image_size
-    pictures = {
+    preprocessing = {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,
         "do_resize": True,
@@ -140,9 +142,5 @@ def write_folder_config(folder: Path, config: ModelConfig, side: int) -> None:
         "image_mean": list(IMAGE_MEAN),
         "image_std": list(IMAGE_STD),
     }
-    _write_json(folder / "config.json", whole)
-    _write_json(folder / "preprocessor_config.json", pictures)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "config.json", whole)
+    write_json(folder / "preprocessor_config.json", preprocessing)

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own weight file: safetensors under our paths, the config in its metadata."""
+"""Our own format: safetensors named by our paths, with the config as metadata."""
 
 import dataclasses
 import json
-import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from fmfa_jax.files import replacing
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.weights.archive import Archive
 from fmfa_jax.weights.tensors import WeightsError
@@ -28,47 +28,48 @@ def save_native(
     """Write parameters and their config as one safetensors file.
 
     Args:
-        path: where to; an older file there is replaced at once, never half.
-        params: the nested dictionary of the models room; written as float32.
-        config: sizes that the parameters have.
-        extra_metadata: further strings, such as the step or the data set.
+        path: The file; an existing one is replaced atomically.
+        params: Nested dictionary of parameters. Stored as float32; whoever loads them
+            chooses the compute dtype.
+        config: Sizes of the parameters.
+        extra_metadata: Further strings, such as the step or the data set.
 
     Raises:
-        ValueError: `extra_metadata` uses a key of the format itself.
+        ValueError: `extra_metadata` uses a key that the format reserves.
     """
     extra = dict(extra_metadata or {})
     taken = extra.keys() & {*FORMAT, "config"}
     if taken:
-        raise ValueError(f"metadata keys that the format uses: {sorted(taken)}")
+        raise ValueError(f"metadata keys reserved by the format: {sorted(taken)}")
     metadata = {**FORMAT, "config": json.dumps(dataclasses.asdict(config)), **extra}
     return write_safetensors(path, flatten(params), metadata)
 
 
 def native_config(archive: Archive) -> ModelConfig:
-    """The config that `save_native` put into a file.
+    """Return the config that `save_native` stored in a file.
 
     Raises:
-        WeightsError: another version of the format, or a config that does not build.
+        WeightsError: The format has another version, or the config is invalid.
     """
     version = archive.metadata.get("version")
     if version != FORMAT["version"]:
         raise WeightsError(
-            f"{archive.path} has version {version} of our format, this code reads "
-            f"{FORMAT['version']}"
+            f"{archive.path} has version {version} of our format, but this code reads "
+            f"version {FORMAT['version']}"
         )
     try:
         values = json.loads(archive.metadata["config"])
         return ModelConfig(**{**values, "image_size": tuple(values["image_size"])})
     except (KeyError, TypeError, ValueError) as error:
         raise WeightsError(
-            f"{archive.path} carries no usable model config: {error}"
+            f"{archive.path} has no usable model config: {error}"
         ) from error
 
 
 def write_safetensors(
     path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> Path:
-    """Write float32 arrays one after the other; at most one is copied at a time."""
+    """Write float32 arrays one by one, copying at most one of them at a time."""
     path = Path(path)
     header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
@@ -81,14 +82,11 @@ def write_safetensors(
         }
         offset = end
     text = json.dumps(header).encode()
-    # The format wants the data on a multiple of eight bytes.
+    # The format requires data to start at a multiple of eight bytes.
     text += b" " * (-len(text) % 8)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(path.name + ".unfinished")
-    with unfinished.open("wb") as stream:
+    with replacing(path) as draft, draft.open("wb") as stream:
         stream.write(struct.pack("<Q", len(text)) + text)
         _write_arrays(stream, arrays.values())
-    os.replace(unfinished, path)
     return path
 
 

@@ -2,9 +2,8 @@
 """A pickle reader that can only build plain containers and descriptions of tensors.
 
 PyTorch's files describe their tensors in a pickle, and a pickle is a program. This
-reader knows a short list of names; each stands for an inert stand-in of ours, and
-any other name ends the reading with an error that tells it. Nothing of the file is
-ever imported, called or compiled.
+reader maps a short list of names to inert stand-ins of ours; any other name is an
+error. Nothing in the file is ever imported, called or compiled.
 """
 
 import io
@@ -19,7 +18,7 @@ import numpy as np
 
 from fmfa_jax.weights.tensors import WeightsError
 
-# data.pkl of a model of a thousand layers is far below this.
+# Far above the data.pkl of a model with a thousand layers.
 MAX_PICKLE_BYTES = 64 * 2**20
 
 STORAGE_TYPES = {
@@ -45,12 +44,12 @@ ELEMENT_TYPES = frozenset(
 
 
 class UnsafePickleError(WeightsError):
-    """A pickle that asks for something other than tensors and plain containers."""
+    """A pickle that contains anything but tensors and plain containers."""
 
 
 @dataclass(frozen=True)
 class StorageRecord:
-    """One storage of the archive: `key` names the entry, `numel` its elements."""
+    """A storage of the archive; `key` is its entry, `numel` its number of elements."""
 
     key: str
     dtype: np.dtype
@@ -59,7 +58,7 @@ class StorageRecord:
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """A tensor as the pickle describes it; nothing is checked yet."""
+    """A tensor as the pickle describes it, not yet validated."""
 
     storage: Any
     offset: Any
@@ -68,14 +67,14 @@ class TensorRecord:
 
 
 class ModuleRecord:
-    """A TorchScript module: its attributes, and no behaviour."""
+    """A TorchScript module: its attributes without its behaviour."""
 
     __slots__ = ("attributes",)
 
     attributes: dict[str, Any]
 
     def __new__(cls) -> "ModuleRecord":
-        """Make an empty record; the pickle fills it through `__setstate__`."""
+        """Create an empty record, for the pickle to fill through `__setstate__`."""
         record = super().__new__(cls)
         record.attributes = {}
         return record
@@ -83,24 +82,24 @@ class ModuleRecord:
     def __setstate__(self, state: Any) -> None:
         if type(state) is not dict or not all(type(key) is str for key in state):
             raise UnsafePickleError(
-                "a TorchScript module must be a dict of named attributes, "
-                f"this one is a {type(state).__name__}"
+                "a TorchScript module must be a dict of named attributes, but this one "
+                f"is a {type(state).__name__}"
             )
         self.attributes = state
 
 
 class _OrderedRecord(dict):
-    """Stands for OrderedDict; PyTorch hangs `_metadata` on it, which nobody needs."""
+    """Stand-in for OrderedDict that drops the `_metadata` PyTorch attaches to it."""
 
     __slots__ = ()
 
     def __setstate__(self, state: Any) -> None:
         if type(state) is not dict or set(state) - {"_metadata"}:
-            raise UnsafePickleError("an OrderedDict carries attributes of its own")
+            raise UnsafePickleError("an OrderedDict has attributes of its own")
 
 
 class _StandIn:
-    """What a permitted name becomes: callable when it must be, never writable."""
+    """What a permitted name becomes: callable if necessary, never writable."""
 
     __slots__ = ("_build", "name")
 
@@ -140,7 +139,7 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
     "torch.device": _first,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
-    # TorchScript wraps lists and typed containers of attributes in these.
+    # TorchScript wraps lists and typed containers in these.
     "torch.jit._pickle.build_intlist": list,
     "torch.jit._pickle.build_doublelist": list,
     "torch.jit._pickle.build_boollist": list,
@@ -150,10 +149,10 @@ _BUILDERS: dict[str, Callable[..., Any]] = {
 
 
 class RestrictedUnpickler(pickle.Unpickler):
-    """`pickle.Unpickler` with an allow-list in place of the import system."""
+    """`pickle.Unpickler` with an allow-list instead of the import system."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Answer a global of the file with its stand-in, or refuse it by name."""
+        """Return the stand-in for a global, or refuse it by name."""
         wanted = f"{module}.{name}"
         if module == "__torch__" or module.startswith("__torch__."):
             return ModuleRecord
@@ -163,12 +162,12 @@ class RestrictedUnpickler(pickle.Unpickler):
             return _StandIn(wanted)
         raise UnsafePickleError(
             f"the pickle asks for {wanted}, which is neither a tensor nor a plain "
-            "container; nothing was run. Ask the file's author for the bare state "
-            "dict (tensors only), as .pth or .safetensors"
+            "container; nothing was executed. Ask the file's author for the bare state "
+            "dict (only tensors), as .pth or .safetensors"
         )
 
     def persistent_load(self, pid: Any) -> StorageRecord:
-        """Turn a storage reference into a record of key, type and length."""
+        """Convert a storage reference to a record of key, dtype and length."""
         match pid:
             case ("storage", _StandIn(name=kind), str(key), _, int(numel)) if (
                 kind in STORAGE_TYPES and numel >= 0
@@ -178,9 +177,9 @@ class RestrictedUnpickler(pickle.Unpickler):
 
 
 def _check_program(data: bytes) -> None:
-    """Refuse opcodes that would make the reader itself take endless memory.
+    """Refuse opcodes that could make the reader itself allocate without bound.
 
-    `genops` also checks every length against the data, before anything is built.
+    `genops` also checks every length against the data before anything is built.
     """
     puts = 0
     for opcode, argument, _ in pickletools.genops(data):
@@ -198,25 +197,25 @@ def read_pickle(data: bytes) -> Any:
     """Read the pickle of a PyTorch archive into records and plain containers.
 
     Returns:
-        dicts, lists, tuples, sets, numbers, strings, `TensorRecord`s and
+        Dicts, lists, tuples, sets, numbers, strings, `TensorRecord`s and
         `ModuleRecord`s.
 
     Raises:
-        UnsafePickleError: the pickle asks for anything else; the message names it.
-        WeightsError: the pickle is broken.
+        UnsafePickleError: The pickle asks for anything else, which is named.
+        WeightsError: The pickle is damaged.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise UnsafePickleError(
-            f"the pickle has {len(data)} bytes, at most {MAX_PICKLE_BYTES} are read"
+            f"the pickle has {len(data)} bytes; the limit is {MAX_PICKLE_BYTES}"
         )
     try:
         _check_program(data)
         return RestrictedUnpickler(io.BytesIO(data)).load()
     except WeightsError:
         raise
-    # A damaged or hostile pickle may fail in any way; it must fail as our error.
+    # Damaged or hostile pickles may fail in any way; report all as our own error.
     except Exception as error:
         raise WeightsError(
             f"the pickle is damaged ({type(error).__name__}: {error}); "
-            "fetch the file again"
+            "download the file again"
         ) from error

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Position embeddings for other grids and longer captions.
+"""Position embeddings for other grids and caption lengths.
 
-Each resize is a product with a small matrix of interpolation weights, the ones of
+Each resize is a product with a small matrix of interpolation weights, those of
 `torch.nn.functional.interpolate(align_corners=False)` without antialiasing.
 """
 
@@ -15,7 +15,7 @@ CUBIC = -0.75
 
 
 class Interpolation(Enum):
-    """Between neighbours; bicubic is what Hugging Face's CLIP does to its grid."""
+    """Interpolation method; Hugging Face's CLIP resizes its grid bicubically."""
 
     BILINEAR = "bilinear"
     BICUBIC = "bicubic"
@@ -24,7 +24,7 @@ class Interpolation(Enum):
 def interpolation_matrix(
     source: int, target: int, kind: Interpolation = Interpolation.BILINEAR
 ) -> Float[np.ndarray, "target source"]:
-    """Weights that turn `source` samples of a line into `target` samples."""
+    """Return the weights that map `source` samples of a line to `target` samples."""
     place = (np.arange(target) + 0.5) * (source / target) - 0.5
     if kind is Interpolation.BILINEAR:
         place = np.maximum(place, 0.0)
@@ -40,7 +40,7 @@ def interpolation_matrix(
 def _taps(
     fraction: np.ndarray, kind: Interpolation
 ) -> list[tuple[int, Float[np.ndarray, " target"]]]:
-    """Neighbours by their distance from the left one, with their weights."""
+    """Return neighbours by their offset from the left one, with their weights."""
     if kind is Interpolation.BILINEAR:
         return [(0, 1.0 - fraction), (1, fraction)]
     return [(shift, _cubic(np.abs(fraction - shift))) for shift in (-1, 0, 1, 2)]
@@ -58,13 +58,13 @@ def resize_grid(
     target: tuple[int, int],
     kind: Interpolation = Interpolation.BILINEAR,
 ) -> Float[np.ndarray, "m w"]:
-    """Resize the patch rows of an image position embedding; the class row stays.
+    """Resize the patch rows of an image position embedding, keeping the class row.
 
     Args:
-        position: class row, then source[0] * source[1] patch rows, row-major.
-        source: rows and columns of the grid that comes.
-        target: rows and columns wanted.
-        kind: bilinear is the field's rule (IRRA and FMFA resize so).
+        position: Class row, then source[0] * source[1] patch rows, row-major.
+        source: Rows and columns of the given grid.
+        target: Rows and columns of the resized grid.
+        kind: Interpolation method; IRRA and FMFA use bilinear.
 
     Raises:
         ValueError: `position` does not have 1 + rows * columns rows.
@@ -92,15 +92,15 @@ def resize_line(position: Float[np.ndarray, "l w"], length: int) -> np.ndarray:
 def square_grid(
     position: Float[np.ndarray, "n w"], grid: tuple[int, int]
 ) -> tuple[Float[np.ndarray, "m w"], int]:
-    """Find a square grid which bicubic interpolation turns into this one.
+    """Find a square grid that bicubic interpolation maps to this one.
 
-    Hugging Face's CLIP stores a square grid and resizes it bicubically to the
-    picture, so a rectangular grid must be stored as one of its pre-images: the
-    smallest in norm, side = the longer side. Where the sides' ratio is odd (24 x 8,
-    27 x 9) the resize only picks columns and the grid returns bit for bit.
+    Hugging Face's CLIP stores a square grid and resizes it bicubically to the image,
+    so a rectangular grid must be stored as one of its preimages: the one of least norm
+    whose side is the longer side. If the ratio of the sides is odd (24 x 8, 27 x 9),
+    the resize merely selects columns and restores the grid bit for bit.
 
     Returns:
-        the position embedding of the square grid, and its side.
+        The position embedding of the square grid, and its side.
     """
     if grid[0] == grid[1]:
         return position, grid[0]
@@ -113,7 +113,7 @@ def square_grid(
 
 
 def _exact(matrix: np.ndarray) -> np.ndarray:
-    """Clear the round-off of a pseudo-inverse whose entries are plain 0 and 1."""
+    """Remove round-off from a pseudo-inverse whose entries are all 0 or 1."""
     rounded = np.round(matrix)
     return rounded if np.allclose(matrix, rounded, rtol=0, atol=1e-9) else matrix
 
@@ -124,7 +124,7 @@ def _separable(
     rows: np.ndarray,
     columns: np.ndarray,
 ) -> Float[np.ndarray, "m w"]:
-    """Apply one matrix to the rows of the grid and one to its columns, in float64."""
+    """Apply one matrix to the rows of the grid and another to its columns."""
     patches = position[1:].astype(np.float64).reshape(*source, -1)
     patches = np.einsum("rh,hwc,vw->rvc", rows, patches, columns, optimize=True)
     flat = patches.reshape(-1, position.shape[1])

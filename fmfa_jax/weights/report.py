@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What was read from a weight file, and what was not: for people and for run logs."""
+"""A report on loading a weight file, for people and for run logs."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -8,15 +8,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every tensor of a file and of every parameter of the model.
+    """What became of every tensor of a file and every parameter of the model.
 
     Attributes:
-        source: the weight file.
-        sha256: its fingerprint.
-        loaded: our paths that the file filled.
-        resized: position embeddings that were interpolated, with both sizes.
-        ignored: entries of the file that were not used, each with the reason.
-        newly_initialised: our paths that the file does not fill (heads only).
+        source: The weight file.
+        sha256: Its digest.
+        loaded: Our paths that the file filled.
+        resized: Position embeddings that were interpolated, with both sizes.
+        ignored: Unused entries of the file, each with the reason.
+        newly_initialised: Our paths that the file does not fill (only heads).
     """
 
     source: str
@@ -27,7 +27,7 @@ class LoadReport:
     newly_initialised: tuple[str, ...]
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as JSON can hold it."""
+        """Return the report as JSON-serializable values."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:

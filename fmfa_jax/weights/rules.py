@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensor of which format is which parameter of ours: tables, read both ways.
+"""Tables of which tensor of each format is which of our parameters.
 
-A rule joins one of our paths with the names it has elsewhere; `{i}` counts layers.
-Reading a table from right to left imports, from left to right exports.
+A rule maps one of our paths to the names that it has elsewhere; `{i}` is the layer.
+Import and export read the same table in opposite directions.
 """
 
 import functools
@@ -15,7 +15,7 @@ import numpy as np
 
 
 class Layout(Enum):
-    """How a tensor elsewhere lies, seen from ours."""
+    """Axes of a stored tensor compared with ours."""
 
     SAME = "same"
     TRANSPOSED = "[out, in], ours [in, out]"
@@ -26,7 +26,7 @@ _AXES = {Layout.TRANSPOSED: (1, 0), Layout.CONVOLUTION: (2, 3, 1, 0)}
 _AXES_BACK = {Layout.TRANSPOSED: (1, 0), Layout.CONVOLUTION: (3, 2, 0, 1)}
 
 
-# A layer's number inside a name; the bound keeps hostile ones small.
+# A layer number within a name; bounded, because names may be hostile.
 _LAYER = re.compile(r"\.(0|[1-9][0-9]{0,6})\.")
 
 
@@ -35,9 +35,9 @@ class Rule:
     """One parameter.
 
     Attributes:
-        target: our path; under "blocks" it has a leading layer axis.
-        sources: its names elsewhere; several are parts along our last axis.
-        layout: how they lie.
+        target: Our path; below "blocks" the parameter has a leading axis of layers.
+        sources: Names elsewhere; several are slices along our last axis.
+        layout: Axes of the sources.
     """
 
     target: str
@@ -46,16 +46,16 @@ class Rule:
 
     @property
     def stacked(self) -> bool:
-        """Whether the names count layers."""
+        """Whether each layer has a name of its own."""
         return "{i}" in self.sources[0]
 
     @property
-    def room(self) -> str:
-        """First part of the path: image_tower, text_tower, classifier or irr."""
+    def part(self) -> str:
+        """Part of the model that has the parameter; see `models.parts`."""
         return self.target.split("/")[0]
 
     def names(self, layer: int) -> tuple[str, ...]:
-        """The sources of one layer (of the parameter, where it is not stacked)."""
+        """Return the sources of one layer, or of the whole parameter if not stacked."""
         return tuple(source.replace("{i}", str(layer)) for source in self.sources)
 
     def to_ours(self, array: np.ndarray) -> np.ndarray:
@@ -65,14 +65,14 @@ class Rule:
         return array.transpose(_AXES[self.layout])
 
     def from_ours(self, array: np.ndarray) -> list[np.ndarray]:
-        """Views of one layer's parameter, as the sources lie."""
+        """View one layer's parameter as tensors in the sources' layout."""
         parts = np.split(array, len(self.sources), axis=-1)
         if self.layout is Layout.SAME:
             return parts
         return [part.transpose(_AXES_BACK[self.layout]) for part in parts]
 
     def our_shape(self, source: tuple[int, ...]) -> tuple[int, ...] | None:
-        """Our shape of one layer's parameter; None if the axes are not as many."""
+        """Return our shape for one layer, or None if the number of axes differs."""
         axes = _AXES.get(self.layout, tuple(range(len(source))))
         if len(axes) != len(source):
             return None
@@ -82,7 +82,7 @@ class Rule:
         return tuple(ours)
 
     def source_shape(self, ours: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape of each source for one layer's parameter of the shape `ours`."""
+        """Return the shape of each source for one layer of shape `ours`."""
         part = (*ours[:-1], ours[-1] // len(self.sources))
         axes = _AXES_BACK.get(self.layout, tuple(range(len(part))))
         return tuple(part[axis] for axis in axes)
@@ -90,7 +90,7 @@ class Rule:
 
 @dataclass(frozen=True)
 class Table:
-    """The rules of one format, and the names that it may hold besides."""
+    """The rules of one format, and patterns of names to ignore."""
 
     name: str
     rules: tuple[Rule, ...]
@@ -102,11 +102,11 @@ class Table:
 
     @functools.cached_property
     def by_target(self) -> dict[str, Rule]:
-        """The rules by our path."""
+        """Rules by our path."""
         return {rule.target: rule for rule in self.rules}
 
     def find(self, name: str) -> tuple[Rule, int] | None:
-        """The rule that a name belongs to, and its layer (0 where none is named)."""
+        """Return the rule that a name belongs to, and its layer (0 if none)."""
         if name in self._owners:
             return self._owners[name], 0
         number = _LAYER.search(name)
@@ -116,7 +116,7 @@ class Table:
         return None if rule is None else (rule, int(number[1]))
 
     def is_ignored(self, name: str) -> bool:
-        """Whether a tensor carries nothing that we need, by the named list."""
+        """Return whether the table lists a tensor as unneeded."""
         return any(re.fullmatch(pattern, name) for pattern in self.ignored)
 
 
@@ -139,7 +139,7 @@ def _dense(target: str, *sources: str) -> tuple[Rule, ...]:
 
 
 def _attention(target: str, source: str) -> tuple[Rule, ...]:
-    """`torch.nn.MultiheadAttention`: one matrix for queries, keys and values."""
+    """Rules for `torch.nn.MultiheadAttention`, which fuses queries, keys, values."""
     return (
         Rule(f"{target}/qkv/kernel", (f"{source}.in_proj_weight",), Layout.TRANSPOSED),
         Rule(f"{target}/qkv/bias", (f"{source}.in_proj_bias",)),
@@ -173,7 +173,7 @@ def _hugging_face_blocks(target: str, source: str) -> tuple[Rule, ...]:
 
 
 def _official(base: str) -> tuple[Rule, ...]:
-    """The towers under OpenAI's names, behind the prefix of the field's code."""
+    """Rules for the towers under OpenAI's names, with a prefix."""
     visual = f"{base}visual"
     return (
         Rule(
@@ -205,8 +205,8 @@ _HEADS = (
     *_dense("irr/head/fc", "mlm_head.fc"),
 )
 
-# What CLIP's files hold besides the weights: the learned scale of its loss (ours is
-# fixed), sizes that the tensors tell too, and the causal mask as a constant.
+# What else CLIP's files hold: the learned scale of its loss (ours is fixed), sizes
+# that the tensors imply, and the causal mask as a constant.
 _CLIP_EXTRAS = (
     r"(base_model\.)?logit_scale",
     r"(base_model\.)?(visual\.)?(input_resolution|context_length|vocab_size)",
@@ -216,7 +216,7 @@ _CLIP_EXTRAS = (
 OFFICIAL = Table(
     name="official",
     rules=(*_official("base_model."), *_HEADS),
-    # The second are DGCMIA's memory banks, features of its own training pairs.
+    # The last pattern matches DGCMIA's memory banks: features of its training pairs.
     ignored=(*_CLIP_EXTRAS, r"(img|txt)_memory"),
 )
 
@@ -235,7 +235,7 @@ HUGGING_FACE = Table(
             "image_tower/position",
             ("vision_model.embeddings.position_embedding.weight",),
         ),
-        # The missing "e" is the format's own.
+        # The missing "e" is part of the format.
         *_norm("image_tower/ln_pre", "vision_model.pre_layrnorm"),
         *_hugging_face_blocks("image_tower/blocks", "vision_model"),
         *_norm("image_tower/ln_post", "vision_model.post_layernorm"),
@@ -259,7 +259,7 @@ HUGGING_FACE = Table(
 
 
 def native_table(shapes: Mapping[str, object]) -> Table:
-    """Our own format: every parameter under its path, as it is."""
+    """Return the table of our own format: every parameter under its own path."""
     return Table(
         name="native", rules=tuple(Rule(path, (path,)) for path in sorted(shapes))
     )

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a weight file or folder: which format it is, and the sizes its tensors tell."""
+"""Open a weight file or folder: its format, and the sizes that its tensors imply."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from fmfa_jax.models import ModelConfig, param_shapes
+from fmfa_jax.models import PARTS, ModelConfig, Part, param_shapes
 from fmfa_jax.weights.archive import Archive, read_archive, sha256
 from fmfa_jax.weights.hugging_face import read_folder_config
 from fmfa_jax.weights.native import native_config
@@ -21,24 +21,24 @@ from fmfa_jax.weights.tensors import StoredTensor, WeightsError
 from fmfa_jax.weights.trees import flatten
 
 RUN_FILES = ("model_best.safetensors", "model_last.safetensors")
-# More than any CLIP has; a number in a hostile name may be anything.
+# More than any CLIP has; a hostile name may contain any number.
 MAX_LAYERS = 1000
 HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 @dataclass(frozen=True)
 class Source:
-    """A weight file whose format is known.
+    """A weight file of known format.
 
     Attributes:
-        archive: the file.
-        table: how its names become ours.
-        tensors: by name, without the "module." of data-parallel training.
-        sha256: of the weight file.
-        config: only for our own format, which carries it.
-        grid: rows and columns of the stored position embedding, where known.
-        bicubic_to: a square grid stored for Hugging Face stands for this one.
-        image_size: the picture size that the format states.
+        archive: The file.
+        table: Maps its names to ours.
+        tensors: Tensors by name, without the "module." of data-parallel training.
+        sha256: Digest of the weight file.
+        config: Config of the model; only our own format contains it.
+        grid: Rows and columns of the stored position embedding, if known.
+        bicubic_to: The grid that a square grid stored for Hugging Face represents.
+        image_size: Image size that the format states, if any.
     """
 
     archive: Archive
@@ -52,26 +52,34 @@ class Source:
 
     @property
     def path(self) -> Path:
-        """The weight file itself, also when a folder was given."""
+        """The weight file itself, even if a folder was given."""
         return self.archive.path
 
-    def layers(self, room: str) -> int:
-        """Blocks of a tower or of the interaction encoder, by the names."""
+    def depth(self, part: Part) -> int:
+        """Return the number of blocks of a part that the names imply."""
         count = 0
         for name, tensor in self.tensors.items():
             rule, layer = self.table.find(name) or (None, 0)
-            if rule is None or rule.room != room or "/blocks/" not in rule.target:
+            if rule is None or rule.part != part.name or "/blocks/" not in rule.target:
                 continue
             whole = (tensor.shape or (0,))[0]
             count = max(count, layer + 1 if rule.stacked else whole)
         if count > MAX_LAYERS:
-            raise WeightsError(f"{self.path}: {count} layers of {room} by the names")
+            raise WeightsError(
+                f"{self.path}: its names imply {count} layers of {part.name}"
+            )
         return count
 
+    def switch(self, part: Part) -> int:
+        """Return the config value that describes a head; 0 if the file has none."""
+        if not part.sized_by:
+            return self.depth(part)
+        return (self.shape(part.sized_by) or (0,))[-1]
+
     def shape(self, target: str) -> tuple[int, ...] | None:
-        """Our shape of a parameter outside of blocks; None where it is missing."""
-        rule = self.table.by_target[target]
-        stored = self.tensors.get(rule.sources[0])
+        """Return our shape of a parameter outside of blocks, or None if absent."""
+        rule = self.table.by_target.get(target)
+        stored = None if rule is None else self.tensors.get(rule.sources[0])
         return None if stored is None else rule.our_shape(stored.shape)
 
 
@@ -79,7 +87,7 @@ def open_source(path: str | Path) -> Source:
     """Open any weight file or folder that this package reads.
 
     A folder is a Hugging Face CLIP (config.json beside its weights) or a run of ours
-    (the best model where there is one, else the last).
+    (the best model if there is one, otherwise the last).
     """
     path = Path(path)
     archive = read_archive(_weight_file(path))
@@ -95,7 +103,7 @@ def open_source(path: str | Path) -> Source:
 
 
 def _weight_file(path: Path) -> Path:
-    """The file that a path means."""
+    """Return the weight file of a folder, or a file itself."""
     if not path.is_dir():
         return path
     wanted = (*RUN_FILES, *HUGGING_FACE_FILES)
@@ -103,8 +111,8 @@ def _weight_file(path: Path) -> Path:
         if (path / name).is_file():
             return path / name
     raise WeightsError(
-        f"no weights in the folder {path}; wanted one of {', '.join(wanted)} "
-        "(sharded checkpoints are not read: save them as one file)"
+        f"no weights in the folder {path}; expected one of {', '.join(wanted)} "
+        "(sharded checkpoints are not supported: save them as one file)"
     )
 
 
@@ -114,7 +122,7 @@ def _without_module(archive: Archive) -> dict[str, StoredTensor]:
         plain = name.removeprefix("module.")
         if plain in tensors:
             raise WeightsError(
-                f'{archive.path}: {plain} is there with and without "module."; '
+                f'{archive.path} has {plain} with and without "module."; '
                 "keep one of the two"
             )
         tensors[plain] = tensor
@@ -156,11 +164,17 @@ def infer_config(
     stride: int | None = None,
     context_length: int | None = None,
 ) -> ModelConfig:
-    """Sizes from the tensors' own shapes, the picture's size as stated.
+    """Infer a config from the shapes of the tensors.
+
+    Args:
+        source: The weight file.
+        image_size: See `load.load_params`.
+        stride: See `load.load_params`.
+        context_length: See `load.load_params`.
 
     Raises:
-        WeightsError: a tensor that tells a size is missing, or the picture's size is
-            neither stated nor that of a square grid.
+        WeightsError: A tensor that determines a size is missing, or the image size is
+            not stated and the grid is not square.
     """
     if source.config is not None:
         return _restated(source.config, image_size, stride, context_length)
@@ -169,27 +183,26 @@ def infer_config(
     if image_size is None:
         rows = shapes["image_tower/position"][0]
         image_size = source.image_size or _square(source, rows, patch)
+    depths = {part.blocks: source.depth(part) for part in PARTS if part.blocks}
+    switches = {part.switch: source.switch(part) for part in PARTS if part.switch}
     try:
         return ModelConfig(
             image_size=image_size,
             patch=patch,
             stride=patch if stride is None else stride,
             image_width=image_width,
-            image_layers=source.layers("image_tower"),
             context_length=context_length or shapes["text_tower/position"][0],
             vocab_size=shapes["text_tower/embedding"][0],
             text_width=shapes["text_tower/embedding"][1],
-            text_layers=source.layers("text_tower"),
             embed_dim=shapes["image_tower/projection"][1],
-            classes=_classes(source),
-            irr_layers=source.layers("irr"),
+            **(depths | switches),
         )
     except ValueError as error:
         raise WeightsError(f"{source.path}: {error}") from error
 
 
 def _telling_shapes(source: Source) -> dict[str, tuple[int, ...]]:
-    """Our shapes of the tensors that tell a model's sizes."""
+    """Return our shapes of the tensors that determine a model's sizes."""
     ranks = {
         "image_tower/patch/kernel": 4,
         "image_tower/position": 2,
@@ -200,24 +213,16 @@ def _telling_shapes(source: Source) -> dict[str, tuple[int, ...]]:
     shapes = {target: source.shape(target) for target in ranks}
     silent = [t for t, rank in ranks.items() if len(shapes[t] or ()) != rank]
     if silent:
-        raise WeightsError(f"no usable {', '.join(silent)}, which tell the sizes")
+        raise WeightsError(f"no usable {', '.join(silent)} to infer the sizes from")
     return {target: shape for target, shape in shapes.items() if shape is not None}
-
-
-def _classes(source: Source) -> int:
-    """Rows of the identity head, 0 where there is none."""
-    if "classifier/kernel" not in source.table.by_target:
-        return 0
-    shape = source.shape("classifier/kernel") or ()
-    return shape[1] if len(shape) == 2 else 0
 
 
 def _square(source: Source, rows: int, patch: int) -> tuple[int, int]:
     side = math.isqrt(max(rows - 1, 0))
     if side * side != rows - 1:
         raise WeightsError(
-            f"{source.path}: {rows - 1} patches are not a square, so the picture's "
-            "size is unknown; state it: image_size=(384, 128), stride=16 "
+            f"{source.path}: {rows - 1} patches are not a square, so the image size "
+            "is unknown; state it: image_size=(384, 128), stride=16 "
             "(--image-size 384x128 --stride 16)"
         )
     return side * patch, side * patch
@@ -240,17 +245,18 @@ def _restated(
 def stored_grid(
     source: Source, rows: int, target: tuple[int, int], stated: tuple[int, int] | None
 ) -> tuple[int, int]:
-    """Rows and columns of a stored position embedding of `rows` rows, class row too.
+    """Return the grid of a stored position embedding with `rows` rows.
 
-    A grid that the format or the caller states counts; else a square one is square,
-    and another one is the wanted grid if it has as many patches.
+    One row is the class token's. A grid stated by the caller or the format is
+    authoritative. Otherwise a square number of patches is a square grid, and any other
+    number must be that of the target grid.
     """
     patches = rows - 1
     known = stated or source.grid
     if known is not None:
         if known[0] * known[1] != patches:
             raise WeightsError(
-                f"a grid of {known[0]} x {known[1]} was stated, the file has "
+                f"the stated grid is {known[0]} x {known[1]}, but the file has "
                 f"{patches} patch positions"
             )
         return known

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A tensor that still lies in its file: checked first, mapped when it is read."""
+"""A tensor still in its file: validated first, memory-mapped when read."""
 
 from dataclasses import dataclass
 from math import prod
@@ -8,7 +8,7 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 
-# The float types that weights come in; everything is read into float32.
+# Dtypes that weights are stored in; all are converted to float32.
 FLOAT_TYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
@@ -18,14 +18,14 @@ class WeightsError(ValueError):
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where one tensor lies in a file.
+    """Where a tensor is in a file.
 
     Attributes:
-        path: the file.
-        dtype: NumPy type of the elements (bfloat16 through ml_dtypes).
-        shape: sizes.
-        strides: distance of neighbours along each axis, in elements.
-        offset: of the first element, in bytes from the start of the file.
+        path: The file.
+        dtype: NumPy dtype of the elements (bfloat16 through ml_dtypes).
+        shape: Size of each axis.
+        strides: Distance between neighbours along each axis, in elements.
+        offset: Position of the first element, in bytes from the start of the file.
     """
 
     path: Path
@@ -41,11 +41,11 @@ class StoredTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the elements take when they are laid out densely."""
+        """Bytes of the elements in a dense layout."""
         return self.size * self.dtype.itemsize
 
     def read(self) -> np.ndarray:
-        """Map the tensor: a read-only view of the file, released with the array."""
+        """Map the tensor as a read-only view of the file, released with the array."""
         if self.size == 0:
             return np.empty(self.shape, self.dtype)
         mapped = np.memmap(
@@ -62,14 +62,14 @@ class StoredTensor:
 
 
 def span(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Elements from the first to the last one of a strided view, both included."""
+    """Count the elements from the first to the last of a strided view, inclusive."""
     if prod(shape) == 0:
         return 0
     return 1 + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
 
 
 def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
-    """Whether two index tuples of the view can name the same element."""
+    """Return whether two indices of the view can refer to the same element."""
     reach = 1
     axes = sorted((step, n) for n, step in zip(shape, strides, strict=True) if n > 1)
     for step, n in axes:
@@ -80,5 +80,5 @@ def overlaps(shape: tuple[int, ...], strides: tuple[int, ...]) -> bool:
 
 
 def dense_strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Row-major strides, in elements."""
+    """Return row-major strides, in elements."""
     return tuple(prod(shape[axis + 1 :]) for axis in range(len(shape)))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's zip archives: find the entries, and check each tensor against them."""
+"""PyTorch's zip archives: find the entries and validate each tensor against them."""
 
 import struct
 import zipfile
@@ -23,7 +23,7 @@ MAX_MODULES = 100_000
 
 @dataclass(frozen=True)
 class ZipContent:
-    """What a PyTorch archive holds: see `archive.Archive`."""
+    """The contents of a PyTorch archive; see `archive.Archive`."""
 
     kind: str
     tensors: Mapping[str, StoredTensor]
@@ -59,19 +59,19 @@ def read_zip(path: Path) -> ZipContent:
 
 
 def _zip_entries(path: Path) -> tuple[dict[str, _Entry], str]:
-    """Places of the pickle and of the storages; the archive's root folder."""
+    """Locate the pickle and the storages; also return the archive's root folder."""
     try:
         with zipfile.ZipFile(path) as archive:
             infos = archive.infolist()
     except (zipfile.BadZipFile, ValueError, OSError, struct.error) as error:
         raise WeightsError(
-            f"the zip archive is truncated or damaged ({error}); fetch it again"
+            f"the zip archive is truncated or damaged ({error}); download it again"
         ) from error
     roots = [i.filename[:-9] for i in infos if i.filename.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0]:
         raise WeightsError(
-            f"a zip file with {len(roots)} data.pkl is no PyTorch archive; wanted one, "
-            "in the archive's root folder"
+            f"a zip file with {len(roots)} data.pkl is no PyTorch archive; expected "
+            "one, in the archive's root folder"
         )
     root = roots[0]
     entries: dict[str, _Entry] = {}
@@ -80,7 +80,7 @@ def _zip_entries(path: Path) -> tuple[dict[str, _Entry], str]:
         for info in infos:
             name = info.filename
             if name in entries:
-                raise WeightsError(f"entry {name} is there twice")
+                raise WeightsError(f"entry {name} occurs twice")
             if name in (f"{root}/data.pkl", f"{root}/byteorder") or name.startswith(
                 f"{root}/data/"
             ):
@@ -90,11 +90,11 @@ def _zip_entries(path: Path) -> tuple[dict[str, _Entry], str]:
 
 
 def _entry(stream: Any, info: zipfile.ZipInfo, file_size: int) -> _Entry:
-    """Offset of the entry's bytes, which must be stored as they are."""
+    """Locate an entry's bytes, which must be stored uncompressed."""
     if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
         raise WeightsError(
             f"entry {info.filename} is compressed or encrypted ({info.compress_size} "
-            f"-> {info.file_size} bytes); PyTorch stores tensors as they are"
+            f"-> {info.file_size} bytes); PyTorch stores tensors uncompressed"
         )
     stream.seek(info.header_offset)
     header = stream.read(30)
@@ -110,7 +110,7 @@ def _entry(stream: Any, info: zipfile.ZipInfo, file_size: int) -> _Entry:
 def _entry_bytes(path: Path, entry: _Entry) -> bytes:
     if entry.size > MAX_PICKLE_BYTES:
         raise WeightsError(
-            f"data.pkl has {entry.size} bytes, at most {MAX_PICKLE_BYTES} are read"
+            f"data.pkl has {entry.size} bytes; the limit is {MAX_PICKLE_BYTES}"
         )
     with path.open("rb") as stream:
         stream.seek(entry.offset)
@@ -119,11 +119,13 @@ def _entry_bytes(path: Path, entry: _Entry) -> bytes:
 
 def _check_byte_order(path: Path, entry: _Entry | None) -> None:
     if entry is not None and _entry_bytes(path, entry).strip() != b"little":
-        raise WeightsError("the tensors are not little-endian; save them on such a CPU")
+        raise WeightsError(
+            "the tensors are big-endian; save them on a little-endian machine"
+        )
 
 
 def _module_tensors(module: ModuleRecord) -> Iterator[tuple[str, TensorRecord]]:
-    """The tensors of a TorchScript module under their dotted names."""
+    """Yield the tensors of a TorchScript module with their dotted names."""
     waiting = [("", module)]
     for _ in range(MAX_MODULES):
         if not waiting:
@@ -138,7 +140,7 @@ def _module_tensors(module: ModuleRecord) -> Iterator[tuple[str, TensorRecord]]:
 
 
 def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
-    """Find the state dict: the content itself, or under one of `WRAPPERS`."""
+    """Find the state dict: the content itself, or nested under `WRAPPERS`."""
     others: list[str] = []
     for _ in range(len(WRAPPERS) + 1):
         if not isinstance(content, dict):
@@ -151,7 +153,7 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
         found = {k: v for k, v in content.items() if isinstance(v, TensorRecord)}
         if inner or not found:
             raise WeightsError(
-                f"no state dict in this file: wanted tensors by name, at the top or "
+                f"no state dict in this file: expected tensors by name, at the top or "
                 f"under one of {', '.join(WRAPPERS)}; it holds {_keys(content)}"
             )
         if not all(type(name) is str for name in found):
@@ -160,7 +162,7 @@ def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]
         return found, tuple(others)
     raise WeightsError(
         f"no state dict in this file, but a {type(content).__name__}; save "
-        "model.state_dict() and not the model"
+        "model.state_dict() instead of the model"
     )
 
 
@@ -170,14 +172,14 @@ def _keys(content: dict[Any, Any]) -> str:
 
 
 def _label(key: Any) -> str:
-    """A key as text; anything but a string may be too large to print."""
+    """Return a key as text; anything but a string may be too large to print."""
     return key[:200] if isinstance(key, str) else f"<{type(key).__name__}>"
 
 
 def _locate(
     path: Path, record: TensorRecord, entries: Mapping[str, _Entry], root: str
 ) -> StoredTensor:
-    """Check a described tensor against its storage and the archive."""
+    """Validate a tensor record against its storage and the archive."""
     storage, shape, strides = record.storage, record.shape, record.strides
     numbers = (record.offset, *_ints(shape), *_ints(strides))
     if not isinstance(storage, StorageRecord) or len(shape) != len(strides):
@@ -189,17 +191,17 @@ def _locate(
         raise WeightsError(f"the archive has no storage {storage.key!r}")
     if entry.size < storage.numel * storage.dtype.itemsize:
         raise WeightsError(
-            f"storage {storage.key} should hold {storage.numel} x {storage.dtype}, "
+            f"storage {storage.key} should hold {storage.numel} x {storage.dtype}, but "
             f"the archive has {entry.size} bytes"
         )
     if record.offset + span(tuple(shape), tuple(strides)) > storage.numel:
         raise WeightsError(
             f"sizes {tuple(shape)}, strides {tuple(strides)} and offset "
-            f"{record.offset} reach beyond the storage of {storage.numel} elements"
+            f"{record.offset} exceed the storage of {storage.numel} elements"
         )
     if overlaps(tuple(shape), tuple(strides)):
         raise WeightsError(
-            f"sizes {tuple(shape)} and strides {tuple(strides)} make an overlapping "
+            f"sizes {tuple(shape)} and strides {tuple(strides)} form an overlapping "
             "view; save a contiguous copy"
         )
     return StoredTensor(
@@ -213,5 +215,5 @@ def _locate(
 
 def _ints(value: Any) -> tuple[Any, ...]:
     if not isinstance(value, tuple | list) or len(value) > 16:
-        raise WeightsError("its sizes or strides are no short tuple")
+        raise WeightsError("its sizes or strides are not a short tuple")
     return tuple(value)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Nested dictionaries of parameters, flat and back, by paths with slashes."""
+"""Flattening of nested parameter dictionaries to slash-separated paths."""
 
 from collections.abc import Mapping
 from typing import Any

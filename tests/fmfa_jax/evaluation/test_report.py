@@ -14,8 +14,16 @@ import pytest
 from PIL import Image
 
 from data_pipeline.records import UNKNOWN_PERSON, Pair, Picture, Split
-from fmfa_jax.evaluation import Evaluation, RetrievalMetrics, evaluate, table
+from fmfa_jax.evaluation import (
+    EvaluatedSplit,
+    Evaluation,
+    RetrievalMetrics,
+    evaluate,
+    report_folder,
+    table,
+)
 from fmfa_jax.evaluation.published import PUBLISHED, TEST_SIZES, published
+from fmfa_jax.figures import write_evaluation
 
 PERSONS, PICTURES = 6, 14
 
@@ -69,10 +77,10 @@ def encode_text(tokens: jax.Array) -> jax.Array:
     return jax.nn.one_hot(tokens[:, 1] % 5, PERSONS) + 0.2
 
 
-@pytest.fixture(scope="module")
-def run(split: Split, tmp_path_factory: pytest.TempPathFactory) -> tuple:
-    folder = tmp_path_factory.mktemp("run")
-    result = evaluate(
+def evaluated(
+    split: Split, folder: Path, *, step: int, dataset: str = ""
+) -> EvaluatedSplit:
+    return evaluate(
         encode_image,
         encode_text,
         split,
@@ -81,11 +89,18 @@ def run(split: Split, tmp_path_factory: pytest.TempPathFactory) -> tuple:
         context_length=5,
         batch_size=8,
         folder=folder,
-        step=120,
-        dataset="cuhk_pedes",
-        pictures=2,
+        step=step,
+        dataset=dataset,
     )
-    return result, folder / "eval" / "120"
+
+
+@pytest.fixture(scope="module")
+def run(split: Split, tmp_path_factory: pytest.TempPathFactory) -> tuple:
+    folder = tmp_path_factory.mktemp("run")
+    result = evaluated(split, folder, step=120, dataset="cuhk_pedes")
+    target = report_folder(folder, 120, "test")
+    write_evaluation(target, split, result.features, result.ranks, pictures=2)
+    return result.evaluation, folder / "eval" / "120"
 
 
 def test_who_is_misread_or_has_a_double_is_not_found_first(run: tuple) -> None:
@@ -142,17 +157,10 @@ def test_pictures_and_table_are_there_and_nothing_half_written(run: tuple) -> No
 
 
 def test_another_split_has_a_folder_of_its_own(split: Split, tmp_path: Path) -> None:
-    evaluate(
-        encode_image,
-        encode_text,
-        Split("val", split.images, split.pairs, source=split.source),
-        tokenizer=Digits(),
-        image_size=(8, 4),
-        context_length=5,
-        batch_size=8,
-        folder=tmp_path,
-        step=7,
-    )
+    val = Split("val", split.images, split.pairs, source=split.source)
+    result = evaluated(val, tmp_path, step=7)
+    target = report_folder(tmp_path, 7, "val")
+    write_evaluation(target, val, result.features, result.ranks, pictures=0)
     assert [path.name for path in (tmp_path / "eval").iterdir()] == ["7-val"]
     names = {path.name for path in (tmp_path / "eval" / "7-val").iterdir()}
     assert names == {"metrics.json", "table.md", "rankings.csv"}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One of two processes of test_embed: each has half the rows and sees all of them."""
+"""One of two processes of test_encode: each has half the rows and sees all of them."""
 
 import sys
 
@@ -10,16 +10,16 @@ if __name__ == "__main__":
     jax.distributed.initialize(address, 2, process)
 
     import numpy as np
-    import test_embed as case
+    import test_encode as case
     from jax.sharding import AxisType, Mesh
 
-    from fmfa_jax.evaluation import embed, match_ranks
+    from fmfa_jax.evaluation import encode_split, match_ranks
 
     devices = np.asarray(jax.devices())
     mesh = Mesh(devices, ("data",), axis_types=(AxisType.Auto,))
     for where in (mesh, None):
         rows = {"process": process, "processes": 2}
-        found = embed(
+        found = encode_split(
             case.encode_image,
             case.encode_text,
             case.batches("image", case.ROWS, **rows),

@@ -10,16 +10,18 @@ import pytest
 from PIL import Image
 
 from data_pipeline.records import Pair, Picture, Split
+from fmfa_jax.evaluation import Nearest, SplitFeatures
 from fmfa_jax.figures import (
     Hit,
     Ranking,
+    Retrieved,
     canvas,
     curves,
+    draw_spread,
     features,
     sheet,
     write_curves,
     write_feature_map,
-    write_rankings,
     write_similarities,
 )
 
@@ -100,14 +102,13 @@ def test_ranking_files_and_the_worst(
 
     monkeypatch.setattr("fmfa_jax.figures.rankings.sheet", keep)
     first = np.array([1, 9, 1, 4, 8, 2], np.int32)
-    files = write_rankings(
-        tmp_path,
+    similarity = np.linspace(1, 0, 36, dtype=np.float32).reshape(6, 6)
+    retrieved = Retrieved(
         Split("test", images, pairs, source=Grey()),
-        index.astype(np.int32),
-        np.linspace(1, 0, 36, dtype=np.float32).reshape(6, 6),
+        Nearest(index.astype(np.int32), similarity),
         first,
-        count=2,
     )
+    files = draw_spread(tmp_path, retrieved, count=2)
     names = ["ranking_000000.png", "ranking_000005.png", "worst.png"]
     assert [file.name for file in files] == names
     assert sorted(path.name for path in tmp_path.iterdir()) == names
@@ -119,7 +120,7 @@ def test_ranking_files_and_the_worst(
     assert drawn[0][0].hits[1].labels[:2] == ("1.  1.000", f"{index[0, 0]}.png")
 
 
-def people(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def people(seed: int) -> SplitFeatures:
     rng = np.random.default_rng(seed)
     ids = np.arange(20) % 4, np.arange(12) % 4
     centres = rng.normal(size=(4, 8))
@@ -127,15 +128,17 @@ def people(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         (centres[i] + 0.3 * rng.normal(size=(len(i), 8))).astype(np.float32)
         for i in ids
     )
-    return text, image, *ids
+    return SplitFeatures(image, ids[1], text, ids[0])
 
 
 def test_similarities_are_counted_exactly() -> None:
-    text, image, text_person, image_person = people(0)
-    edges, match, other = features.similarity_histograms(*people(0))
-    unit = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in (text, image)]
+    found = people(0)
+    edges, match, other = features.similarity_histograms(found)
+    unit = [
+        x / np.linalg.norm(x, axis=1, keepdims=True) for x in (found.text, found.image)
+    ]
     cosines = unit[0] @ unit[1].T
-    same = text_person[:, None] == image_person
+    same = found.text_person[:, None] == found.image_person
     np.testing.assert_array_equal(match, np.histogram(cosines[same], edges)[0])
     np.testing.assert_array_equal(other, np.histogram(cosines[~same], edges)[0])
     assert match.sum() + other.sum() == 240
@@ -143,22 +146,22 @@ def test_similarities_are_counted_exactly() -> None:
 
 def test_identical_features_are_counted_too() -> None:
     ones = np.ones((3, 4), np.float32)
-    _, match, other = features.similarity_histograms(
-        ones, ones, np.arange(3), np.arange(3)
-    )
+    found = SplitFeatures(ones, np.arange(3), ones, np.arange(3))
+    _, match, other = features.similarity_histograms(found)
     assert (match.sum(), other.sum()) == (3, 6)
 
 
 def test_similarities_and_map_are_drawn(tmp_path: Path) -> None:
     for draw in (write_similarities, write_feature_map):
-        path = draw(tmp_path / f"{draw.__name__}.png", *people(1))
+        path = draw(tmp_path / f"{draw.__name__}.png", people(1))
         with Image.open(path) as image:
             assert image.convert("L").getextrema() == (0, 255)
 
 
 def test_a_map_of_one_person_with_two_points(tmp_path: Path) -> None:
     rows, one = np.ones((1, 4), np.float32), np.zeros(1, int)
-    assert write_feature_map(tmp_path / "map.png", rows, rows, one, one).exists()
+    found = SplitFeatures(rows, one, rows, one)
+    assert write_feature_map(tmp_path / "map.png", found).exists()
 
 
 @pytest.fixture
@@ -171,13 +174,19 @@ def metrics(tmp_path: Path) -> Path:
     rows[1] |= {"sdm": 2.0, "grad_norm": 3.0, "mlm_dropped": 1.0}
     rows.append({"step": 30, "epoch": 3.0, "val/r1": 50.0, "val/mAP": 40.0})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config = {"losses.sdm": 1.0, "losses.id": 1.0, "losses.efa": 0.0, "loss.scale": 50}
+    (tmp_path / "config.json").write_text(json.dumps(config))
     return path
 
 
 def test_losses_are_told_from_the_rest(metrics: Path) -> None:
     records = curves.read_metrics(metrics)
-    assert curves.loss_names(records) == ["total", "id", "sdm"]
+    configured = curves.read_losses(metrics.with_name("config.json"))
+    assert configured == ["sdm", "id", "efa"]
+    assert curves.loss_names(records, configured) == ["total", "id", "sdm"]
     assert "sdm" not in records[0]
+    assert curves.read_losses(metrics.with_name("none.json")) == []
+    assert curves.loss_names(records, []) == ["total"]
 
 
 def test_curves_show_every_name(
@@ -198,7 +207,8 @@ def test_curves_show_every_name(
 def test_the_total_is_told_first(metrics: Path) -> None:
     lines = metrics.read_text().replace('"total"', '"zzz"').replace('"id"', '"total"')
     metrics.write_text(lines.replace('"zzz"', '"efa"'))
-    assert curves.loss_names(curves.read_metrics(metrics)) == ["total", "efa", "sdm"]
+    records = curves.read_metrics(metrics)
+    assert curves.loss_names(records, ["sdm", "efa"]) == ["total", "efa", "sdm"]
 
 
 def test_a_torn_last_line_is_left_out_and_another_is_an_error(metrics: Path) -> None:
@@ -206,11 +216,11 @@ def test_a_torn_last_line_is_left_out_and_another_is_an_error(metrics: Path) -> 
     metrics.write_text(whole + '{"step": 40, "ep')
     assert len(curves.read_metrics(metrics)) == 4
     metrics.write_text("rubbish\n" + whole)
-    with pytest.raises(ValueError, match="line 1: wanted a JSON object"):
+    with pytest.raises(ValueError, match="line 1: expected a JSON object"):
         curves.read_metrics(metrics)
 
 
 def test_no_record_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    with pytest.raises(ValueError, match="holds no record"):
+    with pytest.raises(ValueError, match="has no record"):
         write_curves(tmp_path / "metrics.jsonl", tmp_path / "curves.png")

@@ -13,21 +13,10 @@ from PIL import Image
 from data_pipeline.tokenizer import open_tokenizer
 from fmfa_jax import figures, models, weights
 from fmfa_jax.figures.__main__ import main
+from tests.tiny_model import tiny_model
 
 CAPTIONS = ("a man in a red jacket", "a woman with a black bag", "a tall man")
-CONFIG = models.ModelConfig(
-    image_size=(32, 16),
-    patch=8,
-    stride=8,
-    image_width=64,
-    image_layers=1,
-    context_length=12,
-    vocab_size=49408,
-    text_width=64,
-    text_layers=1,
-    embed_dim=64,
-    irr_layers=1,
-)
+CONFIG = tiny_model(vocab_size=49408, irr_layers=1)
 
 
 @pytest.fixture(scope="module")
@@ -156,8 +145,8 @@ def test_another_sentence_another_picture_and_chosen_words(run, drawn):
 @pytest.mark.parametrize(
     "command, message",
     [
-        (["words"], "wanted --pair N, or both --query TEXT and --image FILE"),
-        (["words", "--query", "a man"], "wanted --pair N, or both"),
+        (["words"], "expected --pair N, or both --query TEXT and --image FILE"),
+        (["words", "--query", "a man"], "expected --pair N, or both"),
         (["words", "--pair", "3"], "split 'test' has the pairs 0 to 2"),
         (["rankings", "--pair", "-1"], "split 'test' has the pairs 0 to 2"),
         (["words", "--pair", "0", "--word", "hat"], "whose words are: a, man, in, red"),
@@ -177,6 +166,6 @@ def test_what_cannot_be_drawn_is_said(run, tmp_path, capsys, command, message):
 
 def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert main(["worst", str(tmp_path)]) == 2
-    assert "wanted the folder of a run" in capsys.readouterr().err
+    assert "expected a run folder" in capsys.readouterr().err
     assert main(["curves", str(tmp_path)]) == 2
     assert "metrics.jsonl" in capsys.readouterr().err

@@ -14,21 +14,10 @@ from data_pipeline.tokenizer import Word
 from fmfa_jax import models
 from fmfa_jax.figures import WordMaps, overlays, words, words_sheet, write_words
 from fmfa_jax.losses.alignment import grouped_patches
+from tests.tiny_model import tiny_model
 
 LENGTH, PATCHES, WIDTH = 5, 8, 128
-CONFIG = models.ModelConfig(
-    image_size=(32, 16),
-    patch=8,
-    stride=8,
-    image_width=64,
-    image_layers=1,
-    context_length=LENGTH,
-    vocab_size=16,
-    text_width=64,
-    text_layers=1,
-    embed_dim=WIDTH,
-    irr_layers=1,
-)
+CONFIG = tiny_model(context_length=LENGTH, vocab_size=16, embed_dim=WIDTH, irr_layers=1)
 CAPTION = (Word("re d", 1, 3), Word(",", 3, 4), Word("coat", 4, 5))
 
 

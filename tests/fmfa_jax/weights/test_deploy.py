@@ -14,23 +14,18 @@ from PIL import Image
 
 from data_pipeline.images import load
 from data_pipeline.tokenizer import open_tokenizer
-from fmfa_jax import models, weights
+from fmfa_jax import files, models, weights
 from fmfa_jax.weights import deploy
 from fmfa_jax.weights.__main__ import main
+from tests.tiny_model import tiny_model
 
 ROOT = Path(__file__).parents[3]
 # CLIP's own vocabulary, so that the example reads sentences without a folder.
-CONFIG = models.ModelConfig(
-    image_size=(32, 16),
-    patch=8,
-    stride=8,
+CONFIG = tiny_model(
     image_width=128,
     image_layers=2,
-    context_length=12,
     vocab_size=49408,
-    text_width=64,
     text_layers=2,
-    embed_dim=64,
     classes=3,
     irr_layers=1,
     dtype="bfloat16",
@@ -52,7 +47,7 @@ def run(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def loaded(run) -> weights.LoadedModel:
+def loaded(run) -> models.Retriever:
     return weights.load_model(run)
 
 
@@ -176,12 +171,14 @@ def test_without_jax2onnx_the_error_says_what_to_install(run, monkeypatch, capsy
 
 
 def test_a_failed_write_leaves_the_last_good_file(tmp_path, monkeypatch):
-    path = deploy._write(tmp_path / "a.stablehlo", b"good")
+    path = deploy._write_manifest(tmp_path, CONFIG, {})
+    good = path.read_bytes()
 
     def full(*_):
         raise OSError("no space left")
 
-    monkeypatch.setattr(deploy.os, "replace", full)
+    monkeypatch.setattr(files.os, "replace", full)
     with pytest.raises(OSError, match="no space"):
-        deploy._write(path, b"bad")
-    assert path.read_bytes() == b"good"
+        deploy._write_manifest(tmp_path, CONFIG, {"bad": 1})
+    assert path.read_bytes() == good
+    assert list(tmp_path.iterdir()) == [path]

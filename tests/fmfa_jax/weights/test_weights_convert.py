@@ -73,9 +73,11 @@ def test_features_of_the_official_module(torch_clip, inputs, file):
     got = model.encode_text(inputs.ids)
     assert got.dtype == np.float32
     np.testing.assert_allclose(got, text_globals, rtol=0, atol=2e-5)
-    with pytest.raises(ValueError, match=r"\(32, 16\) pixels wanted, \(16, 32\) came"):
+    with pytest.raises(
+        ValueError, match=r"\(height, width\) \(32, 16\), got \(16, 32\)"
+    ):
         model.encode_image(inputs.images.transpose(0, 2, 1, 3))
-    with pytest.raises(ValueError, match="10 tokens wanted, 9 came"):
+    with pytest.raises(ValueError, match="10 tokens, got 9"):
         model.encode_text(inputs.ids[:, :9])
 
 
@@ -204,10 +206,10 @@ def test_one_error_lists_everything(tmp_path, official_state, loaded):
         "  missing: base_model.visual.proj",
         "  missing: base_model.transformer.resblocks.1.ln_1.bias",
         "  surplus: base_model.visual.projector",
-        "  does not fit: base_model.ln_final.weight has shape (63,), wanted (64,)",
+        "  does not fit: base_model.ln_final.weight has shape (63,), expected (64,)",
         "  does not fit: cross_attn.in_proj_weight has shape (64, 192), "
-        "wanted (192, 64)",
-        "  does not fit: base_model.text_projection holds int64, wanted a "
+        "expected (192, 64)",
+        "  does not fit: base_model.text_projection holds int64, expected a "
         "floating-point type",
     }
     inferred = refusal(tmp_path / "m.pth")
@@ -241,10 +243,16 @@ def test_no_shape_can_go_unnoticed(tmp_path, official_state, loaded):
         ({"image_layers": 1}, "surplus: base_model.visual.transformer.resblocks.1.mlp"),
         ({"image_layers": 3}, "missing: base_model.visual.transformer.resblocks.2.mlp"),
         ({"irr_layers": 1}, "surplus: cross_modal_transformer.resblocks.1.mlp"),
-        ({"vocab_size": 50}, r"token_embedding.weight has shape (48, 64), wanted (50,"),
-        ({"patch": 16, "stride": 16}, "(128, 3, 8, 8), wanted (128, 3, 16, 16)"),
-        ({"embed_dim": 128}, "visual.proj has shape (128, 64), wanted (128, 128)"),
-        ({"classes": 7}, "(5, 64), wanted (7, 64); to begin with a new head: drop_cl"),
+        (
+            {"vocab_size": 50},
+            "embedding.weight has shape (48, 64), expected (50, ",
+        ),
+        ({"patch": 16, "stride": 16}, "(128, 3, 8, 8), expected (128, 3, 16, 16)"),
+        ({"embed_dim": 128}, "visual.proj has shape (128, 64), expected (128, 128)"),
+        (
+            {"classes": 7},
+            "(5, 64), expected (7, 64); to start with a new head, drop_",
+        ),
     ],
 )
 def test_another_model_is_refused(file, loaded, change, complaint):
@@ -256,7 +264,7 @@ def test_a_classifier_goes_only_when_asked(file, loaded):
     fresh = weights.load_params(file, config, drop_classifier=True)
     assert "classifier" not in fresh.params
     assert fresh.report.newly_initialised == ("classifier/bias", "classifier/kernel")
-    said = [entry for entry in fresh.report.ignored if "dropped as asked" in entry]
+    said = [entry for entry in fresh.report.ignored if "dropped as requested" in entry]
     assert len(said) == 2 and said[0].startswith("classifier.weight")
     alone = weights.load_params(file, drop_classifier=True, **SIZE)
     assert alone.config.classes == 0 and "irr" in alone.params
@@ -306,7 +314,7 @@ def test_fill_refuses_another_model(loaded):
     initial = drawn_params(replace(loaded.config, classes=7, irr_layers=0))
     with pytest.raises(weights.WeightsError) as error:
         weights.fill(initial, loaded)
-    assert "classifier/kernel has shape (64, 5), wanted (64, 7)" in str(error.value)
+    assert "classifier/kernel has shape (64, 5), expected (64, 7)" in str(error.value)
     assert "irr/head/fc/bias is not in the model" in str(error.value)
 
 
@@ -319,7 +327,7 @@ def test_a_layer_number_beyond_reason(tmp_path, official_state):
     name = "base_model.visual.transformer.resblocks.999999.ln_1.bias"
     state = {**official_state, name: torch.zeros(128)}
     text = refusal(save(tmp_path / "m.pth", state))
-    assert "1000000 layers of image_tower by the names" in text
+    assert "its names imply 1000000 layers of image_tower" in text
 
 
 # Grids
@@ -359,7 +367,7 @@ def test_grids_that_must_be_stated(tmp_path, official_state):
     assert "8 patches are not a square" in text and "--image-size" in text
     text = refusal(path, image_size=(48, 16))
     assert "neither a square nor 6 x 2; state their shape" in text
-    assert "3 x 2 was stated, the file has 8" in refusal(path, source_grid=(3, 2))
+    assert "is 3 x 2, but the file has 8" in refusal(path, source_grid=(3, 2))
 
     state, given = with_grid(official_state, 16)
     path = save(tmp_path / "b.pth", state)

@@ -139,17 +139,17 @@ DATA = np.arange(6, dtype=np.float32).tobytes()
 @pytest.mark.parametrize(
     ("described", "complaint"),
     [
-        (tensor(_Storage("0", 6), 0, (7,), (1,)), "reach beyond the storage of 6"),
-        (tensor(_Storage("0", 6), 5, (2,), (1,)), "reach beyond"),
-        (tensor(_Storage("0", 6), 0, (2, 2), (5, 1)), "reach beyond"),
+        (tensor(_Storage("0", 6), 0, (7,), (1,)), "exceed the storage of 6"),
+        (tensor(_Storage("0", 6), 5, (2,), (1,)), "exceed"),
+        (tensor(_Storage("0", 6), 0, (2, 2), (5, 1)), "exceed"),
         (tensor(_Storage("0", 6), 0, (10**12,), (0,)), "overlapping view"),
         (tensor(_Storage("0", 6), 0, (3, 3), (1, 1)), "overlapping view"),
         (tensor(_Storage("0", 6), 0, (2, 2), (1,)), "not one that PyTorch writes"),
         (tensor(_Storage("0", 6), -1, (2,), (1,)), "not all counts"),
         (tensor(_Storage("0", 6), 0, (2,), (-1,)), "not all counts"),
         (tensor(_Storage("0", 6), 0, (2.0,), (1,)), "not all counts"),
-        (tensor(_Storage("0", 6), 0, "ab", "cd"), "no short tuple"),
-        (tensor(_Storage("0", 6), 0, (1,) * 99, (1,) * 99), "no short tuple"),
+        (tensor(_Storage("0", 6), 0, "ab", "cd"), "not a short tuple"),
+        (tensor(_Storage("0", 6), 0, (1,) * 99, (1,) * 99), "not a short tuple"),
         (tensor("storage", 0, (2,), (1,)), "not one that PyTorch writes"),
         (tensor(_Storage("1", 6), 0, (2,), (1,)), "no storage '1'"),
         (tensor(_Storage("../data.pkl", 2), 0, (2,), (1,)), "no storage '../data.pkl'"),
@@ -214,9 +214,9 @@ def test_a_zip_that_lies_about_its_entries(tmp_path):
 @pytest.mark.parametrize(
     ("extra", "complaint"),
     [
-        (("a/data/0", DATA), "entry a/data/0 is there twice"),
+        (("a/data/0", DATA), "entry a/data/0 occurs twice"),
         (("b/data.pkl", b"}."), "with 2 data.pkl"),
-        (("a/byteorder", b"big"), "not little-endian"),
+        (("a/byteorder", b"big"), "are big-endian"),
     ],
 )
 def test_archives_with_strange_entries(tmp_path, extra, complaint):

@@ -136,7 +136,7 @@ def test_our_own_file(folder, imported, trained):
     assert weights.read_archive(path).metadata.items() >= extra.items()
     theirs = safetensors.numpy.load_file(path)
     assert_equal_trees(theirs, flatten(trained))
-    with pytest.raises(ValueError, match=r"uses: \['config'\]"):
+    with pytest.raises(ValueError, match=r"reserved by the format: \['config'\]"):
         weights.save_native(path, trained, imported.config, {"config": ""})
 
 
@@ -163,7 +163,7 @@ def test_our_own_file_for_another_picture_size(folder, imported):
     assert got.report.resized == ("image_tower/position: 4x2 patches -> 6x4 patches",)
     config = replace(imported.config, classes=9)
     with pytest.raises(
-        weights.WeightsError, match=r"shape \(64, 5\), wanted \(64, 9\)"
+        weights.WeightsError, match=r"shape \(64, 5\), expected \(64, 9\)"
     ):
         weights.load_params(path, config)
     bare = weights.load_params(path, config, drop_classifier=True)
@@ -312,11 +312,11 @@ def test_grids_that_hugging_face_cannot_cut(tmp_path, imported):
 @pytest.mark.parametrize(
     ("part", "change", "complaint"),
     [
-        ("vision_config", {"hidden_act": "gelu"}, "hidden_act is gelu, wanted quick"),
+        ("vision_config", {"hidden_act": "gelu"}, "hidden_act is gelu, expected quick"),
         ("text_config", {"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06"),
-        ("vision_config", {"num_attention_heads": 4}, "heads is 4, wanted 2"),
-        ("vision_config", {"patch_size": 0}, "is no CLIP config"),
-        ("vision_config", {"image_size": [32, 16]}, "is no CLIP config"),
+        ("vision_config", {"num_attention_heads": 4}, "heads is 4, expected 2"),
+        ("vision_config", {"patch_size": 0}, "is not a CLIP config"),
+        ("vision_config", {"image_size": [32, 16]}, "is not a CLIP config"),
     ],
 )
 def test_a_clip_that_computes_otherwise(tmp_path, their_model, part, change, complaint):
@@ -334,7 +334,7 @@ def test_a_folder_without_its_config(tmp_path, their_model):
     with pytest.raises(weights.WeightsError, match=r"no .*config\.json: Hugging"):
         weights.load_params(tmp_path)
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(weights.WeightsError, match="is no CLIP config"):
+    with pytest.raises(weights.WeightsError, match="is not a CLIP config"):
         weights.load_params(tmp_path)
 
 
@@ -353,7 +353,7 @@ def test_the_three_commands(tmp_path, folder, imported, capsys):
     assert "config   unknown: " in capsys.readouterr().out
 
     assert main(["import", source, native, *sizes, "--drop-classifier"]) == 0
-    assert "ignored: classifier.weight: dropped as asked" in capsys.readouterr().out
+    assert "ignored: classifier.weight: dropped as requested" in capsys.readouterr().out
     origin = weights.read_archive(native).metadata
     assert origin["source_sha256"] == imported.report.sha256
 
@@ -373,4 +373,4 @@ def test_a_command_that_fails_says_why(tmp_path, folder, capsys):
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit):
         main(["inspect", source, "--image-size", "384"])
-    assert "wanted two numbers like 384x128" in capsys.readouterr().err
+    assert "expected two numbers like 384x128" in capsys.readouterr().err

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The features of a split's gallery and queries, in the split's own order."""
+"""Features of the gallery and queries of a split, in the order of the split."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -12,17 +12,17 @@ from jaxtyping import Array, Float, Float32, Int, UInt8
 
 Batch = Mapping[str, np.ndarray]
 
-ImageEncoder = Callable[
+EncodeImages = Callable[
     [UInt8[np.ndarray | Array, "b h w 3"]], Float[np.ndarray | Array, "b d"]
 ]
-TextEncoder = Callable[
+EncodeTexts = Callable[
     [Int[np.ndarray | Array, "b l"]], Float[np.ndarray | Array, "b d"]
 ]
 
 
 @dataclass(frozen=True)
-class Embeddings:
-    """Global features as the towers gave them (any length) and the persons."""
+class SplitFeatures:
+    """Global features as the towers return them, not normalized, and their persons."""
 
     image: Float32[np.ndarray, "g d"]
     image_person: Int[np.ndarray, "g"]
@@ -30,39 +30,39 @@ class Embeddings:
     text_person: Int[np.ndarray, "q"]
 
 
-def embed(
-    encode_image: ImageEncoder,
-    encode_text: TextEncoder,
+def encode_split(
+    encode_images: EncodeImages,
+    encode_texts: EncodeTexts,
     gallery_batches: Iterable[Batch],
     query_batches: Iterable[Batch],
     *,
     mesh: Mesh | None = None,
-) -> Embeddings:
-    """Encode all pictures and captions; every process gets the features of all.
+) -> SplitFeatures:
+    """Encode all images and captions; every process gets the features of all.
 
     Args:
-        encode_image: uint8 pictures -> features; jitted by the caller.
-        encode_text: token ids -> features.
-        gallery_batches: dicts with image, person, image_id, valid: this process's rows,
-            as `data_pipeline.loader.gallery_batches` yields them.
-        query_batches: dicts with tokens, person, pair, valid.
-        mesh: put the rows of all processes on its devices, over all its axes; without
-            one each process encodes its own rows on its default device.
+        encode_images: Maps uint8 images to features; jitted by the caller.
+        encode_texts: Maps token ids to features; jitted by the caller.
+        gallery_batches: Dicts with image, person, image_id and valid: the rows of this
+            process, as yielded by `data_pipeline.loader.gallery_batches`.
+        query_batches: Dicts with tokens, person, pair and valid.
+        mesh: Devices to spread the rows of all processes over, along all axes. None
+            encodes the rows of each process on its default device.
 
     Raises:
-        ValueError: the batches of all processes do not hold each row once; or a batch
-            does not divide over the devices.
+        ValueError: The batches of all processes together do not have each row exactly
+            once, or a batch does not divide evenly over the devices.
     """
-    image, image_person = _embed(
-        encode_image, gallery_batches, what="image", index="image_id", mesh=mesh
+    image, image_person = _encode(
+        encode_images, gallery_batches, what="image", index="image_id", mesh=mesh
     )
-    text, text_person = _embed(
-        encode_text, query_batches, what="tokens", index="pair", mesh=mesh
+    text, text_person = _encode(
+        encode_texts, query_batches, what="tokens", index="pair", mesh=mesh
     )
-    return Embeddings(image, image_person, text, text_person)
+    return SplitFeatures(image, image_person, text, text_person)
 
 
-def _embed(
+def _encode(
     encode: Callable[[np.ndarray | Array], np.ndarray | Array],
     batches: Iterable[Batch],
     *,
@@ -76,12 +76,12 @@ def _embed(
     for batch in batches:
         rows = {name: _put(batch[name], mesh) for name in (what, *names)}
         encoded = [encode(rows[what]), *(rows[name] for name in names)]
-        # One batch behind: the device works while the loader reads the next.
+        # Fetch one batch late, so that the device works while the loader reads.
         if waiting is not None:
             fetched.append([_fetch(array) for array in waiting])
         waiting = encoded
     if waiting is None:
-        raise ValueError(f"no batch of {what!r} came: the split is empty")
+        raise ValueError(f"got no batch of {what!r}: the split is empty")
     fetched.append([_fetch(array) for array in waiting])
     return _in_order(*(np.concatenate(column) for column in zip(*fetched, strict=True)))
 
@@ -92,15 +92,15 @@ def _in_order(
     persons: Int[np.ndarray, "n"],
     valid: np.ndarray,
 ) -> tuple[Float32[np.ndarray, "m d"], Int[np.ndarray, "m"]]:
-    """Drop the padded rows and sort the others by their number in the split."""
+    """Drop padding and sort the remaining rows by their number in the split."""
     rows = np.flatnonzero(valid)
     rows = rows[np.argsort(ids[rows], kind="stable")]
     wrong = np.flatnonzero(ids[rows] != np.arange(len(rows)))
     if len(wrong):
         raise ValueError(
-            f"wanted each row of the split once, 0 to {len(rows) - 1}, but number"
-            f" {wrong[0]} is row {ids[rows[wrong[0]]]}: the processes' batches overlap"
-            " or leave rows out"
+            f"expected each row of the split once, 0 to {len(rows) - 1}, but number"
+            f" {wrong[0]} is row {ids[rows[wrong[0]]]}: the batches of the processes"
+            " overlap or omit rows"
         )
     return features[rows].astype(np.float32), persons[rows]
 
@@ -112,7 +112,7 @@ def _put(rows: np.ndarray, mesh: Mesh | None) -> np.ndarray | Array:
     if rest or len(rows) % share:
         near = max(1, len(rows) // share) * share
         raise ValueError(
-            f"an evaluation batch of {len(rows)} rows a process does not divide over"
+            f"an evaluation batch of {len(rows)} rows per process does not divide over"
             f" its {share} devices; {near} does"
         )
     sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Embedding: order, padding, devices, processes."""
+"""Encoding a split: order, padding, devices, processes."""
 
 import os
 import socket
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from fmfa_jax.evaluation import Embeddings, embed
+from fmfa_jax.evaluation import SplitFeatures, encode_split
 
 ROWS, QUERIES, SIZE = 13, 21, 8
 
@@ -54,7 +54,7 @@ def batches(
     return found
 
 
-def check(found: Embeddings) -> None:
+def check(found: SplitFeatures) -> None:
     images = np.stack([picture(i) for i in range(ROWS)])
     texts = np.stack([caption(i) for i in range(QUERIES)])
     np.testing.assert_allclose(found.image, encode_image(images), atol=1e-6)
@@ -70,7 +70,11 @@ def test_rows_come_in_order_without_padding(shape: tuple[int, int] | None) -> No
         axes = (AxisType.Auto,) * 2
         mesh = jax.make_mesh(shape, ("data", "fsdp"), axis_types=axes)
     image, text = batches("image", ROWS), batches("text", QUERIES)
-    check(embed(jax.jit(encode_image), jax.jit(encode_text), image, text, mesh=mesh))
+    check(
+        encode_split(
+            jax.jit(encode_image), jax.jit(encode_text), image, text, mesh=mesh
+        )
+    )
 
 
 def test_features_are_float32_whatever_the_towers_give() -> None:
@@ -78,22 +82,22 @@ def test_features_are_float32_whatever_the_towers_give() -> None:
         return encode_image(pixels).astype(jax.numpy.bfloat16)
 
     image, text = batches("image", ROWS), batches("text", QUERIES)
-    assert embed(half, encode_text, image, text).image.dtype == np.float32
+    assert encode_split(half, encode_text, image, text).image.dtype == np.float32
 
 
 def test_a_missing_batch_is_an_error() -> None:
     text = batches("text", QUERIES)
     with pytest.raises(ValueError, match="number 0 is row 8"):
-        embed(encode_image, encode_text, batches("image", ROWS)[1:], text)
-    with pytest.raises(ValueError, match="no batch of 'image'"):
-        embed(encode_image, encode_text, [], text)
+        encode_split(encode_image, encode_text, batches("image", ROWS)[1:], text)
+    with pytest.raises(ValueError, match="got no batch of 'image'"):
+        encode_split(encode_image, encode_text, [], text)
 
 
 def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
     mesh = jax.make_mesh((3,), ("data",), axis_types=(AxisType.Auto,))
     image, text = batches("image", ROWS), batches("text", QUERIES)
     with pytest.raises(ValueError, match=r"8 rows .* 3 devices; 6 does"):
-        embed(encode_image, encode_text, image, text, mesh=mesh)
+        encode_split(encode_image, encode_text, image, text, mesh=mesh)
 
 
 def test_two_processes_get_all_features_and_the_same_ranks(tmp_path: Path) -> None:
