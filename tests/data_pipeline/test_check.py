@@ -10,12 +10,8 @@ import pytest
 
 from data_pipeline import check
 from data_pipeline.datasets.layout import Counts
-from tests.data_pipeline.tiny_sets import (
-    LAYOUTS,
-    tiny_entries,
-    write_layout,
-    write_lines,
-)
+from data_pipeline.datasets.published import LAYOUTS
+from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 CUHK = LAYOUTS["cuhk_pedes"]
 TINY = {"train": Counts(2, 4, 6), "val": Counts(1, 2, 3), "test": Counts(1, 2, 3)}
@@ -111,7 +107,7 @@ def test_nothing_there_and_unknown_names(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "CUHK-PEDES/reid_raw.json" in out and "captions.jsonl" in out
     assert check.main([str(tmp_path), "--name=cuhk"]) == 1
-    assert "near: cuhk_pedes" in capsys.readouterr().out
+    assert "did you mean cuhk_pedes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("spoiled", "status"), [(False, 0), (True, 1)])

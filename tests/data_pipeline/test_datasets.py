@@ -8,12 +8,8 @@ import pytest
 
 from data_pipeline.datasets import AnnotationError, DatasetMissing, open_dataset
 from data_pipeline.datasets.annotations import entries_of
-from tests.data_pipeline.tiny_sets import (
-    LAYOUTS,
-    tiny_entries,
-    write_layout,
-    write_lines,
-)
+from data_pipeline.datasets.published import LAYOUTS
+from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 ALL = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 CUHK = LAYOUTS["cuhk_pedes"]
@@ -185,7 +181,8 @@ def test_an_id_may_be_written_in_digits(tmp_path):
 @pytest.mark.parametrize("name", ["cuhk-pedes", "tfds:cuhk", "CUHK_PEDES_"])
 def test_unknown_name_names_the_near_ones(name):
     with pytest.raises(
-        ValueError, match=r"unknown data set.*near:.*cuhk_pedes.*known:"
+        ValueError,
+        match=r"data set='.*' is not known; did you mean .*cuhk_pedes.*Possible: cuhk",
     ):
         open_dataset(name, "/nowhere")
 
@@ -193,7 +190,7 @@ def test_unknown_name_names_the_near_ones(name):
 @pytest.mark.parametrize("name", ["synthetic", "cuhk_pedes", "tfds:folder"])
 def test_unknown_option_is_refused(name):
     with pytest.raises(
-        ValueError, match=f"unknown option of data set '{name}': 'ident'"
+        ValueError, match=f"data set '{name}': option='ident' is not known"
     ):
         open_dataset(name, "/nowhere", ident=4)
 

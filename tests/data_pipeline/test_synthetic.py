@@ -304,7 +304,7 @@ def test_other_files_are_not_overwritten(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "shown"),
     [
-        ({"style": "stret"}, "studio, street or both, got 'stret'"),
+        ({"style": "stret"}, "style='stret' is .* mean street.* studio, street, both"),
         ({"identities": 0}, "identities of at least 1, got 0"),
         ({"test_identities": -1}, "test_identities of at least 0, got -1"),
         ({"seed": -3}, "seed of at least 0, got -3"),

@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.datasets import AnnotationError, DatasetMissing, open_dataset
+from data_pipeline.datasets.published import LAYOUTS
 from data_pipeline.datasets.tfds.__main__ import main as prepare
-from tests.data_pipeline.tiny_sets import (
-    LAYOUTS,
-    tiny_entries,
-    write_layout,
-    write_lines,
-)
+from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 CUHK = LAYOUTS["cuhk_pedes"]
 
@@ -127,6 +123,6 @@ def test_command_reports_and_repeats(tmp_path, capsys):
     assert "already prepared, nothing done" in capsys.readouterr().out
     write_layout(tmp_path, CUHK, tiny_entries(CUHK)[1:])
     assert prepare(flags) == 1
-    assert "prepared otherwise" in capsys.readouterr().err
+    assert "prepared differently" in capsys.readouterr().err
     assert prepare([*flags, "--file_format=tfrecord"]) == 1
     assert "wanted tfrecord, got array_record" in capsys.readouterr().err

@@ -8,13 +8,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.datasets import cuhk_pedes, icfg_pedes, rstp_reid, ufine6926
 from data_pipeline.datasets.layout import Layout
-
-LAYOUTS = {
-    module.LAYOUT.name: module.LAYOUT
-    for module in (cuhk_pedes, icfg_pedes, rstp_reid, ufine6926)
-}
 
 
 def tiny_entries(layout: Layout) -> list[dict[str, Any]]:
