@@ -282,7 +282,7 @@ def _canonical(draft: dict[str, str]) -> dict[str, str]:
 
 
 def _settle_head(values: dict[str, str]) -> None:
-    """Settle the hair: hats hide buns and bald heads, which have no hair colour."""
+    """Under a hat nobody is bald or wears a bun; a bald head has no hair colour."""
     if values["hat"] != NONE and values["hair"] in ("bald", "bun"):
         values["hair"] = "short"
     if values["hair"] == "bald":
