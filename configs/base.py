@@ -109,7 +109,7 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.schedule.warmup_epochs = 5.0
     c.schedule.warmup_factor = 0.1  # fraction of lr in the first epoch
     c.schedule.end_factor = 0.0  # fraction of lr at the end of the cosine
-    c.schedule.every = "epoch"  # epoch: constant within one, as official | step
+    c.schedule.every = "epoch"  # epoch: constant within one, as in the original | step
 
 
 def _run(c: ConfigDict) -> None:
@@ -128,7 +128,7 @@ def _run(c: ConfigDict) -> None:
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 1
     c.checkpoint.every_steps = 0  # 0: only every_epochs counts
-    c.checkpoint.keep = 2  # training states; 1 is no fallback if it is damaged
+    c.checkpoint.keep = 2  # training states; with 1, a damaged one has no fallback
 
     c.log = ConfigDict()
     c.log.every_steps = 50
