@@ -34,7 +34,7 @@ def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys)
     runs = {"torch float32": [run | {"first": first}], "ours float32": [wrong]}
     outputs = {"image": np.ones(4), "text": np.ones(4)}
     monkeypatch.setattr(train_step, "_features", lambda folder, one: outputs)
-    work = {"flops": 4e9, "xla_flops": 5e9, "peak_flops": 1e10}
+    work = {"flops": 4e9, "peak_flops": 1e10}
     counts = {train_step.OURS: work, train_step.PEER: {"flops": 6e9}}
     gaps = train_step.apart(None, runs, runs)
     options = argparse.Namespace(model="demo", layers=None, batch=2)
