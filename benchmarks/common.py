@@ -32,20 +32,23 @@ def seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - start
 
 
-def timed(step: Callable[[], Any], count: int) -> dict[str, list[float]]:
-    """Time a training step several times.
+def timed(step: Callable[[], Any], count: int) -> dict[str, float]:
+    """Time a training step `count` times.
 
     Returns:
-        times: Seconds of each step, until its JAX arrays are ready.
-        cpu_times: Seconds that all cores together spent on it in this process, which
-            hardly change when the machine has other work.
+        seconds: Median until the step's JAX arrays are ready.
+        cpu_seconds: Median that all cores together spend on it in this process, which
+            hardly changes when the machine has other work.
     """
-    found: dict[str, list[float]] = {"times": [], "cpu_times": []}
+    times, cpu_times = [], []
     for _ in range(count):
         before = time.process_time()
-        found["times"].append(seconds(step))
-        found["cpu_times"].append(time.process_time() - before)
-    return found
+        times.append(seconds(step))
+        cpu_times.append(time.process_time() - before)
+    return {
+        "seconds": statistics.median(times),
+        "cpu_seconds": statistics.median(cpu_times),
+    }
 
 
 def take_turns(

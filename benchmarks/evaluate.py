@@ -43,7 +43,6 @@ class Case:
 CASES = {
     "icfg": Case(20_000, 20_000, 1000, 20, 20_000),
     "million": Case(1000, 1_000_000, 1000, 20, 100),
-    "small": Case(600, 500, 25, 20, 600),
 }
 WIDTH = 512
 _FIGURES_AT_ONCE = 500

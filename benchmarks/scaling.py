@@ -12,13 +12,11 @@ take turns.
 
 import argparse
 import os
-import statistics
 from typing import Any
 
 from benchmarks import common
 
 DEVICES = (1, 2, 4, 8)
-TERMS = ("a_sdm", "id", "mlm", "efa")
 
 
 def main() -> None:
@@ -64,7 +62,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train from the same weights on the same batch; return seconds and losses."""
     import jax
 
-    from benchmarks.train_step_case import LR, make_batch
+    from benchmarks.train_step_case import LR, TERMS, make_batch, make_config, train
     from fmfa_jax import models
     from fmfa_jax.machines.mesh import check_batch_size, make_mesh, to_devices
     from fmfa_jax.methods import fmfa as supervised
@@ -73,7 +71,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     mesh = make_mesh(devices=jax.devices()[: options.only])
     check_batch_size(options.batch, mesh)
-    config = _config(options)
+    config = make_config(
+        options.model,
+        options.layers,
+        classes=options.batch,
+        irr_layers=options.layers or 4,
+        dtype=options.dtype,
+    )
     loss = supervised.make_loss(
         config, supervised.Recipe(weights=dict.fromkeys(TERMS, 1.0))
     )
@@ -83,41 +87,15 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         loss, optimizer, state, mesh=mesh, seed=0, schedule=lambda step: LR
     )
     batch = to_devices(make_batch(vars(config), options.batch), mesh)
-    state, measured = step(state, batch)
-    losses, held = [measured], {"state": state}
-
-    def one() -> Any:
-        held["state"], measured = step(held["state"], batch)
-        losses.append(measured)
-        return held["state"], measured
-
-    taken = common.timed(one, options.steps)
-    totals = [float(measured.scalars["total"]) for measured in losses]
-    return taken | {"losses": totals, "devices": mesh.size}
-
-
-def _config(options: argparse.Namespace) -> Any:
-    import dataclasses
-
-    from fmfa_jax import models
-
-    towers = ("image_layers", "text_layers") if options.layers else ()
-    return dataclasses.replace(
-        models.PRESETS[options.model],
-        **dict.fromkeys(towers, options.layers),
-        classes=options.batch,
-        irr_layers=options.layers or 4,
-        dtype=options.dtype,
-    )
+    found, taken = train(step, state, batch, options.steps)
+    losses = [float(measured.scalars["total"]) for measured in found]
+    return taken | {"losses": losses}
 
 
 def _compare(
     options: argparse.Namespace, answers: dict[int, list[dict]], *, simulated: bool
 ) -> None:
-    seconds = {
-        count: statistics.median(t for run in runs for t in run["times"])
-        for count, runs in answers.items()
-    }
+    seconds = {n: common.medians(runs)["seconds"] for n, runs in answers.items()}
     first, *_ = seconds
     reference = answers[first][0]["losses"]
     rows = []

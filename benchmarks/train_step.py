@@ -62,30 +62,6 @@ ON_CPU += ("ours bfloat16, remat",)
 ON_GPU = tuple(name for name in CANDIDATES if "bfloat16" in name)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Medians over all runs of a candidate.
-
-    Attributes:
-        seconds: Seconds per step.
-        cpu_seconds: CPU seconds per step, over all cores.
-        peak_gb: Peak memory of the accelerator if there is one, else of the process.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    peak_gb: float
-
-    @classmethod
-    def of(cls, runs: list[dict]) -> "Speed":
-        """Summarise the answers of a candidate's children."""
-        return cls(
-            statistics.median(t for run in runs for t in run["times"]),
-            statistics.median(t for run in runs for t in run["cpu_times"]),
-            statistics.median(run["device_gb"] or run["peak_gb"] for run in runs),
-        )
-
-
 def main() -> None:
     """Print the table."""
     parser = common.parser(__doc__)
@@ -154,7 +130,7 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 def report(found: dict[str, Any], options: argparse.Namespace) -> None:
     """Print the children's answers as a table."""
-    speeds = {name: Speed.of(runs) for name, runs in found["runs"].items()}
+    speeds = {name: common.medians(runs) for name, runs in found["runs"].items()}
     base = next(iter(speeds))
     rows = [_row(name, speeds, found, options.batch, base) for name in speeds]
     header = ("", "pairs/s", "ms a step", f"x {base}", "CPU s", "peak GB", "x peak")
@@ -170,31 +146,36 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> None:
 
 def _row(
     name: str,
-    speeds: dict[str, Speed],
+    speeds: dict[str, dict[str, float]],
     found: dict[str, Any],
     batch: int,
     base: str,
 ) -> tuple[str, ...]:
-    one, other = speeds[name], speeds[base]
+    seconds, memory = speeds[name]["seconds"], _memory(speeds[name])
     ours = found["counts"][OURS]
     work = found["counts"][CANDIDATES[name].module]["flops"]
     peak = ours["peak_flops"]
     # Relative to the necessary work, which is our count, whoever does it.
-    used = f"{ours['flops'] / one.seconds / peak:.1%}" if peak else "-"
+    used = f"{ours['flops'] / seconds / peak:.1%}" if peak else "-"
     gaps = found["apart"][name]
     return (
         name,
-        f"{batch / one.seconds:.2f}",
-        f"{1e3 * one.seconds:.0f}",
-        f"{other.seconds / one.seconds:.2f}",
-        f"{one.cpu_seconds:.1f}",
-        f"{one.peak_gb:.2f}",
-        f"{one.peak_gb / other.peak_gb:.2f}",
+        f"{batch / seconds:.2f}",
+        f"{1e3 * seconds:.0f}",
+        f"{speeds[base]['seconds'] / seconds:.2f}",
+        f"{speeds[name]['cpu_seconds']:.1f}",
+        f"{memory:.2f}",
+        f"{memory / _memory(speeds[base]):.2f}",
         f"{work / batch / 1e9:.1f}",
-        f"{work / one.seconds / 1e9:.0f}",
+        f"{work / seconds / 1e9:.0f}",
         used,
         *(_gap(gaps.get(kind)) for kind in ("features", "losses", "gradient")),
     )
+
+
+def _memory(speed: dict[str, float]) -> float:
+    """Return the peak of the accelerator if there is one, otherwise of the process."""
+    return speed.get("device_gb", speed["peak_gb"])
 
 
 def _gap(gap: float | None) -> str:

@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,7 @@ from benchmarks import common
 SIZES, WEIGHTS, BATCH = "sizes.json", "weights.safetensors", "batch.npz"
 CLASSES, IRR_LAYERS, MASK_RATE = 11003, 4, 0.15
 LR = 1e-5
+TERMS = ("a_sdm", "id", "mlm", "efa")
 
 
 def add_case(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +69,33 @@ def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
     }
 
 
+def make_config(model: str, layers: int | None, **changes: Any) -> Any:
+    """Return a preset's ModelConfig with changes; `layers` cuts both towers."""
+    from fmfa_jax import models
+
+    towers = ("image_layers", "text_layers") if layers else ()
+    changes |= dict.fromkeys(towers, layers)
+    return dataclasses.replace(models.PRESETS[model], **changes)
+
+
+def train(step: Any, state: Any, batch: Any, count: int) -> tuple[list, dict]:
+    """Train on one batch again and again.
+
+    Returns:
+        What each of 1 + `count` steps measured, and the times of all but the first.
+    """
+    found, held = [], {"state": state}
+
+    def one() -> Any:
+        held["state"], measured = step(held["state"], batch)
+        found.append(measured)
+        return held["state"], measured
+
+    common.seconds(one)
+    taken = common.timed(one, count)
+    return found, taken
+
+
 def step_key():
     """Return the key that every step uses here, instead of one of its own."""
     import jax
@@ -82,10 +111,7 @@ def write(folder: Path, options: argparse.Namespace) -> None:
     from fmfa_jax.methods.views import mask_tokens
 
     heads = {"classes": options.classes, "irr_layers": options.irr_layers}
-    towers = ("image_layers", "text_layers") if options.layers else ()
-    config = dataclasses.replace(
-        models.PRESETS[options.model], **heads, **dict.fromkeys(towers, options.layers)
-    )
+    config = make_config(options.model, options.layers, **heads)
     sizes = dataclasses.asdict(config)
     batch = make_batch(sizes, options.batch)
     # Split as in the training step of methods/fmfa.py: images, text.

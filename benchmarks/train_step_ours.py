@@ -16,10 +16,12 @@ from benchmarks import common
 from benchmarks.train_step_case import (
     LR,
     MASK_RATE,
+    TERMS,
     WEIGHTS,
     read_batch,
     read_sizes,
     step_key,
+    train,
 )
 from fmfa_jax import models, weights
 from fmfa_jax.machines.flops import count_flops, peak_flops
@@ -28,8 +30,6 @@ from fmfa_jax.methods import fmfa as supervised
 from fmfa_jax.training.gradients import Loss, loss_and_gradient
 from fmfa_jax.training.optimizer import make_optimizer
 from fmfa_jax.training.step import make_state, make_step
-
-TERMS = ("a_sdm", "id", "mlm", "efa")
 
 
 def make_loss(config: models.ModelConfig) -> Loss:
@@ -71,19 +71,10 @@ def compile_step(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
 
 def steps(folder: Path, config: models.ModelConfig, count: int) -> dict[str, Any]:
     """Train; return the seconds of later steps and what the first one measured."""
-    step, state, batch = ready(folder, config)
-    answer: dict[str, Any] = {}
-    state, measured = step(state, batch)
-    first = {k: float(v) for k, v in jax.device_get(measured.scalars).items()}
-    answer["first"] = {k: first[k] for k in (*TERMS, "total", "grad_norm")}
-    held = {"state": state}
-
-    def one() -> Any:
-        held["state"], measured = step(held["state"], batch)
-        return held["state"], measured
-
-    taken = common.timed(one, count)
-    return answer | taken | {"device_gb": _device_peak()}
+    (measured, *_), taken = train(*ready(folder, config), count)
+    scalars = jax.device_get(measured.scalars)
+    first = {name: float(scalars[name]) for name in (*TERMS, "total", "grad_norm")}
+    return {"first": first, "device_gb": _device_peak()} | taken
 
 
 def features(folder: Path, config: models.ModelConfig) -> dict[str, Any]:

@@ -29,8 +29,8 @@ def test_a_training_step_beside_the_peer(bench):
 
 def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys):
     first = {"total": 2.0, "grad_norm": 3.0}
-    run = {"times": [2.0], "cpu_times": [4.0], "peak_gb": 4.0, "device_gb": None}
-    wrong = run | {"first": first | {"total": 2.1}, "times": [1.0], "peak_gb": 1.0}
+    run = {"seconds": 2.0, "cpu_seconds": 4.0, "peak_gb": 4.0, "device_gb": None}
+    wrong = run | {"first": first | {"total": 2.1}, "seconds": 1.0, "peak_gb": 1.0}
     runs = {"torch float32": [run | {"first": first}], "ours float32": [wrong]}
     outputs = {"image": np.ones(4), "text": np.ones(4)}
     monkeypatch.setattr(train_step, "_features", lambda folder, one: outputs)
@@ -85,7 +85,7 @@ def test_scaling_measures_on_many_devices(bench, monkeypatch):
         asked.append(environment["XLA_FLAGS"])
         return found if len(asked) == 1 else real(*arguments, environment=environment)
 
-    found = {"times": [0.5], "losses": [3.0, 2.0]}
+    found = {"seconds": 0.5, "losses": [3.0, 2.0]}
     monkeypatch.setattr(common, "child", child)
     small = (*TINY, "--batch", "4", "--devices", "1", "2")
     out = bench("benchmarks.scaling", *small, "--steps", "1", "--repeats", "1")
