@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks of training run, and compare what is equal."""
+"""The benchmarks run, and compare equal computations."""
 
 import argparse
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import common, train_step
+from benchmarks import common, loader, train_step
 from tests.benchmarks.conftest import table
 
 TINY = ("--model", "demo", "--layers", "1")
@@ -45,7 +45,7 @@ def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys)
     assert (ours["losses"], torch["losses"]) == ("5e-02 FAR", "0e+00")
     assert (ours["pairs/s"], ours["x torch float32"]) == ("2.00", "2.00")
     assert (ours["peak GB"], ours["x peak"]) == ("1.00", "0.25")
-    # Of the same necessary work, which is ours, at twice the speed.
+    # Both relative to the same necessary work, which is ours; ours is twice as fast.
     assert (ours["MFU"], torch["MFU"]) == ("40.0%", "20.0%")
 
 
@@ -81,7 +81,7 @@ def test_scaling_measures_on_many_devices(bench, monkeypatch):
     real, asked = common.child, []
 
     def child(*arguments, environment):
-        """One device is left out: its steps are those of the two."""
+        """Answer for one device without running it, and really run two."""
         asked.append(environment["XLA_FLAGS"])
         return found if len(asked) == 1 else real(*arguments, environment=environment)
 
@@ -95,6 +95,13 @@ def test_scaling_measures_on_many_devices(bench, monkeypatch):
     assert rows["1 device"]["pairs/s"] == "8.0"
     assert float(rows["2 devices"]["last loss"]) > 0
     assert "share this machine's cores" in out
+
+
+def test_both_loaders_read_every_picture_once(tmp_path):
+    loader.write_pictures(tmp_path, 4)
+    split = loader.read_split(tmp_path)
+    assert loader.our_pass(split, 2, "none")() == 4
+    assert loader.peer_pass(split, 2, "float", 0)() == 4
 
 
 def test_a_child_of_another_environment(monkeypatch):

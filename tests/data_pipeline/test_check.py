@@ -26,7 +26,7 @@ def test_all_sets_under_a_root_are_found_and_counted(tmp_path, capsys):
         write_layout(tmp_path, layout)
     write_lines(tmp_path, [{"file": "1.jpg", "captions": ["a", "b"]}])
     assert check.detect(str(tmp_path)) == [*LAYOUTS, "folder"]
-    assert check.main([str(tmp_path)]) == 0  # other counts are no reason to fail
+    assert check.main([str(tmp_path)]) == 0  # differing counts are not a failure
     out = capsys.readouterr().out
     for name, layout in LAYOUTS.items():
         assert f"{name} at {tmp_path / layout.folder}\n" in out
@@ -60,7 +60,7 @@ def test_a_drawn_population_is_not_compared(tmp_path, capsys):
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Spoil five pictures in five ways; returns what the report has to say."""
+    """Damage five pictures in five ways; return what the report must say."""
     paths = [folder / "imgs" / e["file_path"] for e in tiny_entries(CUHK)]
     paths[0].unlink()
     paths[1].write_bytes(paths[1].read_bytes()[:-100])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS: what is prepared comes back as the very same records and bytes."""
+"""TFDS: prepared data sets come back as exactly the same records and bytes."""
 
 import json
 import shutil
@@ -55,7 +55,7 @@ def test_files_and_shards_give_equal_records(root, prepared):
 
 
 def test_shards_of_other_data_are_noticed(prepared, tmp_path):
-    """Metadata that is consistent in itself but speaks of another order of pictures."""
+    """Metadata that is consistent in itself but lists the pictures in another order."""
     shutil.copytree(prepared, tmp_path / "copy")
     path = tmp_path / "copy/cuhk_pedes/1.0.0/metadata.json"
     metadata = json.loads(path.read_text())
