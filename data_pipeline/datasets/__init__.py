@@ -36,7 +36,7 @@ def open_dataset(name: str, root: str, **options: object) -> PersonDataset:
 
     Args:
         name: Name of the data set; see the module's docstring.
-        root: Where the data set lies; `~` is the home folder.
+        root: Folder of the data set; `~` is the home folder.
         **options: Options of the reader (only synthetic has any).
 
     Raises:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published data sets as a table: where their files lie and how large they are.
+"""The published data sets as a table: where their files are and how large they are.
 
 Each is a folder with an annotation file, one JSON list of pictures
 
