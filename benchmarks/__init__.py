@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Speed and memory, each beside a peer: `python -m benchmarks.NAME`."""
+"""Speed and memory, each compared with a peer: `python -m benchmarks.NAME`."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks that suit a CPU, one after the other: `make bench`."""
+"""Run the benchmarks that suit a CPU, one after another: `make bench`."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ RUNS = (
 
 
 def main() -> int:
-    """Run each in a process of its own, so that none bears another's memory."""
+    """Run each in its own process, so that none inherits another's memory."""
     failed = []
     for name, *arguments in RUNS:
         command = [sys.executable, "-m", f"benchmarks.{name}", *arguments]

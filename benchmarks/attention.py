@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Attention of ViT-B/16's image tower, with gradient: ours, JAX's own and torch's.
+r"""Attention of ViT-B/16's image tower with its gradient: ours, JAX's and torch's.
 
     python -m benchmarks.attention                # 16 pictures of 384 x 128 pixels
 
-On a GPU in bfloat16 ours IS JAX's own with cuDNN; elsewhere it is written out, so that
-no product turns the scores round (`fmfa_jax.models.layers.softmax_mix`).
+On a GPU in bfloat16 ours IS JAX's with cuDNN; elsewhere it is written out so that no
+product has to transpose the scores (`fmfa_jax.models.layers.softmax_mix`).
 """
 
-import argparse
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -25,18 +24,18 @@ LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}
 
 
 def own(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """Ours."""
+    """Compute our attention."""
     return attend(query, key, value, mask="none")
 
 
 def jax_own(*given: jax.Array) -> jax.Array:
-    """JAX's."""
+    """Compute JAX's attention."""
     heads = [x.reshape(*x.shape[:2], -1, HEAD) for x in given]
     return jax.nn.dot_product_attention(*heads).reshape(given[0].shape)
 
 
 def in_jax(attention: Callable[..., Any], arrays: Sequence[Any]) -> Callable[..., Any]:
-    """The gradient of a weighted sum with respect to query, key and value."""
+    """Return a call of a weighted sum's gradient in query, key and value."""
 
     def total(query: Any, key: Any, value: Any, weight: Any) -> Any:
         mixed = attention(query, key, value)
@@ -47,7 +46,7 @@ def in_jax(attention: Callable[..., Any], arrays: Sequence[Any]) -> Callable[...
 
 
 def in_torch(arrays: Sequence[np.ndarray], dtype: str) -> Callable[..., Any]:
-    """The same by torch's fused attention."""
+    """Return a call of the same gradient with torch's fused attention."""
     tensors = [torch.from_numpy(x).to(getattr(torch, dtype)) for x in arrays]
     inputs = [x.requires_grad_() for x in tensors[:3]]
 
@@ -61,7 +60,7 @@ def in_torch(arrays: Sequence[np.ndarray], dtype: str) -> Callable[..., Any]:
 
 
 def compare(dtype: str, *, batch: int, repeats: int) -> list[list[str]]:
-    """The lines of one dtype."""
+    """Return the rows of one dtype."""
     rng = np.random.default_rng(0)
     drawn = [rng.normal(size=(batch, TOKENS, WIDTH)).astype("float32") for _ in "qkvw"]
     given = [jnp.asarray(x).astype(dtype) for x in drawn]
@@ -92,7 +91,7 @@ def _array(x: Any) -> np.ndarray:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
     given = parser.parse_args(arguments)

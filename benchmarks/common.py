@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What all benchmarks share: fair timing, one table, and what it was measured on.
+"""What all benchmarks share: fair timing, one kind of table, and a note of the machine.
 
-Differences below 20 % mean nothing on a shared machine, whose speed drifts by up to
-two: the candidates of a table therefore take turns in one run, and medians are shown.
+The speed of a shared machine drifts by up to a factor of two. The candidates of a table
+therefore take turns within one run, and medians are shown; even so, differences below
+20 % mean nothing.
 """
 
+import argparse
 import datetime
 import json
 import os
@@ -14,7 +16,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -24,43 +26,52 @@ PACKAGES = ("jax", "jaxlib", "flax", "torch", "tensorflow-cpu", "numpy", "pillow
 
 
 def seconds(call: Callable[[], Any]) -> float:
-    """Return how long one call takes, until its JAX arrays are really there."""
+    """Return how long a call takes, until its JAX arrays are ready."""
     start = time.perf_counter()
     _wait(call())
     return time.perf_counter() - start
 
 
-def timed(step: Callable[[], Any], count: int) -> dict[str, list[float]]:
-    """Time a training step several times.
+def timed(step: Callable[[], Any], count: int) -> dict[str, float]:
+    """Time a training step `count` times.
 
     Returns:
-        times: seconds of each, until its JAX arrays are really there.
-        cpu_times: seconds that all cores together spent on it in this process, which
-            stay nearly the same when the machine has other work.
+        seconds: Median until the step's JAX arrays are ready.
+        cpu_seconds: Median that all cores together spend on it in this process, which
+            hardly changes when the machine has other work.
     """
-    found: dict[str, list[float]] = {"times": [], "cpu_times": []}
+    times, cpu_times = [], []
     for _ in range(count):
         before = time.process_time()
-        found["times"].append(seconds(step))
-        found["cpu_times"].append(time.process_time() - before)
+        times.append(seconds(step))
+        cpu_times.append(time.process_time() - before)
+    return {
+        "seconds": statistics.median(times),
+        "cpu_seconds": statistics.median(cpu_times),
+    }
+
+
+def take_turns(
+    names: Iterable[Any], measure: Callable[[Any], Any], *, repeats: int
+) -> dict[Any, list]:
+    """Measure all candidates in turns, `repeats` times; return each one's results."""
+    found: dict[Any, list] = {name: [] for name in names}
+    for _ in range(repeats):
+        for name, results in found.items():
+            results.append(measure(name))
     return found
 
 
 def alternate(
     candidates: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
 ) -> dict[str, float]:
-    """Time the candidates in turns, after `warmup` rounds that do not count.
+    """Return the candidates' median seconds, after `warmup` uncounted rounds."""
 
-    Returns:
-        The median seconds of each.
-    """
-    for _ in range(warmup):
-        for call in candidates.values():
-            _wait(call())
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(repeats):
-        for name, call in candidates.items():
-            times[name].append(seconds(call))
+    def measure(name: str) -> float:
+        return seconds(candidates[name])
+
+    take_turns(candidates, measure, repeats=warmup)
+    times = take_turns(candidates, measure, repeats=repeats)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
@@ -72,12 +83,12 @@ def child(
     A process of its own gives each candidate its own peak of memory.
 
     Args:
-        module: with a `main` that ends in `answer`.
-        arguments: of its command line.
-        environment: variables besides those of this process.
+        module: Module with a `main` that ends in `answer`.
+        *arguments: Arguments of its command line.
+        environment: Variables added to those of this process.
 
     Raises:
-        RuntimeError: it failed; with the end of what it wrote.
+        RuntimeError: If it fails; the message contains the end of its output.
     """
     command = [sys.executable, "-m", module, *arguments]
     variables = os.environ | (environment or {})
@@ -92,7 +103,7 @@ def child(
 
 
 def answer(values: Mapping[str, Any]) -> None:
-    """In a child: give the values to the parent, with this process's peak memory."""
+    """In a child: pass the values to the parent, with this process's peak memory."""
     print(json.dumps(dict(values) | {"peak_gb": peak_gb()}), flush=True)
 
 
@@ -102,10 +113,40 @@ def peak_gb() -> float:
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
+def children(
+    module: str, names: Iterable[str], *arguments: str, repeats: int
+) -> dict[str, dict[str, float]]:
+    """Run `module` with `--only NAME` for all candidates in turns.
+
+    Returns:
+        For each candidate the medians of the numbers that its children answered.
+    """
+    answers = take_turns(
+        names, lambda name: child(module, *arguments, "--only", name), repeats=repeats
+    )
+    return {name: medians(each) for name, each in answers.items()}
+
+
 def medians(answers: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the median of each number over several answers of a child."""
     numbers = [k for k, v in answers[0].items() if isinstance(v, int | float)]
     return {k: statistics.median(answer[k] for answer in answers) for k in numbers}
+
+
+def parser(module_doc: str | None) -> argparse.ArgumentParser:
+    """Return a parser whose description is the first line of a module's docstring."""
+    return argparse.ArgumentParser(description=(module_doc or "").split("\n")[0])
+
+
+def flags(options: argparse.Namespace, *names: str) -> list[str]:
+    """Return the named options that are not None as flags again, for a child."""
+    given = {name: getattr(options, name) for name in names}
+    return [
+        part
+        for name, value in given.items()
+        if value is not None
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def show(
@@ -115,7 +156,7 @@ def show(
     *,
     notes: Sequence[str] = (),
 ) -> None:
-    """Print an aligned Markdown table with date, hardware, versions and notes."""
+    """Print an aligned Markdown table with notes, date, hardware and versions."""
     lines = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(
@@ -132,7 +173,7 @@ def show(
 
 
 def where() -> str:
-    """Return one line: the date, the hardware and the versions that are installed."""
+    """Return one line with the date, the hardware and the installed versions."""
     versions = []
     for name in PACKAGES:
         try:
@@ -147,7 +188,7 @@ def where() -> str:
 
 
 def accelerators() -> int:
-    """How many JAX sees, 0 on a CPU; asked in a child, which then lets go of them."""
+    """Return how many accelerators JAX sees, asking in a child that then frees them."""
     code = "import jax; print(jax.default_backend() != 'cpu' and jax.device_count())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
@@ -156,7 +197,7 @@ def accelerators() -> int:
 
 
 def _wait(value: Any) -> None:
-    # A process that has not imported JAX has nothing of it to wait for.
+    # A process that has not imported JAX has no JAX arrays to wait for.
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(value)
 

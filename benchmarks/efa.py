@@ -1,16 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""EFA's comparison of all pairs, value and gradient: in blocks, beside all at once.
+r"""EFA's comparison of all pairs, value and gradient: in blocks versus all at once.
 
     python -m benchmarks.efa                     # 77 x 77 and 192 x 77, batch 64
     python -m benchmarks.efa --batch 16 --repeats 1
 
-For each row of picture i (its words, then its patches) the largest cosine with a group
-of picture j, for all i and j, and the gradient with respect to rows and groups. "All at
-once" keeps an array [b, b, rows, groups], in JAX and in PyTorch as the released code
-does. Each candidate runs in a process of its own, and the processes take turns.
+For each row of picture i (its words, then its patches) this is the largest cosine with
+a group of picture j, for all i and j, and the gradient with respect to rows and groups.
+"All at once" keeps an array [b, b, rows, groups], in JAX and in PyTorch, as the
+released code does. Each candidate runs in its own process, and the processes take
+turns.
 """
 
-import argparse
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 
 from benchmarks import common
 
-# Words and patches of 384 x 128 pixels, and the groups that both are compared with.
+# Words, patches of 384 x 128 pixels, and the groups that both are compared with.
 ROWS, GROUPS, WIDTH = (77, 192), 77, 512
 _CALLS = 3
 _TITLES = {
@@ -31,7 +31,7 @@ _TITLES = {
 
 def main() -> None:
     """Print one table for each number of rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=WIDTH)
@@ -42,19 +42,15 @@ def main() -> None:
         if options.only:
             common.answer(measure(options.only, options.batch, rows, options.width))
             continue
-        flags = ["--rows", str(rows), "--batch", str(options.batch)]
-        flags += ["--width", str(options.width)]
-        answers: dict[str, list[dict]] = {name: [] for name in _TITLES}
-        for _ in range(options.repeats):
-            for name in answers:
-                child = common.child("benchmarks.efa", *flags, "--only", name)
-                answers[name].append(child)
-        found = {k: common.medians(v) for k, v in answers.items()}
+        flags = ["--rows", str(rows), *common.flags(options, "batch", "width")]
+        found = common.children(
+            "benchmarks.efa", _TITLES, *flags, repeats=options.repeats
+        )
         _compare(options.batch, rows, options.width, found)
 
 
 def measure(name: str, batch: int, rows: int, width: int) -> dict[str, float]:
-    """Seconds of one call, its value and gradient norm, and the memory it added."""
+    """Return a call's seconds, value and gradient norm, and the memory before it."""
     arrays = inputs(batch, rows, width)
     call = (_torch if name == "torch" else _jax)(name, *arrays)
     base = common.peak_gb()
@@ -67,7 +63,7 @@ def measure(name: str, batch: int, rows: int, width: int) -> dict[str, float]:
 
 
 def inputs(batch: int, rows: int, width: int) -> tuple[np.ndarray, ...]:
-    """Rows and groups that resemble each other, and a weight for each pair's score."""
+    """Return rows and groups that resemble each other, and a weight for each score."""
     rng = np.random.default_rng(0)
     person = rng.standard_normal((batch, 1, width), np.float32)
     shapes = (batch, rows, width), (batch, GROUPS, width)
@@ -145,9 +141,9 @@ def _compare(
         header,
         lines,
         notes=[
-            "Added: most memory of the process less what it held before the first call."
-            " Value, gradient: relative distance to ours of the value and of the"
-            " gradient's norm. All in float32."
+            "Added: the process's peak less what it held before the first call. Value,"
+            " gradient: relative distance of the value and of the gradient's norm to"
+            " ours. All in float32."
         ],
     )
 

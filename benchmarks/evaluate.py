@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Retrieval metrics: counting in blocks, beside a sort of the whole matrix.
+r"""Retrieval metrics: counting in blocks versus sorting the whole matrix.
 
     python -m benchmarks.evaluate                 # 20k x 20k, the size of ICFG-PEDES
     python -m benchmarks.evaluate --case million  # 1M pictures, 1k captions
 
-The peer does in PyTorch what the field's official code does: the whole similarity
-matrix, `torch.argsort` of every whole row, then the figures from the sorted ids. Its
-figures are taken some rows at a time, which spares it several matrices of int64.
-Each candidate runs in a process of its own, so that its peak of memory is its own,
-and the processes take turns.
+The peer does in PyTorch what the field's official code does: the full similarity
+matrix, `torch.argsort` of every full row, then the figures from the sorted ids. It
+takes the figures some rows at a time, which spares it several int64 matrices. Each
+candidate runs in its own process with its own peak of memory, and the processes take
+turns.
 """
 
-import argparse
 import statistics
 import time
 from dataclasses import dataclass
@@ -24,7 +23,15 @@ from benchmarks import common
 
 @dataclass(frozen=True)
 class Case:
-    """How many captions and pictures, of how many persons; the rest are strangers."""
+    """The numbers of captions, pictures and people; other pictures show strangers.
+
+    Attributes:
+        queries: Number of captions.
+        gallery: Number of pictures.
+        persons: Number of people with captions.
+        each: Number of pictures of each of them.
+        peer_queries: Number of captions on which the peer is measured.
+    """
 
     queries: int
     gallery: int
@@ -36,7 +43,6 @@ class Case:
 CASES = {
     "icfg": Case(20_000, 20_000, 1000, 20, 20_000),
     "million": Case(1000, 1_000_000, 1000, 20, 100),
-    "small": Case(600, 500, 25, 20, 600),
 }
 WIDTH = 512
 _FIGURES_AT_ONCE = 500
@@ -44,7 +50,7 @@ _FIGURES_AT_ONCE = 500
 
 def main() -> None:
     """Print the table of one case."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--case", choices=CASES, default="icfg")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--only", choices=_CANDIDATES, help="one candidate, as JSON")
@@ -52,18 +58,15 @@ def main() -> None:
     if options.only:
         common.answer(_CANDIDATES[options.only](CASES[options.case]))
         return
-    answers: dict[str, list[dict]] = {name: [] for name in _CANDIDATES}
-    for _ in range(options.repeats):
-        for name in answers:
-            arguments = ("--case", options.case, "--only", name)
-            answers[name].append(common.child("benchmarks.evaluate", *arguments))
-    _compare(CASES[options.case], {k: common.medians(v) for k, v in answers.items()})
+    flags = common.flags(options, "case")
+    found = common.children(
+        "benchmarks.evaluate", _CANDIDATES, *flags, repeats=options.repeats
+    )
+    _compare(CASES[options.case], found)
 
 
-def features(
-    case: Case,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Make captions and pictures around one centre a person; not too easy."""
+def features(case: Case) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Return captions and pictures around a centre for each person, and their ids."""
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((case.persons, WIDTH), np.float32)
     known = case.persons * case.each
@@ -79,7 +82,7 @@ def features(
 
 
 def ours(case: Case) -> dict[str, float]:
-    """Count: the first call compiles, the later ones are those of a training run."""
+    """Count; the first call compiles, the later ones are like those in training."""
     from fmfa_jax.evaluation import retrieval_metrics
 
     arguments = features(case)
@@ -95,7 +98,7 @@ def ours(case: Case) -> dict[str, float]:
 
 
 def peer(case: Case) -> dict[str, float]:
-    """Sort: product, argsort and figures, each timed."""
+    """Sort, timing the product, the argsort and the figures separately."""
     import torch
 
     query, gallery, query_ids, gallery_ids = map(torch.from_numpy, features(case))
@@ -157,13 +160,14 @@ def _compare(case: Case, found: dict[str, dict[str, float]]) -> None:
         for name, taken in seconds.items()
     ]
     notes = [
-        "Peak: of the whole process, in GB (10^9 bytes); before: the same before the"
-        " metrics began, with features and libraries in memory."
+        "Peak: peak memory of the process, in GB (10^9 bytes); before: the same before"
+        " the metrics began, with features and libraries in memory."
     ]
     if case.peer_queries < case.queries:
         notes.append(
-            f"torch measured on {case.peer_queries} captions, its seconds multiplied"
-            f" by {case.queries / case.peer_queries:.0f}; its figures are of those."
+            f"torch was measured on {case.peer_queries} captions, which its figures are"
+            f" for; its seconds are multiplied by"
+            f" {case.queries / case.peer_queries:.0f}."
         )
     common.show(
         f"Retrieval metrics, {case.queries} captions x {case.gallery} pictures",

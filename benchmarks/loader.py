@@ -1,38 +1,36 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images per second and core: this loader beside PIL + torch DataLoader.
+"""Pictures per second and core: this loader versus PIL + torch DataLoader.
 
     python -m benchmarks.loader [--images 1024] [--rounds 5] [--batch 64]
 
 All contestants read the same generated JPEGs (CUHK-like, about 200 x 500) and captions
-and give batches of 384 x 128 pictures with 77 ids. They run in alternation, each in a
-process of its own, and the table holds medians. Images per core are images divided by
-the CPU seconds of all of a contestant's processes and threads, which is what a loader
-takes from the machine, and stays true when the machine has other work.
+and yield batches of 384 x 128 pictures with 77 ids. Each round runs in its own process,
+after a pass that does not count; the contestants take turns, and medians are shown.
+Pictures per core are pictures divided by the CPU seconds of all of a contestant's
+processes and threads: what a loader takes from the machine, which hardly changes when
+the machine has other work.
 
 - `usual`: what this field's training scripts do: Pillow, `ToTensor`, `Normalize`, the
-  caption's ids (by our fast tokenizer, not by the usual one in Python), collate.
-- `lean`: the same without `ToTensor` and `Normalize`: uint8 out, as ours. Nobody's
-  pipeline, but the limit of what Pillow under a DataLoader can do.
-- `ours`: uint8 out; flips, crops and normalising belong to the device. Captions are
-  encoded once per run, which the time includes.
+  caption's ids (by our fast tokenizer, not the usual one in Python), collate.
+- `lean`: the same without `ToTensor` and `Normalize`: uint8 output, like ours. Nobody
+  uses it, but it is the limit of what Pillow under a DataLoader can do.
+- `ours`: uint8 output; flips, crops and normalisation belong to the device. Captions
+  are encoded once per run, which the time includes.
 """
 
-import argparse
-import multiprocessing
 import os
-import platform
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, features
 
+from benchmarks import common
 from data_pipeline.bad_images import BadImages
 from data_pipeline.loader import train_batches
 from data_pipeline.records import Pair, Picture, Split
@@ -48,7 +46,15 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Contestant:
-    """A loader with its settings; one that is `rival` is compared with that of ours."""
+    """A loader with its settings.
+
+    Attributes:
+        cores: Number of CPU cores it may use.
+        cache: Cache of our loader.
+        rival: Which of ours a DataLoader is compared with; empty for our loader.
+        out: What a DataLoader yields: "float" or "uint8" pictures.
+        workers: Number of worker processes of a DataLoader.
+    """
 
     cores: int
     cache: str = "none"
@@ -72,18 +78,9 @@ CONTESTANTS = {
 }
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """One pass over the pictures: seconds on the wall and of all CPU cores."""
-
-    wall: float
-    cpu: float
-
-
-def write_pictures(folder: Path, count: int) -> Split:
+def write_pictures(folder: Path, count: int) -> None:
     """Write JPEGs with natural-looking structure, about 15 to 40 kB each."""
     draw = np.random.default_rng(0)
-    pictures = []
     for i in range(count):
         width = int(draw.integers(120, 280))
         height = int(width * draw.uniform(2.2, 2.8))
@@ -92,19 +89,24 @@ def write_pictures(folder: Path, count: int) -> Split:
             (width, height), Image.Resampling.BICUBIC
         )
         noisy = np.asarray(smooth) + draw.normal(0, 5, (height, width, 3))
-        path = folder / f"{i:05}.jpg"
-        Image.fromarray(np.clip(noisy, 0, 255).astype(np.uint8)).save(path, quality=88)
-        pictures.append(Picture(path.name, str(path), i))
-    pairs = tuple(Pair(i, CAPTION.format(i)) for i in range(count))
-    return Split("train", tuple(pictures), pairs)
+        pixels = np.clip(noisy, 0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i:05}.jpg", quality=88)
+
+
+def read_split(folder: Path) -> Split:
+    """Return the pictures of a folder, each of a person of its own."""
+    paths = sorted(folder.glob("*.jpg"))
+    pictures = [Picture(path.name, str(path), i) for i, path in enumerate(paths)]
+    pairs = [Pair(i, CAPTION.format(i)) for i in range(len(paths))]
+    return Split("train", tuple(pictures), tuple(pairs))
 
 
 def our_pass(split: Split, batch: int, cache: str) -> Callable[[], int]:
-    """Return what loads every picture once and counts them."""
+    """Return a function that loads every picture once and counts them."""
     tokenizer = open_tokenizer("clip")
     steps = len(split.pairs) // batch
 
-    def passes(count: int) -> Any:
+    def passes(count: int) -> Iterator[dict[str, np.ndarray]]:
         return train_batches(
             split,
             tokenizer=tokenizer,
@@ -125,7 +127,7 @@ def our_pass(split: Split, batch: int, cache: str) -> Callable[[], int]:
 
 
 def peer_pass(split: Split, batch: int, out: str, workers: int) -> Callable[[], int]:
-    """Return what loads every picture once through a torch DataLoader."""
+    """Return a function that does the same through a torch DataLoader."""
     import torch
 
     torch.set_num_threads(1)  # as in its workers
@@ -163,8 +165,8 @@ def peer_pass(split: Split, batch: int, out: str, workers: int) -> Callable[[], 
     return lambda: sum(len(b["image"]) for b in loader)
 
 
-def contestant(name: str, split: Split, batch: int, pipe: Connection) -> None:
-    """Warm up, then measure a pass whenever asked, until told to stop."""
+def measure(name: str, split: Split, batch: int) -> dict[str, float]:
+    """Return wall and CPU seconds per picture of a pass, after a pass to warm up."""
     what = CONTESTANTS[name]
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: what.cores])
     if what.rival:
@@ -172,14 +174,10 @@ def contestant(name: str, split: Split, batch: int, pipe: Connection) -> None:
     else:
         run = our_pass(split, batch, what.cache)
     run()
-    pipe.send(None)
-    while pipe.recv():
-        wall, cpu = time.perf_counter(), cpu_seconds(os.getpid())
-        count = run()
-        wall, cpu = time.perf_counter() - wall, cpu_seconds(os.getpid()) - cpu
-        pipe.send(Measurement(wall / count, cpu / count))
-    # A DataLoader's workers and tf.data's threads need no orderly end here.
-    pipe.close()
+    wall, cpu = time.perf_counter(), cpu_seconds(os.getpid())
+    count = run()
+    wall, cpu = time.perf_counter() - wall, cpu_seconds(os.getpid()) - cpu
+    return {"wall": wall / count, "cpu": cpu / count}
 
 
 def cpu_seconds(process: int) -> float:
@@ -190,86 +188,51 @@ def cpu_seconds(process: int) -> float:
     return ticks / os.sysconf("SC_CLK_TCK") + sum(cpu_seconds(int(c)) for c in children)
 
 
-def measure(
-    split: Split, names: Sequence[str], batch: int, rounds: int
-) -> dict[str, Measurement]:
-    """Run the contestants in alternation; return each one's medians per image."""
-    spawn = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
-    for name in names:
-        pipes[name], end = spawn.Pipe()
-        process = spawn.Process(target=contestant, args=(name, split, batch, end))
-        process.start()
-        end.close()  # so that a contestant's death ends the wait for it
-        processes.append(process)
-        pipes[name].recv()
-    runs: dict[str, list[Measurement]] = {name: [] for name in names}
-    for _ in range(rounds):
-        for name in names:
-            pipes[name].send(True)
-            runs[name].append(pipes[name].recv())
-    for name, process in zip(names, processes, strict=True):
-        pipes[name].send(False)
-        process.join()
-    return {
-        name: Measurement(
-            statistics.median(m.wall for m in taken),
-            statistics.median(m.cpu for m in taken),
+def report(found: dict[str, dict[str, float]], note: str) -> None:
+    """Print the table; the ratios are of pictures per core."""
+    rows = []
+    for name, taken in found.items():
+        rival = found.get(CONTESTANTS[name].rival)
+        ratio = f"{taken['cpu'] / rival['cpu']:.2f}x" if rival else ""
+        rows.append(
+            (name, f"{1 / taken['wall']:.0f}", f"{1 / taken['cpu']:.0f}", ratio)
         )
-        for name, taken in runs.items()
-    }
-
-
-def table(results: dict[str, Measurement]) -> str:
-    """Return the results as a Markdown table; the ratios are of images per core."""
-    lines = [
-        "| loader | images/s | images/s per core | ours on equal cores is faster by |",
-        "| --- | ---: | ---: | ---: |",
-    ]
-    for name, taken in results.items():
-        rival = results.get(CONTESTANTS[name].rival)
-        ratio = f"{taken.cpu / rival.cpu:.2f}x" if rival else ""
-        lines.append(
-            f"| {name} | {1 / taken.wall:.0f} | {1 / taken.cpu:.0f} | {ratio} |"
-        )
-    return "\n".join(lines)
-
-
-def environment() -> str:
-    """Return versions and hardware in one line."""
-    from importlib.metadata import version
-
-    cpu = next(
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
+    header = (
+        "",
+        "pictures/s",
+        "pictures/s per core",
+        "ours on equal cores is faster by",
     )
-    packages = ("pillow", "torch", "tensorflow-cpu", "numpy")
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    return (
-        f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python "
-        f"{platform.python_version()}, {versions}, libjpeg-turbo "
-        f"{features.version('libjpeg_turbo')}"
-    )
+    jpeg = f"libjpeg-turbo {features.version('libjpeg_turbo')}"
+    common.show("Loader", header, rows, notes=[note, jpeg])
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Generate the pictures, measure, print the table."""
-    parser = argparse.ArgumentParser(description="this loader beside torch's")
+def main() -> None:
+    """Generate the pictures, measure and print the table."""
+    parser = common.parser(__doc__)
     parser.add_argument("--images", type=int, default=1024)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--batch", type=int, default=64)
-    options = parser.parse_args(argv)
-    with tempfile.TemporaryDirectory() as folder:
-        split = write_pictures(Path(folder), options.images)
-        size = statistics.mean(Path(i.path).stat().st_size for i in split.images)
-        results = measure(split, list(CONTESTANTS), options.batch, options.rounds)
-    print(environment())
-    print(
-        f"{options.images} JPEGs of {size / 1e3:.0f} kB, batch {options.batch}, "
-        f"medians of {options.rounds} rounds in alternation"
+    parser.add_argument("--folder", type=Path, help="of pictures, for --only")
+    parser.add_argument("--only", choices=CONTESTANTS, help="one contestant, as JSON")
+    options = parser.parse_args()
+    if options.only:
+        split = read_split(options.folder)
+        common.answer(measure(options.only, split, options.batch))
+        return
+    with tempfile.TemporaryDirectory() as name:
+        options.folder = Path(name)
+        write_pictures(options.folder, options.images)
+        sizes = [path.stat().st_size for path in options.folder.iterdir()]
+        flags = common.flags(options, "batch", "folder")
+        found = common.children(
+            "benchmarks.loader", CONTESTANTS, *flags, repeats=options.rounds
+        )
+    report(
+        found,
+        f"{options.images} JPEGs of {statistics.mean(sizes) / 1e3:.0f} kB, batch"
+        f" {options.batch}, medians of {options.rounds} rounds.",
     )
-    print(table(results))
 
 
 if __name__ == "__main__":

@@ -1,17 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""Mining links in the memory: blocks with a running top-k, beside dense top-k.
+r"""Mining links in the memory: blocks with a running top-k versus a dense top-k.
 
     python -m benchmarks.mining                     # 68k rows (CUHK-PEDES) and 1M rows
     python -m benchmarks.mining --rows 68000 --dtype bfloat16
 
 Batch 64, width 512, 3 links. "Ours, mining" is the search alone; "ours, whole step"
-adds the loss with its gradient and the update of both banks, in place. The dense
+adds the loss with its gradient and the in-place update of both banks. The dense
 candidates multiply the batch with all rows and take one top-k, as the official code
-does. Each candidate runs in a process of its own, so that its peak of memory is its
-own, and the processes take turns.
+does. Each candidate runs in its own process with its own peak of memory, and the
+processes take turns.
 """
 
-import argparse
 import functools
 import statistics
 from collections.abc import Callable
@@ -36,7 +35,7 @@ _TITLES = {
 
 def main() -> None:
     """Print one table for each number of rows."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--rows", type=int, nargs="*", default=list(ROWS))
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--block", type=int, help="rows compared at once")
@@ -47,21 +46,15 @@ def main() -> None:
         if options.only:
             common.answer(measure(options.only, rows, options.dtype, options.block))
             continue
-        answers: dict[str, list[dict]] = {name: [] for name in _TITLES}
-        arguments = ["--rows", str(rows), "--dtype", options.dtype]
-        if options.block:
-            arguments += ["--block", str(options.block)]
-        for _ in range(options.repeats):
-            for name in answers:
-                child = common.child("benchmarks.mining", *arguments, "--only", name)
-                answers[name].append(child)
-        _compare(
-            rows, options.dtype, {k: common.medians(v) for k, v in answers.items()}
+        flags = ["--rows", str(rows), *common.flags(options, "dtype", "block")]
+        found = common.children(
+            "benchmarks.mining", _TITLES, *flags, repeats=options.repeats
         )
+        _compare(rows, options.dtype, found)
 
 
 def measure(name: str, rows: int, dtype: str, block: int | None) -> dict[str, float]:
-    """Seconds of one call, the bank's size, and the peak before the bank was made."""
+    """Return a call's seconds, the banks' size, and the peak before they were made."""
     if name == "torch":
         call, numbers = _torch(rows)
     else:
@@ -72,7 +65,7 @@ def measure(name: str, rows: int, dtype: str, block: int | None) -> dict[str, fl
 
 
 def _torch(rows: int) -> tuple[Call, dict[str, float]]:
-    """The official code's search; rows of length one, which it makes anew each step."""
+    """Return the official code's search, over rows that are already normalised."""
     import torch
 
     base = common.peak_gb()
@@ -109,7 +102,7 @@ def _jax(
 
 
 def _dense(bank: Bank, image: Any) -> Any:
-    """The whole similarity matrix and one top-k."""
+    """Compute the whole similarity matrix and one top-k."""
     import jax
     import jax.numpy as jnp
 
@@ -120,7 +113,7 @@ def _dense(bank: Bank, image: Any) -> Any:
 
 
 def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
-    """All four losses, their gradient, and the update of the donated bank."""
+    """Return all four losses, their gradient, and the update of the donated bank."""
     import jax
 
     from fmfa_jax.methods.weak import (
@@ -154,7 +147,7 @@ def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
 
 
 def _filled(rows: int, dtype: str) -> Bank:
-    """A bank of random rows, written in place."""
+    """Return a bank of random rows, written in place."""
     import jax
     import jax.numpy as jnp
 
@@ -192,9 +185,9 @@ def _compare(rows: int, dtype: str, found: dict[str, dict[str, float]]) -> None:
         lines,
         notes=[
             f"Both banks: {found['step']['bank_gb']:.2f} GB (10^9 bytes)."
-            " Peak: of the whole process; before: the same before the banks were made;"
-            " peak / bank: what was added, by the size of both banks. torch is float32"
-            " and holds rows of length one already."
+            " Peak: peak memory of the process; before: the same before the banks were"
+            " made; peak / bank: the difference, divided by the size of both banks."
+            " torch is float32 and its rows are already normalised."
         ],
     )
 

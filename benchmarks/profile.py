@@ -4,11 +4,10 @@ r"""Where the time of a training step goes: one traced step, by kind of operatio
     python -m benchmarks.profile                          # ViT-B/16, batch 16, float32
     python -m benchmarks.profile --dtype bfloat16 --trace /tmp/trace
 
-The step is that of `benchmarks.train_step`. `--trace` keeps JAX's trace, for Perfetto
-or TensorBoard.
+The step is that of `benchmarks.train_step`. `--trace` keeps JAX's trace for Perfetto or
+TensorBoard.
 """
 
-import argparse
 import collections
 import gzip
 import json
@@ -26,12 +25,12 @@ from fmfa_jax import models
 
 _LINE = re.compile(r"\s*(?:ROOT )?%?([\w.\-]+) = (\S+) ([\w\-]+)\(")
 _NAME = re.compile(r'op_name="([^"]*)"')
-# What only holds other operations.
+# Operations that only contain others.
 _HOLDERS = ("while", "call", "conditional")
 
 
 def trace(folder: Path, config: models.ModelConfig, out: Path) -> str:
-    """Trace the second step into `out`; the program as text."""
+    """Trace the second step into `out`; return the program as text."""
     step, state, batch = train_step_ours.ready(folder, config)
     state, _ = jax.block_until_ready(step(state, batch))
     with jax.profiler.trace(str(out)):
@@ -40,7 +39,7 @@ def trace(folder: Path, config: models.ModelConfig, out: Path) -> str:
 
 
 def seconds(out: Path) -> dict[str, float]:
-    """Operation -> seconds, over all threads, from a trace."""
+    """Return the seconds of each operation in a trace, over all threads."""
     (path,) = out.rglob("*.trace.json.gz")
     with gzip.open(path) as file:
         events = json.load(file)["traceEvents"]
@@ -52,7 +51,7 @@ def seconds(out: Path) -> dict[str, float]:
 
 
 def operations(program: str) -> dict[str, tuple[str, str, str]]:
-    """Operation -> kind, shape, and the end of the name that JAX gave it."""
+    """Return each operation's kind, shape, and the name that JAX gave it."""
     found = {}
     for line in program.splitlines():
         if match := _LINE.match(line):
@@ -63,12 +62,12 @@ def operations(program: str) -> dict[str, tuple[str, str, str]]:
 
 
 def kind(name: str, operation: tuple[str, str, str]) -> str:
-    """A few words for what an operation does."""
+    """Return a few words for what an operation does."""
     opcode, _, origin = operation
     if opcode in ("dot", "custom-call") or origin.endswith("dot_general"):
         return "products of matrices"
     if "transpose" in name or name.startswith("copy"):
-        return "copies that turn an array round"
+        return "copies that transpose an array"
     if name.startswith("wrapped_broadcast"):
         return "filling with zeros"
     if "convert" in name:
@@ -106,13 +105,13 @@ def report(taken: dict[str, float], program: str, *, top: int, title: str) -> No
 
 def main() -> int:
     """Trace a step and print where its time went."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser = common.parser(__doc__)
     add_case(parser)
     parser.set_defaults(batch=16)
     parser.add_argument("--dtype", choices=models.config.DTYPES, default="float32")
     parser.add_argument("--remat", choices=models.config.REMATS, default="full")
     parser.add_argument("--top", type=int, default=12)
-    parser.add_argument("--trace", type=Path, help="a new folder, to keep the trace")
+    parser.add_argument("--trace", type=Path, help="new folder to keep the trace in")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,31 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The same global batch on 1, 2, 4 and 8 devices: pairs a second, and equal losses.
+r"""The same global batch on 1, 2, 4 and 8 devices: pairs per second, equal losses.
 
     python -m benchmarks.scaling                # on a CPU: simulated devices
     python -m benchmarks.scaling --model vit-b-16 --batch 256 --dtype bfloat16
 
-Where there are accelerators, 1, 2, 4, .. of them are used. On a CPU the devices are
-simulated: they share the same cores, so nothing can become faster, and what the table
-shows is what it costs to spread a batch. Each count runs in a process of its own, and
-the processes take turns.
+If there are accelerators, 1, 2, 4, .. of them are used. On a CPU the devices are
+simulated: they share the same cores, so nothing can become faster, and the table shows
+the cost of spreading a batch. Each count runs in its own process, and the processes
+take turns.
 """
 
 import argparse
 import os
-import statistics
 from typing import Any
 
 from benchmarks import common
 
 DEVICES = (1, 2, 4, 8)
-TERMS = ("a_sdm", "id", "mlm", "efa")
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("--model", default="demo", help="a preset's name")
-    parser.add_argument("--batch", type=int, default=64, help="of all devices")
+    parser.add_argument("--batch", type=int, default=64, help="over all devices")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--layers", type=int, help="of each tower, for a quick look")
     parser.add_argument("--devices", type=int, nargs="*", default=list(DEVICES))
@@ -38,22 +36,22 @@ def main() -> None:
         return
     present = common.accelerators()
     counts = [n for n in options.devices if n <= (present or n)]
-    answers: dict[int, list[dict]] = {count: [] for count in counts}
-    for _ in range(options.repeats):
-        for count in counts:
-            answers[count].append(_ask(count, options, simulated=not present))
+    answers = common.take_turns(
+        counts,
+        lambda count: _ask(count, options, simulated=not present),
+        repeats=options.repeats,
+    )
     _compare(options, answers, simulated=not present)
 
 
 def _ask(count: int, options: argparse.Namespace, *, simulated: bool) -> dict:
-    flags = ["--model", options.model, "--batch", str(options.batch)]
-    flags += ["--dtype", options.dtype, "--steps", str(options.steps)]
-    flags += ["--layers", str(options.layers)] if options.layers else []
+    flags = common.flags(options, "model", "batch", "dtype", "steps", "layers")
     variables = {}
     if simulated:
         flag = f"--xla_force_host_platform_device_count={count}"
-        # XLA has a thread for each core or device. A collective keeps one until all
-        # devices have come, so with no more two in different orders wait for ever.
+        # XLA has one thread per core or device. A collective holds one until all
+        # devices have joined: without spare threads, two collectives that start in
+        # different orders deadlock.
         threads = str(4 * max(count, os.cpu_count() or 1))
         variables = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": threads}
     only = ("--only", str(count))
@@ -61,10 +59,10 @@ def _ask(count: int, options: argparse.Namespace, *, simulated: bool) -> dict:
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Train from the same weights on the same batch: seconds and losses."""
+    """Train from the same weights on the same batch; return seconds and losses."""
     import jax
 
-    from benchmarks.train_step_case import LR, make_batch
+    from benchmarks.train_step_case import LR, TERMS, make_batch, make_config, train
     from fmfa_jax import models
     from fmfa_jax.machines.mesh import check_batch_size, make_mesh, to_devices
     from fmfa_jax.methods import fmfa as supervised
@@ -73,7 +71,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     mesh = make_mesh(devices=jax.devices()[: options.only])
     check_batch_size(options.batch, mesh)
-    config = _config(options)
+    config = make_config(
+        options.model,
+        options.layers,
+        classes=options.batch,
+        irr_layers=options.layers or 4,
+        dtype=options.dtype,
+    )
     loss = supervised.make_loss(
         config, supervised.Recipe(weights=dict.fromkeys(TERMS, 1.0))
     )
@@ -83,48 +87,22 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         loss, optimizer, state, mesh=mesh, seed=0, schedule=lambda step: LR
     )
     batch = to_devices(make_batch(vars(config), options.batch), mesh)
-    state, measured = step(state, batch)
-    losses, held = [measured], {"state": state}
-
-    def one() -> Any:
-        held["state"], measured = step(held["state"], batch)
-        losses.append(measured)
-        return held["state"], measured
-
-    taken = common.timed(one, options.steps)
-    totals = [float(measured.scalars["total"]) for measured in losses]
-    return taken | {"losses": totals, "devices": mesh.size}
-
-
-def _config(options: argparse.Namespace) -> Any:
-    import dataclasses
-
-    from fmfa_jax import models
-
-    towers = ("image_layers", "text_layers") if options.layers else ()
-    return dataclasses.replace(
-        models.PRESETS[options.model],
-        **dict.fromkeys(towers, options.layers),
-        classes=options.batch,
-        irr_layers=options.layers or 4,
-        dtype=options.dtype,
-    )
+    found, taken = train(step, state, batch, options.steps)
+    losses = [float(measured.scalars["total"]) for measured in found]
+    return taken | {"losses": losses}
 
 
 def _compare(
     options: argparse.Namespace, answers: dict[int, list[dict]], *, simulated: bool
 ) -> None:
-    seconds = {
-        count: statistics.median(t for run in runs for t in run["times"])
-        for count, runs in answers.items()
-    }
+    seconds = {n: common.medians(runs)["seconds"] for n, runs in answers.items()}
     first, *_ = seconds
     reference = answers[first][0]["losses"]
     rows = []
     for count, taken in seconds.items():
         losses = answers[count][0]["losses"]
         gaps = [abs(a / b - 1) for a, b in zip(losses, reference, strict=True)]
-        # Simulated devices share the cores that one has: ideal is the same speed.
+        # Simulated devices share the same cores: ideally they keep the speed of one.
         ideal = 1 if simulated else count / first
         rows.append(
             (
@@ -147,17 +125,17 @@ def _compare(
 
 def _notes(steps: int, *, simulated: bool) -> list[str]:
     apart = (
-        f"Losses apart: largest relative distance of the total to the first line's over"
-        f" {steps + 1} steps; masks and views are drawn by global row."
+        "Losses apart: largest relative distance of the total loss to the first row's"
+        f" over {steps + 1} steps; masks and views are drawn by global row."
     )
     if simulated:
         return [
             "Simulated devices share this machine's cores: the table shows the overhead"
-            " of spreading a batch, not a speed-up, and efficiency is the speed of one"
-            " device that is kept.",
+            " of spreading a batch, not a speed-up, and efficiency is the share of one"
+            " device's speed that remains.",
             apart,
         ]
-    return ["Efficiency: speed against that of the first line times devices.", apart]
+    return ["Efficiency: speed relative to the first row's times devices.", apart]
 
 
 if __name__ == "__main__":

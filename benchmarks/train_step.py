@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""A whole training step of FMFA: ours beside the released one in eager PyTorch.
+r"""A whole training step of FMFA: ours versus the released one in eager PyTorch.
 
     python -m benchmarks.train_step                       # CPU: ViT-B/16, batch 16
     python -m benchmarks.train_step --model vit-l-14      # GPU: batch 256, bfloat16
     python -m benchmarks.train_step --layers 2 --steps 1  # a quick look
 
-Forward, A-SDM + ID + IRR + EFA, backward and Adam, at 384 x 128 pixels and 77 tokens,
-with the same random weights and the same masked batch. The peer (benchmarks/peers/,
-held to the official numbers by a test) computes what the released step computes: two
-text passes, the vocabulary for all 77 rows, EFA for all pairs at once. Ours computes
-the same losses; the table says how far the two are apart. Each candidate runs in a
-process of its own, the processes take turns, and medians are shown. What ours computes
-is compiled beforehand, as run.compilation_cache keeps it from run to run.
+Forward pass, A-SDM + ID + IRR + EFA, backward pass and Adam, at 384 x 128 pixels and 77
+tokens, with the same random weights and the same masked batch. The peer
+(benchmarks/peers/, which a test holds to the official numbers) computes what the
+released step computes: two text passes, vocabulary scores for all 77 positions, and EFA
+for all pairs at once. Ours computes the same losses; the table shows how far apart the
+two are. Each candidate runs in its own process, the processes take turns, and medians
+are shown. Our programs are compiled beforehand, since run.compilation_cache keeps them
+from run to run.
 """
 
 import argparse
@@ -41,7 +42,7 @@ class Candidate:
 
     @property
     def flags(self) -> list[str]:
-        """For its child."""
+        """Flags for its child."""
         flags = ["--dtype", self.dtype]
         return flags + (["--remat", self.remat] if self.remat else [])
 
@@ -61,33 +62,9 @@ ON_CPU += ("ours bfloat16, remat",)
 ON_GPU = tuple(name for name in CANDIDATES if "bfloat16" in name)
 
 
-@dataclass(frozen=True)
-class Speed:
-    """Medians over all runs of a candidate.
-
-    Attributes:
-        seconds: of a step.
-        cpu_seconds: of a step, all cores together.
-        peak_gb: of the accelerator where there is one, of the process otherwise.
-    """
-
-    seconds: float
-    cpu_seconds: float
-    peak_gb: float
-
-    @classmethod
-    def of(cls, runs: list[dict]) -> "Speed":
-        """From what the children of a candidate said."""
-        return cls(
-            statistics.median(t for run in runs for t in run["times"]),
-            statistics.median(t for run in runs for t in run["cpu_times"]),
-            statistics.median(run["device_gb"] or run["peak_gb"] for run in runs),
-        )
-
-
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     add_case(parser)
     parser.add_argument("--only", nargs="*", choices=CANDIDATES, metavar="CANDIDATE")
     parser.add_argument("--steps", type=int, default=3, help="timed, in each process")
@@ -102,7 +79,7 @@ def main() -> None:
 
 
 def measure(folder: Path, names: Any, options: argparse.Namespace) -> dict[str, Any]:
-    """Ask every child; the candidates take turns."""
+    """Ask every child, the candidates taking turns."""
     counts = {
         module: common.child(module, str(folder), "flops") for module in (OURS, PEER)
     }
@@ -114,26 +91,26 @@ def measure(folder: Path, names: Any, options: argparse.Namespace) -> dict[str, 
 
     ours = [one for name in names if (one := CANDIDATES[name]).module == OURS]
     compiled = [ask(one, "compile")["seconds"] for one in ours]
-    runs: dict[str, list[dict]] = {name: [] for name in names}
-    for _ in range(options.repeats):
-        for name in names:
-            task = ("steps", "--steps", str(options.steps))
-            runs[name].append(ask(CANDIDATES[name], *task))
+    task = ("steps", *common.flags(options, "steps"))
+    runs = common.take_turns(
+        names, lambda name: ask(CANDIDATES[name], *task), repeats=options.repeats
+    )
     gaps = apart(folder, names, runs)
     return {"counts": counts, "compiled": compiled, "runs": runs, "apart": gaps}
 
 
 def apart(folder: Path, names: Any, runs: dict[str, list[dict]]) -> dict[str, Any]:
-    """Largest relative distance to torch's float32: of features, losses, gradient."""
+    """Return the largest relative distances of features, losses and gradient to torch.
+
+    The reference is torch in float32.
+    """
     wanted = _features(folder, CANDIDATES[REFERENCE])
     first = {name: found[0]["first"] for name, found in runs.items()}
     rows = {}
     for name in names:
         found = _features(folder, CANDIDATES[name])
-        rows[name] = {
-            "features": max(_distance(found[k], wanted[k]) for k in wanted),
-        }
-        # Without its reference in the table only the features can be compared.
+        rows[name] = {"features": max(_distance(found[k], wanted[k]) for k in wanted)}
+        # If the reference is not in the table, only the features can be compared.
         for key, value in first.get(REFERENCE, {}).items():
             kind = "gradient" if key == "grad_norm" else "losses"
             gap = abs(first[name][key] - value) / abs(value)
@@ -152,8 +129,8 @@ def _distance(found: np.ndarray, wanted: np.ndarray) -> float:
 
 
 def report(found: dict[str, Any], options: argparse.Namespace) -> None:
-    """Turn what the children said into the table."""
-    speeds = {name: Speed.of(runs) for name, runs in found["runs"].items()}
+    """Print the children's answers as a table."""
+    speeds = {name: common.medians(runs) for name, runs in found["runs"].items()}
     base = next(iter(speeds))
     rows = [_row(name, speeds, found, options.batch, base) for name in speeds]
     header = ("", "pairs/s", "ms a step", f"x {base}", "CPU s", "peak GB", "x peak")
@@ -169,31 +146,36 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> None:
 
 def _row(
     name: str,
-    speeds: dict[str, Speed],
+    speeds: dict[str, dict[str, float]],
     found: dict[str, Any],
     batch: int,
     base: str,
 ) -> tuple[str, ...]:
-    one, other = speeds[name], speeds[base]
+    seconds, memory = speeds[name]["seconds"], _memory(speeds[name])
     ours = found["counts"][OURS]
     work = found["counts"][CANDIDATES[name].module]["flops"]
     peak = ours["peak_flops"]
-    # Of the necessary work, which is our count, whoever does it.
-    used = f"{ours['flops'] / one.seconds / peak:.1%}" if peak else "-"
+    # Relative to the necessary work, which is our count, whoever does it.
+    used = f"{ours['flops'] / seconds / peak:.1%}" if peak else "-"
     gaps = found["apart"][name]
     return (
         name,
-        f"{batch / one.seconds:.2f}",
-        f"{1e3 * one.seconds:.0f}",
-        f"{other.seconds / one.seconds:.2f}",
-        f"{one.cpu_seconds:.1f}",
-        f"{one.peak_gb:.2f}",
-        f"{one.peak_gb / other.peak_gb:.2f}",
+        f"{batch / seconds:.2f}",
+        f"{1e3 * seconds:.0f}",
+        f"{speeds[base]['seconds'] / seconds:.2f}",
+        f"{speeds[name]['cpu_seconds']:.1f}",
+        f"{memory:.2f}",
+        f"{memory / _memory(speeds[base]):.2f}",
         f"{work / batch / 1e9:.1f}",
-        f"{work / one.seconds / 1e9:.0f}",
+        f"{work / seconds / 1e9:.0f}",
         used,
         *(_gap(gaps.get(kind)) for kind in ("features", "losses", "gradient")),
     )
+
+
+def _memory(speed: dict[str, float]) -> float:
+    """Return the peak of the accelerator if there is one, otherwise of the process."""
+    return speed.get("device_gb", speed["peak_gb"])
 
 
 def _gap(gap: float | None) -> str:
@@ -206,24 +188,23 @@ def _notes(found: dict[str, Any], options: argparse.Namespace) -> list[str]:
     ours, peer = found["counts"][OURS], found["counts"][PEER]
     pair = 1e9 * options.batch
     notes = [
-        f"GFLOP a pair of one step: ours {ours['flops'] / pair:.1f} by"
-        f" count_flops and {ours['xla_flops'] / pair:.1f} by XLA with all loops"
-        f" unrolled (element-wise work included); torch {peer['flops'] / pair:.1f} by"
-        f" FlopCounterMode: {ours['flops'] / peer['flops']:.3f} of it. What remat"
-        " computes again is not counted.",
+        f"GFLOP per pair and step: ours {ours['flops'] / pair:.1f} by count_flops;"
+        f" torch {peer['flops'] / pair:.1f} by FlopCounterMode; ratio"
+        f" {ours['flops'] / peer['flops']:.3f}. Recomputation by remat is not counted.",
         "features, losses, gradient: largest relative distance to torch's float32 of"
-        " global features (norm-wise), of A-SDM, ID, IRR, EFA and their sum, and of the"
-        f" gradient's norm, at the first step; FAR: beyond {PARITY}.",
-        "torch bfloat16: the forward pass under torch.autocast, losses in float32; ours"
-        " bfloat16: products of bfloat16 summed in float32, losses in float32. Weights"
-        " and Adam's moments are float32 everywhere. Peak: of the whole process, or of"
-        " the accelerator's memory where there is one. CPU s: of a step, all cores"
-        " together; it shows whether the machine had other work.",
+        " the global features (norm-wise), of A-SDM, ID, IRR, EFA and their sum, and of"
+        f" the gradient's norm, at the first step; FAR: beyond {PARITY}.",
+        "torch bfloat16: forward pass under torch.autocast, losses in float32; ours"
+        " bfloat16: bfloat16 products summed in float32, losses in float32. Weights"
+        " and Adam's moments are always float32. Peak: of the accelerator's memory if"
+        " there is one, otherwise of the process. CPU s: per step, over all cores; it"
+        " shows whether the machine had other work.",
     ]
     if found["compiled"]:
         notes.append(
-            f"To start and compile ours took {statistics.median(found['compiled']):.0f}"
-            " s, in a process before: the compiler's memory is not in the peak."
+            "Starting and compiling ours took"
+            f" {statistics.median(found['compiled']):.0f} s in an earlier process: the"
+            " compiler's memory is not part of the peak."
         )
     return notes
 

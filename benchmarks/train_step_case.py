@@ -4,13 +4,14 @@
     python -m benchmarks.train_step_case FOLDER --model vit-b-16 --batch 16
 
 writes `sizes.json`, `weights.safetensors` under the official names and `batch.npz`. The
-captions are masked here, once, since both engines shall see the same words.
+captions are masked here, once, so that both engines see the same words.
 """
 
 import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,10 +20,11 @@ from benchmarks import common
 SIZES, WEIGHTS, BATCH = "sizes.json", "weights.safetensors", "batch.npz"
 CLASSES, IRR_LAYERS, MASK_RATE = 11003, 4, 0.15
 LR = 1e-5
+TERMS = ("a_sdm", "id", "mlm", "efa")
 
 
 def add_case(parser: argparse.ArgumentParser) -> None:
-    """Flags that decide what is computed."""
+    """Add the flags that determine what is computed."""
     parser.add_argument("--model", default="vit-b-16", help="a preset's name")
     parser.add_argument("--batch", type=int, help="default: 16, 256 on a GPU")
     parser.add_argument("--layers", type=int, help="of each tower, for a quick look")
@@ -31,27 +33,25 @@ def add_case(parser: argparse.ArgumentParser) -> None:
 
 
 def case_flags(options: argparse.Namespace) -> list[str]:
-    """The same flags again, for a child."""
-    flags = ["--model", options.model, "--batch", str(options.batch)]
-    flags += ["--classes", str(options.classes)]
-    flags += ["--irr-layers", str(options.irr_layers)]
-    return flags + (["--layers", str(options.layers)] if options.layers else [])
+    """Return the same flags again, for a child."""
+    names = ("model", "batch", "layers", "classes", "irr_layers")
+    return common.flags(options, *names)
 
 
 def read_sizes(folder: Path) -> dict:
-    """The fields of a ModelConfig that fix its parameters."""
+    """Return the fields of a ModelConfig that determine its parameters."""
     sizes = json.loads((folder / SIZES).read_text())
     return sizes | {"image_size": tuple(sizes["image_size"])}
 
 
 def read_batch(folder: Path) -> dict[str, np.ndarray]:
-    """Images, tokens, person, and the captions' masked copy with its labels."""
+    """Return images, tokens, persons, and the masked captions with their labels."""
     with np.load(folder / BATCH, allow_pickle=False) as file:
         return dict(file)
 
 
 def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
-    """Noise around a colour of its own for each picture; captions of 15 to 45 words."""
+    """Return pictures of noise, each around its own colour, and random captions."""
     rng = np.random.default_rng(0)
     shape = (count, *sizes["image_size"], 3)
     colour = rng.integers(0, 192, (count, 1, 1, 3))
@@ -69,8 +69,35 @@ def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
     }
 
 
+def make_config(model: str, layers: int | None, **changes: Any) -> Any:
+    """Return a preset's ModelConfig with changes; `layers` cuts both towers."""
+    from fmfa_jax import models
+
+    towers = ("image_layers", "text_layers") if layers else ()
+    changes |= dict.fromkeys(towers, layers)
+    return dataclasses.replace(models.PRESETS[model], **changes)
+
+
+def train(step: Any, state: Any, batch: Any, count: int) -> tuple[list, dict]:
+    """Train on one batch again and again.
+
+    Returns:
+        What each of 1 + `count` steps measured, and the times of all but the first.
+    """
+    found, held = [], {"state": state}
+
+    def one() -> Any:
+        held["state"], measured = step(held["state"], batch)
+        found.append(measured)
+        return held["state"], measured
+
+    common.seconds(one)
+    taken = common.timed(one, count)
+    return found, taken
+
+
 def step_key():
-    """The key of every step here, in place of one for each."""
+    """Return the key that every step uses here, instead of one of its own."""
     import jax
 
     return jax.random.key(0)
@@ -84,13 +111,10 @@ def write(folder: Path, options: argparse.Namespace) -> None:
     from fmfa_jax.methods.views import mask_tokens
 
     heads = {"classes": options.classes, "irr_layers": options.irr_layers}
-    towers = ("image_layers", "text_layers") if options.layers else ()
-    config = dataclasses.replace(
-        models.PRESETS[options.model], **heads, **dict.fromkeys(towers, options.layers)
-    )
+    config = make_config(options.model, options.layers, **heads)
     sizes = dataclasses.asdict(config)
     batch = make_batch(sizes, options.batch)
-    # As the step of supervised.py splits its key: images, text.
+    # Split as in the training step of methods/fmfa.py: images, text.
     key = jax.random.split(step_key())[1]
     tokens, mask_id = jax.numpy.asarray(batch["tokens"]), config.vocab_size - 3
     masked, labels = mask_tokens(key, tokens, rate=MASK_RATE, mask_id=mask_id)
@@ -103,7 +127,7 @@ def write(folder: Path, options: argparse.Namespace) -> None:
 
 def main() -> None:
     """Write one case."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path)
     add_case(parser)
     parser.set_defaults(batch=16)

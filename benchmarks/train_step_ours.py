@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our engine of `benchmarks.train_step`, in a process of its own.
+"""Our engine of `benchmarks.train_step`, in its own process.
 
 python -m benchmarks.train_step_ours FOLDER steps --dtype float32 --remat full
 """
 
-import argparse
 import dataclasses
 import time
 from pathlib import Path
@@ -17,12 +16,13 @@ from benchmarks import common
 from benchmarks.train_step_case import (
     LR,
     MASK_RATE,
+    TERMS,
     WEIGHTS,
     read_batch,
     read_sizes,
     step_key,
+    train,
 )
-from benchmarks.unrolled import xla_flops
 from fmfa_jax import models, weights
 from fmfa_jax.machines.flops import count_flops, peak_flops
 from fmfa_jax.machines.mesh import make_mesh, to_devices
@@ -31,11 +31,9 @@ from fmfa_jax.training.gradients import Loss, loss_and_gradient
 from fmfa_jax.training.optimizer import make_optimizer
 from fmfa_jax.training.step import make_state, make_step
 
-TERMS = ("a_sdm", "id", "mlm", "efa")
-
 
 def make_loss(config: models.ModelConfig) -> Loss:
-    """FMFA's official loss; views that change nothing, and the same masks each step."""
+    """Return FMFA's official loss with unchanged views and fixed masks."""
     recipe = supervised.Recipe(
         weights=dict.fromkeys(TERMS, 1.0),
         mask_rate=MASK_RATE,
@@ -48,7 +46,7 @@ def make_loss(config: models.ModelConfig) -> Loss:
 
 
 def ready(folder: Path, config: models.ModelConfig) -> tuple[Any, Any, Any]:
-    """The step, compiled or as an earlier process has compiled it; state and batch."""
+    """Return the compiled step (from JAX's cache if there), the state and the batch."""
     mesh = make_mesh(devices=jax.devices()[:1])
     optimizer = make_optimizer(lambda step: LR)
     state = make_state(_params(folder, config), optimizer, mesh)
@@ -65,31 +63,22 @@ def ready(folder: Path, config: models.ModelConfig) -> tuple[Any, Any, Any]:
 
 
 def compile_step(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
-    """Leave the program in JAX's cache; seconds of it all."""
+    """Leave the program in JAX's cache; return how long that took."""
     start = time.perf_counter()
     ready(folder, config)
     return {"seconds": time.perf_counter() - start}
 
 
 def steps(folder: Path, config: models.ModelConfig, count: int) -> dict[str, Any]:
-    """Train: seconds of each step after the first, and what the first one measured."""
-    step, state, batch = ready(folder, config)
-    answer: dict[str, Any] = {}
-    state, measured = step(state, batch)
-    first = {k: float(v) for k, v in jax.device_get(measured.scalars).items()}
-    answer["first"] = {k: first[k] for k in (*TERMS, "total", "grad_norm")}
-    held = {"state": state}
-
-    def one() -> Any:
-        held["state"], measured = step(held["state"], batch)
-        return held["state"], measured
-
-    taken = common.timed(one, count)
-    return answer | taken | {"device_gb": _device_peak()}
+    """Train; return the seconds of later steps and what the first one measured."""
+    (measured, *_), taken = train(*ready(folder, config), count)
+    scalars = jax.device_get(measured.scalars)
+    first = {name: float(scalars[name]) for name in (*TERMS, "total", "grad_norm")}
+    return {"first": first, "device_gb": _device_peak()} | taken
 
 
 def features(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
-    """Global features of the batch."""
+    """Write the global features of the batch and return the file."""
     params, batch = _params(folder, config), read_batch(folder)
     image = models.image_features(config, params, batch["image"])
     text = models.text_features(config, params, batch["masked"])
@@ -99,7 +88,7 @@ def features(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
 
 
 def flops(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
-    """FLOPs of value and gradient: by program, and by XLA with all loops unrolled."""
+    """Return the FLOPs of value and gradient, and the device's peak per second."""
     config = dataclasses.replace(config, remat="none")
     gradient = loss_and_gradient(make_loss(config), chunks=1, mesh=make_mesh())
 
@@ -109,9 +98,7 @@ def flops(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
     arguments = models.param_shapes(config), _inputs(folder)
     return {
         "flops": count_flops(step, *arguments),
-        "xla_flops": xla_flops(step, *arguments),
         "peak_flops": peak_flops(jax.devices()[0]),
-        "device": jax.devices()[0].device_kind,
     }
 
 
@@ -125,7 +112,7 @@ def _params(folder: Path, config: models.ModelConfig) -> Any:
 
 
 def _device_peak() -> float | None:
-    """Most memory of the accelerator that was in use, in GB."""
+    """Return the peak memory in use on the accelerator, in GB."""
     stats = jax.devices()[0].memory_stats() or {}
     peak = stats.get("peak_bytes_in_use")
     return None if peak is None else peak / 1e9
@@ -135,8 +122,8 @@ _TASKS = {"compile": compile_step, "steps": steps, "features": features, "flops"
 
 
 def main() -> None:
-    """Answer one question."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Carry out one task and pass the result to the parent."""
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("task", choices=_TASKS)
     parser.add_argument("--dtype", choices=models.config.DTYPES, default="float32")

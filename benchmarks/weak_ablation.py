@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The weak method's ablation on drawn people: what each loss brings, over three seeds.
+"""Ablation of the weak method on drawn people: what each loss adds, over three seeds.
 
     python -m benchmarks.weak_ablation --workdir runs/ablation
 
-Trains five sets of losses from one start (itc; with the local, the global, with both;
-with the consistency of views, which is the method), the supervised presets on the same
-people, the presets weak-paper and weak-plus, and each option of weak-plus alone. A
-finished run is not repeated. Prints the paper's R1 beside ours and draws the precision
-of the mined links. Not part of `make bench`: two minutes a run.
+Trains five sets of losses from one start (itc; plus local; plus global; plus both; plus
+view consistency, which is the full method), the supervised presets on the same people,
+the presets weak-paper and weak-plus, and each option of weak-plus alone. Finished runs
+are not repeated. Prints the paper's R1 beside ours and draws the precision of the mined
+links. Not part of `make bench`: each run takes two minutes.
 """
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -25,8 +24,8 @@ from benchmarks import common
 from fmfa_jax.figures import plots
 
 SEEDS = (0, 1, 2)
-# Few people, several epochs and a gentle rate, as CLIP is refined on the published
-# sets: what was learned before can be lost, and identities are there to be found.
+# Few people, several epochs and a low learning rate, as CLIP is fine-tuned on the
+# published data sets: pretraining can be forgotten, and there are identities to find.
 SETTING = {
     "data.root": "data/ablation",
     "data.tokenizer": "data/ablation/tokenizer",
@@ -48,9 +47,9 @@ class Arm:
     """One row of the table.
 
     Attributes:
-        preset: of configs/demo.py.
-        changes: config keys beside the preset's.
-        paper: R1 on CUHK-PEDES, ICFG-PEDES and RSTPReid as published.
+        preset: Preset of configs/demo.py.
+        changes: Config keys that differ from the preset.
+        paper: Published R1 on CUHK-PEDES, ICFG-PEDES and RSTPReid.
     """
 
     preset: str
@@ -69,7 +68,7 @@ ARMS = {
     "+both": Arm("weak", OFF["consistency"], "70.20 / 60.30 / 57.25"),
     "full": Arm("weak", {}, "73.06 / 63.71 / 61.30"),
     "supervised official": Arm("official", {}),
-    # As it was measured, before `plus` hid padding from IRR.
+    # As measured, which was before `plus` hid padding from IRR.
     "supervised plus": Arm("plus", {"loss.mlm_rule": "official"}),
     "weak-paper": Arm("weak-paper", {}),
     "weak-plus": Arm("weak-plus", {}),
@@ -80,12 +79,12 @@ ARMS = {
 
 
 def folder(workdir: Path, arm: str, seed: int) -> Path:
-    """Where a run lies."""
+    """Return the folder of a run."""
     return workdir / f"{arm.replace(' ', '-')}-{seed}"
 
 
 def command(workdir: Path, arm: str, seed: int) -> list[str]:
-    """The training of one arm, as a user would type it."""
+    """Return the command that trains an arm, as a user would type it."""
     changes = SETTING | {"seed": seed} | dict(ARMS[arm].changes)
     return [
         sys.executable,
@@ -97,7 +96,7 @@ def command(workdir: Path, arm: str, seed: int) -> list[str]:
 
 
 def train(workdir: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
-    """Run what is not there yet; a run that was interrupted goes on."""
+    """Run whatever has not finished; interrupted runs resume."""
     for seed in seeds:
         for arm in arms:
             run = folder(workdir, arm, seed)
@@ -114,28 +113,14 @@ def train(workdir: Path, arms: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def final_figures(run: Path) -> dict[str, float] | None:
-    """Text to image on the test people after the last step; None: not finished."""
+    """Return a finished run's text-to-image figures on the test people, or None."""
     found = [p for p in run.glob("eval/*/metrics.json") if p.parent.name.isdigit()]
     last = max(found, key=lambda p: int(p.parent.name), default=None)
     return json.loads(last.read_text())["t2i"] if last else None
 
 
-def records(run: Path) -> list[dict[str, float]]:
-    """The lines of metrics.jsonl."""
-    return [json.loads(x) for x in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def precision(run: Path) -> list[tuple[float, float]]:
-    """Epoch and precision of the mined links, as logged."""
-    return [
-        (row["epoch"], 100 * row["mined_precision"])
-        for row in records(run)
-        if row.get("mined_precision") is not None
-    ]
-
-
 def row(workdir: Path, arm: str) -> list[str] | None:
-    """An arm's line of the table; None before its first run is finished."""
+    """Return an arm's row of the table, or None before its first run has finished."""
     found = [final_figures(folder(workdir, arm, seed)) for seed in SEEDS]
     figures = [each for each in found if each]
     if not figures:
@@ -156,13 +141,18 @@ def row(workdir: Path, arm: str) -> list[str] | None:
 
 
 def mined(workdir: Path, arm: str, seed: int) -> list[tuple[float, float]]:
-    """Precision of a run's links; empty where it mines none or is not there."""
-    run = folder(workdir, arm, seed)
-    return precision(run) if (run / "metrics.jsonl").is_file() else []
+    """Return epochs and precisions of a run's mined links; empty if there are none."""
+    log = folder(workdir, arm, seed) / "metrics.jsonl"
+    lines = log.read_text().splitlines() if log.is_file() else []
+    return [
+        (row["epoch"], 100 * row["mined_precision"])
+        for row in map(json.loads, lines)
+        if row.get("mined_precision") is not None
+    ]
 
 
 def draw(workdir: Path, path: Path) -> None:
-    """Precision of the links that the whole method mines, over the epochs."""
+    """Draw the precision of the full method's mined links over the epochs."""
     figure = Figure(figsize=(6, 3.2), layout="constrained")
     axes = figure.subplots()
     for seed in SEEDS:
@@ -179,8 +169,8 @@ def draw(workdir: Path, path: Path) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Train, print the table, draw the figure."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    """Train, print the table and draw the figure."""
+    parser = common.parser(__doc__)
     parser.add_argument("--workdir", type=Path, default=Path("runs/ablation"))
     parser.add_argument("--arms", nargs="*", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="*", type=int, choices=SEEDS, default=SEEDS)
@@ -190,12 +180,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rows = [line for arm in ARMS if (line := row(given.workdir, arm))]
     header = ("losses", "R1 by seed", "mean", "spread", "mAP", "mINP")
     common.show(
-        "the weak method on 400 drawn people",
+        "The weak method on 400 drawn people",
         (*header, "links", "the paper's R1, CUHK / ICFG / RSTP"),
         rows,
         notes=(
             "text to image, percent, 300 unseen people, 2400 captions, 1200 pictures;",
-            "spread: standard deviation; links: precision of the mined ones at the end",
+            "spread: standard deviation; links: final precision of the mined links",
         ),
     )
     draw(given.workdir, given.workdir / "mined_precision.png")

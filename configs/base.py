@@ -1,24 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every key that exists, each with one comment. The other files state only changes.
+"""Every config key, each with a comment. The other files state only what differs.
 
-A config file holds `get_config(preset)`; the part after the colon of
-`--config=configs/cuhk.py:plus` arrives as `preset`. All are complete and locked: an
-unknown key is an error that names the near one. Any key can be set on the command
-line: `--config.train.batch_size=128`.
+A config file defines `get_config(preset)`, where `preset` is the part after the colon
+in `--config=configs/cuhk.py:plus`. All configs are complete and locked: an unknown key
+is an error that suggests similar ones. Any key can be set on the command line:
+`--config.train.batch_size=128`.
 """
 
 from ml_collections import ConfigDict
 
 
 def base() -> ConfigDict:
-    """FMFA as its official code computes it, from CLIP ViT-B/16, batch 64, 60 epochs.
+    """Return FMFA as its official code computes it: ViT-B/16, batch 64, 60 epochs.
 
-    Sources: the official code of FMFA and IRRA; learning rate and float32 parameters
-    as IRRA has them, because the released 5e-6 belongs to half-precision weights.
+    Sources: the official code of FMFA and IRRA. The learning rate and the float32
+    parameters follow IRRA, because the released 5e-6 is meant for half-precision
+    weights.
     """
     c = ConfigDict()
     c.name = "base"  # shown in tables and logs
-    c.seed = 0  # order, augmentation, masking and new parameters all derive from it
+    c.seed = 0  # determines order, augmentation, masking and new parameters
     c.method = "fmfa"  # fmfa (person ids known) | weak (only pairs known)
 
     _data_and_model(c)
@@ -30,31 +31,31 @@ def base() -> ConfigDict:
 def _data_and_model(c: ConfigDict) -> None:
     c.data = ConfigDict()
     c.data.name = "cuhk_pedes"  # a reader of data_pipeline.datasets, or tfds:NAME
-    c.data.root = "data"  # the folder that holds the data set's own folder
+    c.data.root = "data"  # the folder that contains the data set's own folder
     c.data.options = ConfigDict()  # for the reader (synthetic: identities, ..)
-    c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokeniser
+    c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokenizer
     c.data.sampler = "shuffle"  # shuffle | identity (P identities x per_identity pairs)
     c.data.per_identity = 4  # K of the identity sampler
-    c.data.caption_buckets = ()  # shorter lengths that a batch's captions are cut to
-    c.data.cache = "none"  # decoded pictures: none | memory | disk
-    c.data.cache_dir = ""  # of the disk cache; empty: the system's temporary folder
+    c.data.caption_buckets = ()  # shorter lengths to which a batch's captions are cut
+    c.data.cache = "none"  # where decoded pictures are cached: none | memory | disk
+    c.data.cache_dir = ""  # for the disk cache; empty: the system's temporary folder
 
     c.model = ConfigDict()
     c.model.preset = "vit-b-16"  # vit-b-16 | vit-b-32 | vit-l-14 | demo
     c.model.image_size = (384, 128)  # height, width
-    c.model.stride = 0  # of the patches; 0: the patch size
-    c.model.context_length = 77  # text positions, start and end included
+    c.model.stride = 0  # distance between patches; 0: the patch size
+    c.model.context_length = 77  # text positions, including start and end
     c.model.irr_layers = 4  # depth of the interaction encoder
-    c.model.dtype = "auto"  # of the towers: float32 | bfloat16 | auto (CPU: float32)
-    c.model.remat = "none"  # none | elementwise | full: recompute, for less memory
+    c.model.dtype = "auto"  # the towers': float32 | bfloat16 | auto (CPU: float32)
+    c.model.remat = "none"  # none | elementwise | full: recompute to save memory
 
     c.init = ConfigDict()
-    c.init.path = ""  # weights to start from: any form that fmfa_jax.weights reads
-    c.init.drop_classifier = False  # True: a classifier of another size is not loaded
+    c.init.path = ""  # initial weights, in any format that fmfa_jax.weights reads
+    c.init.drop_classifier = False  # True: skip a classifier of a different size
 
 
 def _losses_and_optimizer(c: ConfigDict) -> None:
-    c.losses = ConfigDict()  # name -> weight; 0 is not computed
+    c.losses = ConfigDict()  # name -> weight; with weight 0 it is not computed
     c.losses.sdm = 0.0
     c.losses.a_sdm = 1.0
     c.losses.id = 1.0
@@ -63,81 +64,81 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.losses.itc = 0.0
     c.losses.cmpm = 0.0
 
-    c.loss = ConfigDict()  # how the losses compute
+    c.loss = ConfigDict()  # how the losses are computed
     c.loss.scale = 50.0  # 1 / tau
     c.loss.a_sdm_weight = "official"  # official | paper | plus
     c.loss.a_sdm_alpha = 0.1  # strength of that weight
-    c.loss.efa_rule = "official"  # official | plus (without padding, by person)
-    c.loss.mlm_rule = "official"  # official | plus (padding is not looked at)
+    c.loss.efa_rule = "official"  # official | plus (ignores padding, by person)
+    c.loss.mlm_rule = "official"  # official | plus (ignores padding)
     c.loss.itc_positives = "pair"  # pair | person (same identity counts as a match)
 
-    c.weak = ConfigDict()  # the weak method; as it stands: its official code
+    c.weak = ConfigDict()  # the weak method; the defaults are its official code
     c.weak.threshold = 0.7  # cosine above which two pairs are linked
     c.weak.strength = 0.1  # local target of a linked pair
     c.weak.links = 3  # rows mined for each anchor
-    c.weak.rows = "all"  # all (mined rows are anchors, too) | batch
+    c.weak.rows = "all"  # all (mined rows are anchors too) | batch
     c.weak.exclude = "rank0"  # rank0 (the nearest row) | self (the sample's own row)
-    c.weak.targets = "owner"  # owner | union (mined batch mates are no negatives)
+    c.weak.targets = "owner"  # owner | union (mined rows of the batch are no negatives)
     c.weak.same_image = "unknown"  # captions of one image: unknown | linked
-    c.weak.itc_reduction = "mean"  # the two directions: mean | sum
-    c.weak.rate = 0.9  # share of the NEW feature in a memory row
+    c.weak.itc_reduction = "mean"  # over the two directions: mean | sum
+    c.weak.rate = 0.9  # share of the NEW feature in an updated memory row
     c.weak.memory_dtype = "float32"  # float32 | bfloat16
     c.weak.mask_first = "always"  # position 1 of the augmented caption: always | never
 
     c.mask = ConfigDict()  # token masking for mlm and for the weak method's view
-    c.mask.rate = 0.15  # share of the ordinary tokens that is chosen
-    c.mask.all_captions = True  # the other losses see the masked captions, too
+    c.mask.rate = 0.15  # share of the ordinary tokens that are chosen
+    c.mask.all_captions = True  # the other losses see the masked captions too
 
     c.augment = ConfigDict()  # on the device, inside the step
     c.augment.flip = 0.5  # probability of a horizontal flip
-    c.augment.pad = 10  # zero padding before the random crop, pixels
+    c.augment.pad = 10  # zero padding before the random crop, in pixels
     c.augment.erase = 0.5  # probability of random erasing
 
-    c.optimizer = ConfigDict()  # Adam with coupled decay
+    c.optimizer = ConfigDict()  # Adam with coupled weight decay
     c.optimizer.lr = 1e-5
     c.optimizer.b1 = 0.9
     c.optimizer.b2 = 0.999
-    c.optimizer.eps = 1e-3  # large on purpose: it changes the effective step
+    c.optimizer.eps = 1e-3  # large on purpose: it affects the effective step size
     c.optimizer.weight_decay = 4e-5  # added to the gradient
     c.optimizer.groups = "uniform"  # uniform | irra (see training/optimizer.py)
-    c.optimizer.head_factor = 5.0  # irra groups: interaction encoder and heads
-    c.optimizer.bias_factor = 2.0  # irra groups: biases, without decay
+    c.optimizer.head_factor = 5.0  # irra groups: of lr, interaction encoder and heads
+    c.optimizer.bias_factor = 2.0  # irra groups: of lr, biases, which do not decay
     c.optimizer.clip_norm = 0.0  # 0: gradients are not clipped
 
     c.schedule = ConfigDict()  # linear warm-up, then cosine
     c.schedule.warmup_epochs = 5.0
-    c.schedule.warmup_factor = 0.1  # the first epoch's share of lr
-    c.schedule.end_factor = 0.0  # the share of lr that the cosine ends at
-    c.schedule.every = "epoch"  # epoch: constant within one, as officially | step
+    c.schedule.warmup_factor = 0.1  # fraction of lr in the first epoch
+    c.schedule.end_factor = 0.0  # fraction of lr at the end of the cosine
+    c.schedule.every = "epoch"  # epoch: constant within one, as in the original | step
 
 
 def _run(c: ConfigDict) -> None:
     c.train = ConfigDict()
     c.train.batch_size = 64  # over all devices of all hosts
-    c.train.chunks = 1  # of a batch, encoded in turn: less memory, the same loss
+    c.train.chunks = 1  # parts of a batch encoded in turn: less memory, the same loss
     c.train.epochs = 60
-    c.train.stop_step = 0  # > 0: stop there, schedule unchanged (the run can go on)
+    c.train.stop_step = 0  # > 0: stop there, schedule unchanged (the run can resume)
 
     c.eval = ConfigDict()
     c.eval.every_epochs = 1  # 0: only at the end
     c.eval.batch_size = 256
-    c.eval.split = "auto"  # chooses the best: val | test | auto (val if there is one)
-    c.eval.pictures = 8  # ranking pictures of the final evaluation
+    c.eval.split = "auto"  # selects the best: val | test | auto (val if there is one)
+    c.eval.pictures = 8  # ranking pictures drawn by the final evaluation
 
     c.checkpoint = ConfigDict()
     c.checkpoint.every_epochs = 1
     c.checkpoint.every_steps = 0  # 0: only every_epochs counts
-    c.checkpoint.keep = 2  # training states; with 1 a damaged one has no fallback
+    c.checkpoint.keep = 2  # training states; with 1, a damaged one has no fallback
 
     c.log = ConfigDict()
     c.log.every_steps = 50
     c.log.tensorboard = True
 
-    c.mesh = ConfigDict()  # all devices of all hosts
+    c.mesh = ConfigDict()  # over all devices of all hosts
     c.mesh.fsdp = 1  # devices that share one copy of the parameters
 
     c.run = ConfigDict()
-    c.run.watchdog_seconds = 0  # > 0: end a run in which no step finished for so long
+    c.run.watchdog_seconds = 0  # > 0: end a run that finishes no step for so long
     c.run.compilation_cache = ""  # folder for compiled programs
 
 
@@ -147,17 +148,17 @@ PRESETS = ("official", "paper", "plus", "weak", "weak-paper", "weak-plus")
 def with_preset(
     config: ConfigDict, preset: str, *, paper_alpha: float = 10.0
 ) -> ConfigDict:
-    """Turn `config` (which is `official`) into the asked-for preset.
+    """Turn `config`, which is `official`, into the requested preset.
 
     Args:
-        config: a config as `base()` makes it.
-        preset: official (what the released code computes) | paper (the published
-            formulas) | plus (ours: the defects of both mended); weak, weak-paper,
-            weak-plus: the same for the method that learns without identity labels.
-        paper_alpha: the paper's strength of A-SDM, which depends on the data set.
+        config: Config made by `base()`.
+        preset: official (what the released code computes), paper (the published
+            formulas) or plus (ours, which fixes the defects of both); weak, weak-paper
+            and weak-plus are the same for the method that needs no identity labels.
+        paper_alpha: The paper's strength of A-SDM, which depends on the data set.
 
     Raises:
-        ValueError: an unknown preset.
+        ValueError: If the preset is unknown.
     """
     if preset not in PRESETS:
         raise ValueError(f"wanted a preset among {PRESETS}, got {preset!r}")
@@ -174,7 +175,7 @@ def with_preset(
         config.loss.mlm_rule = "plus"
         config.optimizer.groups = "irra"
     if preset.endswith("plus"):
-        # Padding takes no part in any loss there, so that it need not be computed.
+        # Here no loss uses padding, so it need not be computed.
         length = config.model.context_length
         config.data.caption_buckets = tuple(n for n in (32, 48, 64) if n < length)
     config.name = f"{config.name}-{preset}"
@@ -182,14 +183,14 @@ def with_preset(
 
 
 def _make_weak(config: ConfigDict, preset: str) -> None:
-    """The dual-granularity method, arXiv 2507.06744 and its official code."""
+    """Select the dual-granularity method: arXiv 2507.06744 and its official code."""
     config.method = "weak"
     config.losses = ConfigDict(
         {"itc": 1.0, "local": 1.0, "global": 1.0, "consistency": 1.0}
     )
     config.mask.rate = 0.5
     config.train.epochs = 40
-    # Biases learn twice as fast and do not decay; there are no heads to speed up.
+    # Biases learn twice as fast and do not decay; there are no heads to accelerate.
     config.optimizer.groups = "irra"
     if preset == "weak-paper":
         config.weak.itc_reduction = "sum"

@@ -11,7 +11,7 @@ from configs.base import base, with_preset
 
 
 def get_config(preset: str = "official"):
-    """The configuration; /data/CUHK-PEDES holds imgs/ and reid_raw.json."""
+    """Return the config; /data/CUHK-PEDES contains imgs/ and reid_raw.json."""
     c = base()
     c.name = "cuhk"
     c.data.name = "cuhk_pedes"

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FMFA on drawn people: small towers, a CPU, minutes.
+"""FMFA on drawn people: small towers and a few minutes on a CPU.
 
     python main.py --config=configs/demo.py --workdir=runs/demo
 
-Draws a population on first use (data/demo) and starts from a small CLIP that has
-learned with ITC on ANOTHER population (configs/demo_start.py made the file), as the
-real configs start from OpenAI's. `configs/demo.py:PRESET` selects official | paper |
-plus (default) | weak | weak-paper | weak-plus.
+Draws a population on first use (data/demo) and starts from a small CLIP trained with
+ITC on ANOTHER population (by configs/demo_start.py), as the real configs start from
+OpenAI's. `configs/demo.py:PRESET` selects official | paper | plus (default) | weak |
+weak-paper | weak-plus.
 """
 
 from configs.base import base, with_preset
@@ -15,10 +15,10 @@ EPOCHS = 3
 
 
 def get_config(preset: str = "plus"):
-    """The configuration; three epochs of 12000 pairs."""
+    """Return the config: three epochs of 12000 pairs."""
     c = with_preset(demo_base(), preset)
     c.init.path = "configs/demo_start.safetensors"
-    c.data.caption_buckets = ()  # one more program takes longer than it saves here
+    c.data.caption_buckets = ()  # here another compilation costs more than it saves
     c.train.epochs = EPOCHS
     if c.method == "weak":
         _for_drawn_people(c)
@@ -26,17 +26,18 @@ def get_config(preset: str = "plus"):
 
 
 def _for_drawn_people(c):
-    """The weak method's two numbers that belong to CLIP and to people's captions."""
-    # Of the small towers' features at the start 29 % of all pairs are nearer than .7.
+    """Adapt the weak method's settings that presume CLIP and real captions."""
+    # With the small towers' initial features 29 % of all pairs have a cosine above .7.
     # Above .97 more than half of the mined links are right, as above .7 with CLIP.
     c.weak.threshold = 0.97
-    # In a drawn caption every word counts: with half of them hidden few can be told.
+    # Every word of a synthetic caption counts: with half of them hidden, few captions
+    # still tell people apart.
     c.mask.rate = 0.15
     c.weak.mask_first = "never"
 
 
 def demo_base():
-    """What the demo and its start have in common: data, towers, optimiser."""
+    """Return what the demo and its start have in common: data, towers, optimizer."""
     c = base()
     c.name = "demo"
     c.data.name = "synthetic"

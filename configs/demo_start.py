@@ -1,17 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The small CLIP that the demo starts from: ITC on another synthetic population.
+"""Train the small CLIP that the demo starts from, with ITC on another population.
 
     python main.py --config=configs/demo_start.py --workdir=runs/demo_start
     cp runs/demo_start/model_best.safetensors configs/demo_start.safetensors
 
-Another seed, both styles, no shared identity; pairs of one person count as matches.
+The other population has its own seed, both styles and no identity in common with the
+demo's. Pairs of the same person count as matches.
 """
 
 from configs.demo import demo_base
 
 
 def get_config():
-    """The configuration; SDM would not leave its plateau from random towers."""
+    """Return the config; from random towers SDM would not leave its plateau."""
     c = demo_base()
     c.name = "demo_start"
     c.data.root = "data/demo_start"

@@ -4,17 +4,17 @@
     python main.py --config=configs/folder.py --workdir=runs/mine \
         --config.data.root=/my/pictures --config.init.path=ViT-B-16.pt
 
-One JSON object a line: {"file": "a/1.jpg", "captions": ["a man in .."],
+One JSON object per line: {"file": "a/1.jpg", "captions": ["a man in .."],
 "person": "anna", "split": "train"}; person and split may be absent, but FMFA itself
 needs the ids of the training people. `configs/folder.py:PRESET` selects official |
-paper | plus | weak (default: nobody has numbers to reproduce on your pictures).
+paper | plus (default, since your pictures have no numbers to reproduce) | weak.
 """
 
 from configs.base import base, with_preset
 
 
 def get_config(preset: str = "plus"):
-    """The configuration; captions.jsonl lies in data.root."""
+    """Return the config; captions.jsonl is in data.root."""
     c = base()
     c.name = "folder"
     c.data.name = "folder"

@@ -4,15 +4,15 @@
     python main.py --config=configs/icfg.py --workdir=runs/icfg \
         --config.data.root=/data --config.init.path=ViT-B-16.pt
 
-`configs/icfg.py:PRESET` selects official (default) | paper | plus | weak. The set has
-no validation split: the best checkpoint is chosen on test, and every table says so.
+`configs/icfg.py:PRESET` selects official (default) | paper | plus | weak. The data set
+has no validation split: the best checkpoint is chosen on test, and every table says so.
 """
 
 from configs.base import base, with_preset
 
 
 def get_config(preset: str = "official"):
-    """The configuration; /data/ICFG-PEDES holds imgs/ and ICFG-PEDES.json."""
+    """Return the config; /data/ICFG-PEDES contains imgs/ and ICFG-PEDES.json."""
     c = base()
     c.name = "icfg"
     c.data.name = "icfg_pedes"

@@ -11,7 +11,7 @@ from configs.base import base, with_preset
 
 
 def get_config(preset: str = "official"):
-    """The configuration; /data/RSTPReid holds imgs/ and data_captions.json."""
+    """Return the config; /data/RSTPReid contains imgs/ and data_captions.json."""
     c = base()
     c.name = "rstp"
     c.data.name = "rstp_reid"

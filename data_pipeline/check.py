@@ -16,30 +16,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from data_pipeline.datasets import (
-    AnnotationError,
-    DatasetMissing,
-    cuhk_pedes,
-    folder,
-    icfg_pedes,
-    open_dataset,
-    rstp_reid,
-    synthetic,
-    ufine6926,
-)
-from data_pipeline.datasets.layout import Counts, Layout, traces
+from data_pipeline.datasets import AnnotationError, DatasetMissing, folder, open_dataset
+from data_pipeline.datasets.layout import Counts, traces
+from data_pipeline.datasets.published import LAYOUTS
 from data_pipeline.images import ImageError, decode
 from data_pipeline.records import PersonDataset, Split
-
-LAYOUTS: dict[str, Layout] = {
-    layout.name: layout
-    for layout in (
-        cuhk_pedes.LAYOUT,
-        icfg_pedes.LAYOUT,
-        rstp_reid.LAYOUT,
-        ufine6926.LAYOUT,
-    )
-}
+from data_pipeline.synthetic.population import RECORD
 
 
 @dataclass(frozen=True)
@@ -148,7 +130,7 @@ def _reason(split: Split, index: int) -> str:
 def _published(dataset: PersonDataset) -> tuple[dict[str, Counts], str]:
     """Return the published counts to compare with, and the heading for them."""
     layout = LAYOUTS.get(dataset.name)
-    drawn = (Path(dataset.root).parent / synthetic.POPULATION).is_file()
+    drawn = (Path(dataset.root).parent / RECORD).is_file()
     if layout is None or drawn:
         return {}, "published"
     unverified = "" if layout.verified == "yes" else " (unverified)"

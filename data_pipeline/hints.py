@@ -16,4 +16,4 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
     known = [str(each) for each in known]
     near = difflib.get_close_matches(got.lower(), known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
-    return f"{what}={got!r} is not known{hint} Possible: {', '.join(known)}"
+    return f"{what}={got!r} is not known{hint} Possible: {', '.join(known) or 'none'}"

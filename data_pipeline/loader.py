@@ -73,7 +73,7 @@ def train_batches(
         split: The pictures and captions.
         tokenizer: Tokenizer for the captions.
         image_size: (height, width) of the pictures.
-        context_length: l.
+        context_length: Number of text positions, l.
         batch_size: Size of the global batch, over all processes.
         seed: Seed of the order.
         start_step: The first step.
@@ -82,7 +82,7 @@ def train_batches(
         process_index: Index of this process.
         process_count: Number of processes that share a global batch.
         sampler: One of `order.SAMPLERS`; "identity" draws P identities x K pairs.
-        per_identity: K.
+        per_identity: Number of pairs per identity, K.
         cache: Where decoded pictures are cached, one of `CACHES`.
         cache_dir: Folder of the disk cache; None for the system's temporary folder.
         caption_buckets: Lengths below l; a batch is cut to the smallest that fits.

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """FMFA's training model in eager PyTorch, as the released code computes it.
 
-CLIP towers, the interaction encoder over all positions with the vocabulary projection
-of all of them, one identity classifier; parameters under the official names, so that
-official state dicts and those of `fmfa_jax.weights export --to official` load. Two
-text passes, one for the masked captions, also where both are the same captions.
+CLIP towers, the interaction encoder and vocabulary projection over all positions, and
+one identity classifier. The parameters have the official names, so that official state
+dicts load, and those of `fmfa_jax.weights export --to official`. There are two text
+passes, one for the masked captions, even if both have the same captions.
 
 Written from the equations of arXiv 2103.00020 (CLIP), CVPR 2023 "Cross-Modal Implicit
-Relation Reasoning and Aligning" (IRR) and arXiv 2509.13754 (FMFA). It knows nothing of
-JAX: a process that measures it must not carry both.
+Relation Reasoning and Aligning" (IRR) and arXiv 2509.13754 (FMFA). It does not import
+JAX, so that a process that measures it holds only one framework.
 """
 
 from dataclasses import dataclass
@@ -21,13 +21,13 @@ from torch.nn import functional
 from benchmarks.peers import losses
 
 HEAD_WIDTH = 64
-# Of CLIP's training pictures, red, green, blue.
+# Statistics of CLIP's training pictures: red, green, blue.
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What fixes every parameter's shape; the names are those of our ModelConfig."""
+    """Everything that determines the parameters' shapes, named as in ModelConfig."""
 
     image_size: tuple[int, int]
     patch: int
@@ -44,14 +44,14 @@ class Sizes:
 
     @property
     def patches(self) -> int:
-        """Patches of one picture."""
+        """Number of patches in a picture."""
         height, width = self.image_size
         rows = (height - self.patch) // self.stride + 1
         return rows * ((width - self.patch) // self.stride + 1)
 
 
 def normalized(images: Tensor) -> Tensor:
-    """Bytes [b,h,w,3] -> what the image tower expects, [b,3,h,w]."""
+    """Convert bytes [b,h,w,3] to the image tower's input [b,3,h,w]."""
     mean, std = images.new_tensor([MEAN, STD], dtype=torch.float32)
     return ((images.float() / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
@@ -60,12 +60,12 @@ class QuickGELU(nn.Module):
     """`x * sigmoid(1.702 x)`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """Any shape."""
+        """Apply the activation to a tensor of any shape."""
         return x * torch.sigmoid(1.702 * x)
 
 
 class Attention(nn.Module):
-    """Multi-head attention with heads of 64 by torch's own fused function."""
+    """Multi-head attention with heads of width 64, by torch's fused function."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -74,7 +74,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
 
     def forward(self, x: Tensor, context: Tensor | None = None, *, mask: str) -> Tensor:
-        """Rows of x [b,t,w] look at those of `context` [b,s,w], or at each other."""
+        """Let x [b,t,w] attend to `context` [b,s,w], or to itself."""
         if context is None:
             joint = functional.linear(x, self.in_proj_weight, self.in_proj_bias)
             query, key, value = joint.chunk(3, dim=-1)
@@ -95,7 +95,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block."""
+    """A pre-norm transformer block."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -128,7 +128,7 @@ class Transformer(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """Vision transformer whose every token is projected."""
+    """A vision transformer with all tokens projected."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -142,7 +142,7 @@ class ImageTower(nn.Module):
         self.ln_post = nn.LayerNorm(width)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """[b,3,h,w] -> [b,n,d], the class token first."""
+        """[b,3,h,w] -> [b,n,d], with the class token first."""
         patches = self.conv1(pixels).flatten(2).transpose(1, 2)
         first = self.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
         x = torch.cat([first, patches], dim=1) + self.positional_embedding
@@ -151,7 +151,7 @@ class ImageTower(nn.Module):
 
 
 class Clip(nn.Module):
-    """Both towers; the text tower's parts lie beside the image tower, as in CLIP."""
+    """Both towers; the text tower's parts are direct members, as in CLIP."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -173,7 +173,7 @@ class Clip(nn.Module):
 
 
 class TokenHead(nn.Module):
-    """Dense, QuickGELU, LayerNorm, then scores over the vocabulary."""
+    """A dense layer, QuickGELU, LayerNorm, then scores over the vocabulary."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -189,7 +189,7 @@ class TokenHead(nn.Module):
 
 
 class FMFA(nn.Module):
-    """Towers, heads, and the four losses of a training step."""
+    """The towers and heads of FMFA."""
 
     def __init__(self, sizes: Sizes):
         super().__init__()
@@ -223,7 +223,7 @@ class FMFA(nn.Module):
         }
 
     def _guess(self, image_tokens: Tensor, masked: Tensor) -> Tensor:
-        """Scores over the vocabulary for every position of the masked captions."""
+        """Return vocabulary scores for every position of the masked captions."""
         text = self.ln_pre_t(self.base_model.encode_text(masked))
         x = self.cross_attn(text, self.ln_pre_i(image_tokens), mask="none")
         x = self.cross_modal_transformer(x, mask="none")
@@ -231,12 +231,12 @@ class FMFA(nn.Module):
 
 
 def end_tokens(tokens: Tensor, ids: Tensor) -> Tensor:
-    """The token of each caption's end, which has the largest id."""
+    """Return the token at each caption's end, which has the largest id."""
     return tokens[torch.arange(len(ids), device=ids.device), ids.argmax(dim=-1)]
 
 
 def objective(out: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Compute A-SDM, ID, masked tokens and EFA, each with weight 1."""
+    """Return A-SDM, ID, the masked-token loss and EFA, each with weight 1."""
     person = batch["person"]
     image, text = out["image_global"].float(), out["text_global"].float()
     scores = out["image_logits"].float(), out["text_logits"].float()
@@ -253,7 +253,7 @@ def objective(out: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Ten
 
 
 def adam(model: nn.Module, *, lr: float = 1e-5) -> torch.optim.Adam:
-    """FMFA's optimiser: coupled decay, large epsilon."""
+    """Return FMFA's optimizer, with coupled weight decay and a large epsilon."""
     return torch.optim.Adam(
         model.parameters(), lr=lr, betas=(0.9, 0.999), eps=1e-3, weight_decay=4e-5
     )
@@ -266,14 +266,14 @@ def train_step(
     *,
     dtype: str = "float32",
 ) -> dict[str, Any]:
-    """One update; the losses of before, and their sum.
+    """Update the model once; return the losses before the update, and their sum.
 
     Args:
-        model: to be updated.
-        optimizer: see `adam`.
+        model: The model to update.
+        optimizer: See `adam`.
         batch: `pixels`, `ids`, `masked`, `labels` and `person`.
-        dtype: "float32", or "bfloat16": the forward pass under `torch.autocast`; the
-            losses, which are scaled by 50, stay float32, as ours do.
+        dtype: "float32", or "bfloat16" to run the forward pass under `torch.autocast`;
+            the losses, which are scaled by 50, stay in float32, as ours do.
     """
     optimizer.zero_grad(set_to_none=True)
     device = batch["ids"].device.type

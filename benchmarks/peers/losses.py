@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """FMFA's own losses in eager PyTorch, as the released code computes them.
 
-Written from the equations of arXiv 2509.13754 and from what the released code was
-found to compute; see `fmfa_jax.losses` for what is odd about them.
+Written from the equations of arXiv 2509.13754 and from what the released code was found
+to compute; `fmfa_jax.losses` explains what is odd about them.
 """
 
 import torch
@@ -14,12 +14,12 @@ WORD_MARGIN, PATCH_MARGIN = 0.1, 0.9
 
 
 def a_sdm(image: Tensor, text: Tensor, person: Tensor) -> Tensor:
-    """Adaptive similarity distribution matching, the sum of both directions.
+    """Return adaptive similarity distribution matching, summed over both directions.
 
     Args:
-        image: global features [b,d].
-        text: global features [b,d].
-        person: identity of each pair [b].
+        image: Global image features [b,d].
+        text: Global text features [b,d].
+        person: Identity of each pair [b].
     """
     cosines = functional.normalize(text) @ functional.normalize(image).T
     same = (person[:, None] == person).float()
@@ -28,7 +28,7 @@ def a_sdm(image: Tensor, text: Tensor, person: Tensor) -> Tensor:
 
 
 def _matching(cosines: Tensor, target: Tensor) -> Tensor:
-    """Weighted reverse KL of the rows."""
+    """Return the weighted reverse KL divergence of the rows."""
     log_p = functional.log_softmax(SCALE * cosines, dim=1)
     rows = (log_p.exp() * (log_p - torch.log(target + EPSILON))).sum(dim=1)
     row = torch.arange(len(cosines), device=cosines.device)
@@ -37,11 +37,11 @@ def _matching(cosines: Tensor, target: Tensor) -> Tensor:
 
 
 def efa(text: Tensor, image: Tensor) -> Tensor:
-    """Explicit fine-grained alignment, all pairs of the batch at once.
+    """Return explicit fine-grained alignment, for all pairs of the batch at once.
 
     Args:
-        text: all tokens [b,l,d].
-        image: all tokens [b,n,d], the class token first.
+        text: All text tokens [b,l,d].
+        image: All image tokens [b,n,d], with the class token first.
     """
     patches = image[:, 1:]
     groups = grouped(text, patches)
@@ -51,7 +51,7 @@ def efa(text: Tensor, image: Tensor) -> Tensor:
 
 
 def grouped(text: Tensor, patches: Tensor) -> Tensor:
-    """For each word the mean of its picture's patches, weighed by similarity."""
+    """Return each word's mean of its picture's patches, weighted by similarity."""
     similar = text @ patches.transpose(1, 2)
     low = similar.amin(dim=-1, keepdim=True)
     share = (similar - low) / (similar.amax(dim=-1, keepdim=True) - low)
@@ -60,7 +60,7 @@ def grouped(text: Tensor, patches: Tensor) -> Tensor:
 
 
 def _direction(rows: Tensor, groups: Tensor, margin: float) -> Tensor:
-    """Scores of all pairs, each row of them normalised, compared with a margin."""
+    """Return the margin loss of all pairs' scores, which are normalised by row."""
     scores = functional.normalize(pair_scores(rows, groups), dim=1)
     own = scores.diagonal()
     diagonal = torch.eye(len(scores), dtype=torch.bool, device=scores.device)
@@ -69,11 +69,11 @@ def _direction(rows: Tensor, groups: Tensor, margin: float) -> Tensor:
 
 
 def pair_scores(rows: Tensor, groups: Tensor) -> Tensor:
-    """Log-sum-exp over the rows of i of the best cosine with a group of j, [b,b].
+    """Return the log-sum-exp over i's rows of the best cosine with j's groups, [b,b].
 
     Args:
-        rows: words or patches [b,x,d].
-        groups: what they are compared with [b,g,d].
+        rows: Words or patches [b,x,d].
+        groups: Groups that they are compared with [b,g,d].
     """
     rows = functional.normalize(rows, dim=-1)
     groups = functional.normalize(groups, dim=-1)

@@ -1,10 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""PyTorch's engine of `benchmarks.train_step`, in a process of its own without JAX.
+"""PyTorch's engine of `benchmarks.train_step`, in its own process without JAX.
 
 python -m benchmarks.peers.train_step FOLDER steps --dtype bfloat16
 """
 
-import argparse
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def build(folder: Path) -> fmfa.FMFA:
-    """The case's model with its weights."""
+    """Return the case's model with its weights."""
     with torch.device("meta"):
         model = fmfa.FMFA(_sizes(folder))
     model.to_empty(device=DEVICE)
@@ -30,11 +29,11 @@ def build(folder: Path) -> fmfa.FMFA:
 
 
 def batch_of(folder: Path) -> dict[str, torch.Tensor]:
-    """The case's batch, as a loader would hand it over: normalised float pictures."""
+    """Return the case's batch as a loader would: with normalised float pictures."""
     given = {k: torch.from_numpy(v).to(DEVICE) for k, v in read_batch(folder).items()}
     return {
         "pixels": fmfa.normalized(given["image"]),
-        # The released loader masks in place, so that all losses see masked captions.
+        # The released loader masks in place, so all losses see the masked captions.
         "ids": given["masked"].long(),
         "masked": given["masked"].long(),
         "labels": given["labels"].long(),
@@ -43,7 +42,7 @@ def batch_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def steps(folder: Path, dtype: str, count: int) -> dict[str, Any]:
-    """Train: seconds of each step after the first, and what the first one measured."""
+    """Train; return the seconds of later steps and what the first one measured."""
     model, batch = build(folder), batch_of(folder)
     optimizer = fmfa.adam(model, lr=LR)
 
@@ -64,7 +63,7 @@ def steps(folder: Path, dtype: str, count: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def features(folder: Path, dtype: str) -> dict[str, Any]:
-    """Global features of the batch."""
+    """Write the global features of the batch and return the file."""
     model, batch = build(folder), batch_of(folder)
     with torch.autocast(DEVICE, torch.bfloat16, enabled=dtype == "bfloat16"):
         image = model.base_model.visual(batch["pixels"])[:, 0]
@@ -76,12 +75,12 @@ def features(folder: Path, dtype: str) -> dict[str, Any]:
 
 
 def flops(folder: Path, dtype: str) -> dict[str, Any]:
-    """FLOPs of value and gradient by torch's own counter; nothing is computed."""
+    """Return the FLOPs of value and gradient by torch's counter, computing nothing."""
     del dtype
     batch = {k: v.to("meta") for k, v in batch_of(folder).items()}
     with torch.device("meta"):
         model = fmfa.FMFA(_sizes(folder))
-        # On this device attention is made of products, which the counter sees.
+        # On this device attention consists of products, which the counter sees.
         with FlopCounterMode(display=False) as counter:
             sum(fmfa.objective(model(batch), batch).values()).backward()
     return {"flops": counter.get_total_flops()}
@@ -97,7 +96,7 @@ def _synchronize() -> None:
 
 
 def _device_peak() -> float | None:
-    """Most memory of the accelerator that tensors took, in GB."""
+    """Return the peak memory of the accelerator taken by tensors, in GB."""
     return torch.cuda.max_memory_allocated() / 1e9 if DEVICE == "cuda" else None
 
 
@@ -105,8 +104,8 @@ _TASKS = {"steps": steps, "features": features, "flops": flops}
 
 
 def main() -> None:
-    """Answer one question."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    """Carry out one task and pass the result to the parent."""
+    parser = common.parser(__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("task", choices=_TASKS)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Annotation files, read with distrust: each error names file, entry and field."""
+"""Validated reading of annotation files: each error names file, entry and field."""
 
 import json
 import os
@@ -20,16 +20,16 @@ _LARGEST_PERSON = 2**31 - 1  # ids travel as int32
 
 
 class DatasetMissing(FileNotFoundError):
-    """A data set is not where it was looked for."""
+    """Raised when a data set is not where it was expected."""
 
 
 class AnnotationError(ValueError):
-    """An annotation file does not say what it has to say."""
+    """Raised when an annotation file is malformed."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of an annotation file: what all readers make of it."""
+    """One picture of an annotation file, in the form common to all readers."""
 
     split: str
     file: str
@@ -39,28 +39,28 @@ class Entry:
 
 @dataclass(frozen=True)
 class RawEntry:
-    """One unchecked entry: `place` is its number in `file`, such as "entry 7"."""
+    """One unchecked entry; `place` is its number in `file`, such as "entry 7"."""
 
     file: str
     place: str
     values: Mapping[str, object] = field(repr=False)
 
     def error(self, name: str, wanted: str) -> AnnotationError:
-        """Return the error that the field is not what was wanted."""
+        """Return the error for a field that is not what was wanted."""
         came = _shown(self.values[name]) if name in self.values else "no such field"
         return AnnotationError(
             f"{self.file}, {self.place}, field {name!r}: wanted {wanted}, got {came}"
         )
 
     def text(self, name: str) -> str:
-        """Return a field that is one text."""
+        """Return a field that must be a text."""
         value = self.values.get(name)
         if not isinstance(value, str) or not _is_unicode(value):
             raise self.error(name, "a text")
         return value
 
     def texts(self, name: str) -> tuple[str, ...]:
-        """Return a field that is a list of texts; the list may be empty."""
+        """Return a field that must be a list of texts; the list may be empty."""
         value = self.values.get(name)
         if not isinstance(value, list) or not all(
             isinstance(text, str) and _is_unicode(text) for text in value
@@ -69,7 +69,7 @@ class RawEntry:
         return tuple(value)
 
     def person(self, name: str) -> int:
-        """Return a field that is a person's id: a whole number, or its digits."""
+        """Return a field that must be a person's id: an integer, or its digits."""
         value = self.values.get(name)
         if isinstance(value, str) and value.isascii() and value.isdigit():
             value = int(value) if len(value) < 12 else value
@@ -78,10 +78,10 @@ class RawEntry:
         return value
 
     def image_file(self, name: str) -> str:
-        """Return a field that is a path inside the image folder.
+        """Return a field that must be a path inside the image folder.
 
-        Absolute paths and paths with ".." are refused: an annotation file from
-        elsewhere must not make the program read other files. Links that the user laid
+        Absolute paths and paths with ".." are rejected: an annotation file from
+        elsewhere must not make the program read other files. Links that the user placed
         inside the image folder are followed.
         """
         value = self.text(name)
@@ -92,10 +92,10 @@ class RawEntry:
 
 
 def read_json_list(path: Path) -> list[RawEntry]:
-    """Read an annotation file that is one JSON list of objects.
+    """Read an annotation file that consists of one JSON list of objects.
 
     Raises:
-        AnnotationError: it is not JSON, not a list of objects, or empty.
+        AnnotationError: If it is not JSON, not a list of objects, or empty.
     """
     try:
         entries = json.loads(path.read_text("utf-8-sig"))
@@ -114,7 +114,7 @@ def raw_entry(file: str, place: str, values: object) -> RawEntry:
     """Return `values` as an entry.
 
     Raises:
-        AnnotationError: it is not a JSON object.
+        AnnotationError: If it is not a JSON object.
     """
     if not isinstance(values, dict):
         raise AnnotationError(
@@ -135,12 +135,12 @@ def assemble(
     """Sort the entries into splits, each in the order of the annotation.
 
     Args:
-        name: the reader's name.
-        root: the folder to name in messages.
-        entries: the pictures of all splits.
-        image_folder: what the entries' files are relative to.
-        person_names: see PersonDataset.
-        sources: per split, what reads the pictures by index; none: they are files.
+        name: The reader's name.
+        root: The folder to name in messages.
+        entries: The pictures of all splits.
+        image_folder: Folder that the entries' files are relative to.
+        person_names: See PersonDataset.
+        sources: What reads each split's pictures by index; None if they are files.
     """
     sources = sources or {}
     by_split: dict[str, list[Entry]] = {split: [] for split in SPLITS}
@@ -173,7 +173,7 @@ def _split(
 
 
 def entries_of(dataset: PersonDataset) -> list[Entry]:
-    """Return the entries that `assemble` made the data set from, split by split."""
+    """Return the entries from which `assemble` made a data set, split by split."""
     entries = []
     for split in dataset.splits:
         captions: list[list[str]] = [[] for _ in split.images]
@@ -187,7 +187,7 @@ def entries_of(dataset: PersonDataset) -> list[Entry]:
 
 
 def _is_unicode(text: str) -> bool:
-    """Say whether the text can be written down: JSON can escape half characters."""
+    """Return whether a text can be encoded: JSON may escape lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:

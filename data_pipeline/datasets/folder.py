@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A user's own pictures: a folder with captions.jsonl in it, one JSON object a line.
+"""A user's own pictures: a folder with a captions.jsonl, one JSON object per line.
 
     {"file": "a/1.jpg", "captions": ["a man in ..", ".."], "person": "anna",
      "split": "train"}
 
-`file` is relative to the folder. `captions` is a list or one text. `person` is any text
-or whole number and may be absent; `split` is train, val or test and defaults to train.
-Several lines may speak of the same file: their captions add up.
+`file` is relative to the folder. `captions` is a list or a single text. `person` is any
+text or integer and may be absent; `split` is train, val or test and defaults to train.
+Several lines may describe the same file: their captions add up.
 
 People are numbered 0, 1, .. in order of first appearance; the data set's `person_names`
 says who is who (1 and "1" are the same person). A picture without a person has
@@ -39,18 +39,18 @@ _log = logging.getLogger(__name__)
 
 
 def read(root: str) -> PersonDataset:
-    """Read the folder `root`; the pictures themselves are not opened.
+    """Read the folder `root` without opening the pictures themselves.
 
     Raises:
-        DatasetMissing: there is no captions.jsonl in it.
-        AnnotationError: a line is malformed, or two lines contradict each other.
+        DatasetMissing: If it contains no captions.jsonl.
+        AnnotationError: If a line is malformed, or two lines contradict each other.
     """
     folder = Path(root).expanduser().absolute()
     if not (folder / CAPTIONS).is_file():
         raise DatasetMissing(
             f"no folder data set at {root!r}. Looked for\n"
             f"  {folder / CAPTIONS}: missing\n"
-            'wanted one JSON object a line: {"file": "a/1.jpg", "captions": ["a man .."'
+            'wanted one JSON object per line: {"file": "a/1.jpg", "captions": ["a man"'
             '], "person": "anna", "split": "train"}; person and split may be absent'
         )
     pictures = _merge(_lines(folder / CAPTIONS))
@@ -66,7 +66,7 @@ def read(root: str) -> PersonDataset:
 
 @dataclass(frozen=True)
 class _Picture:
-    """What all lines about one file say."""
+    """What all lines about one file say together."""
 
     raw: RawEntry
     file: str
@@ -88,7 +88,7 @@ def _lines(path: Path) -> Iterator[RawEntry]:
     if empty:
         raise AnnotationError(f"{path}: wanted at least one line, got an empty file")
     if unknown:
-        _log.warning("%s: fields not used (and lines): %s", path, dict(unknown))
+        _log.warning("%s: unused fields, with line counts: %s", path, dict(unknown))
 
 
 def _decoded(file: Iterator[str], path: Path) -> Iterator[str]:
@@ -145,13 +145,13 @@ def _captions(raw: RawEntry) -> tuple[str, ...]:
 
 
 def _names(pictures: list[_Picture]) -> dict[str, int]:
-    """Number the named people in order of first appearance."""
+    """Number the named people in order of their first appearance."""
     names: dict[str, int] = {}
     for picture in pictures:
         if picture.person is not None:
             names.setdefault(picture.person, len(names))
     unnamed = sum(picture.person is None for picture in pictures)
-    _log.info("folder: %d people by name, %d pictures without", len(names), unnamed)
+    _log.info("folder: %d named people, %d pictures without one", len(names), unnamed)
     return names
 
 

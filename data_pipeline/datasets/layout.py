@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the published data sets have in common: one folder, one JSON list, pictures."""
+"""The common layout of published data sets: a folder with a JSON list and pictures."""
 
 import logging
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Counts:
-    """The size of a split: people, pictures and captions."""
+    """The number of people, pictures and captions in a split."""
 
     ids: int
     images: int
@@ -29,18 +29,18 @@ class Counts:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a published data set lies on disk.
+    """How a published data set is laid out on disk.
 
     Attributes:
-        name: the reader's name.
-        title: the data set's name in papers.
-        folder: its folder under the root (the root may also be that folder).
-        image_folder: the pictures' folder, inside `folder`.
-        annotations: the known names of its annotation file, inside `folder`.
-        file_field: the field of an entry that says the picture's file.
-        published: per split, the published size.
-        verified: "yes", or "no" where nobody here has seen the original files.
-        page: where its authors say how to get it.
+        name: The reader's name.
+        title: The data set's name in papers.
+        folder: Its folder under the root (the root may also be that folder itself).
+        image_folder: The pictures' folder, inside `folder`.
+        annotations: The known names of its annotation file, inside `folder`.
+        file_field: The field of an entry that holds the picture's file.
+        published: The published size of each split.
+        verified: "yes", or "no" if the original files have not been seen.
+        page: Where the authors explain how to obtain it.
     """
 
     name: str
@@ -56,17 +56,17 @@ class Layout:
 
 @dataclass(frozen=True)
 class Found:
-    """Where a data set lies: its annotation file and its image folder."""
+    """The location of a data set: its annotation file and its image folder."""
 
     annotation: Path
     images: Path
 
 
 def find(layout: Layout, root: str) -> Found:
-    """Look for the data set in ROOT/folder and in ROOT itself.
+    """Look for a data set in ROOT/folder and in ROOT itself.
 
     Raises:
-        DatasetMissing: it is in neither; the message lists what was looked for.
+        DatasetMissing: If it is in neither; the message lists the places searched.
     """
     for folder in _candidates(layout, root):
         present = [n for n in layout.annotations if (folder / n).is_file()]
@@ -82,7 +82,7 @@ def find(layout: Layout, root: str) -> Found:
 
 
 def traces(layout: Layout, root: str) -> bool:
-    """Say whether any part of the data set that bears its name is under the root."""
+    """Return whether any part of a data set that bears its name is under the root."""
     candidates = _candidates(layout, root)
     return candidates[0].is_dir() or any(
         (folder / name).is_file()
@@ -92,11 +92,15 @@ def traces(layout: Layout, root: str) -> bool:
 
 
 def read_layout(layout: Layout, root: str) -> PersonDataset:
-    """Read the annotation file; the pictures themselves are not opened.
+    """Read the annotation file without opening the pictures themselves.
+
+    Args:
+        layout: The data set's layout.
+        root: The folder that contains the data set's folder, or that folder itself.
 
     Raises:
-        DatasetMissing: the files are not there.
-        AnnotationError: the annotation file is malformed.
+        DatasetMissing: If the files are not there.
+        AnnotationError: If the annotation file is malformed.
     """
     found = find(layout, root)
     entries = [_entry(layout, raw) for raw in read_json_list(found.annotation)]
@@ -111,7 +115,7 @@ def read_layout(layout: Layout, root: str) -> PersonDataset:
 def _entry(layout: Layout, raw: RawEntry) -> Entry:
     split = raw.text("split")
     return Entry(
-        # As the official readers: what is neither train nor test is val.
+        # As in the official readers, anything that is neither train nor test is val.
         split=split if split in ("train", "test") else "val",
         file=raw.image_file(layout.file_field),
         person=raw.person("id"),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""People drawn from attributes, and sentences written from the same attributes."""
+"""People drawn from attributes, with sentences written from the same attributes."""
 
 from data_pipeline.synthetic.attributes import Identity, identity_attributes
 from data_pipeline.synthetic.population import write_population

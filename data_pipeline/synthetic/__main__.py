@@ -1,38 +1,35 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Draws a synthetic population: `python -m data_pipeline.synthetic OUT --seed 1`."""
+"""Draw a synthetic population: `python -m data_pipeline.synthetic OUT --seed 1`."""
 
 import argparse
 import json
 import sys
 import time
 
-from data_pipeline.synthetic import population
-from data_pipeline.synthetic.scene import STYLES
+from data_pipeline.synthetic.population import (
+    DATASET,
+    OPTIONS,
+    STYLES,
+    Options,
+    write_population,
+)
 from data_pipeline.synthetic.sheet import write_sheet
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Reads the flags, writes the population, says what was written and how fast."""
+    """Write the population, report what was written, and return the exit status."""
     flags = _parser().parse_args(arguments)
+    options = {name: getattr(flags, name) for name in OPTIONS}
+    options["image_size"] = tuple(flags.image_size)
     start = time.perf_counter()
     try:
-        out = population.write_population(
-            flags.out,
-            identities=flags.identities,
-            images_per_identity=flags.images_per_identity,
-            seed=flags.seed,
-            style=flags.style,
-            val_identities=flags.val_identities,
-            test_identities=flags.test_identities,
-            image_size=(flags.image_size[0], flags.image_size[1]),
-            workers=flags.workers,
-        )
+        out = write_population(flags.out, workers=flags.workers, **options)
     except (ValueError, FileExistsError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     seconds = time.perf_counter() - start
-    record = out / "CUHK-PEDES" / "reid_raw.json"
-    images = len(json.loads(record.read_text(encoding="utf-8")))
+    annotation = out / DATASET / "reid_raw.json"
+    images = len(json.loads(annotation.read_text(encoding="utf-8")))
     print(
         f"{images} images in {out} ({seconds:.1f} s, {images / seconds:.0f} images/s)"
     )
@@ -43,19 +40,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m data_pipeline.synthetic")
-    parser.description = "Draws people and writes a data set in CUHK-PEDES's layout."
+    parser.description = "Draw people and write a data set in CUHK-PEDES's layout."
     parser.add_argument("out", help="folder to write; must be absent or empty")
     add = parser.add_argument
-    add("--identities", type=int, default=400, help="people to train on")
-    add("--images-per-identity", type=int, default=4)
-    add("--seed", type=int, default=0, help="other seeds modulo 64: other people")
-    add("--style", choices=[*STYLES, "both"], default="studio")
-    add("--val-identities", type=int, default=population.VAL_IDENTITIES)
-    add("--test-identities", type=int, default=population.TEST_IDENTITIES)
-    size = {"type": int, "nargs": 2, "metavar": ("HEIGHT", "WIDTH")}
-    add("--image-size", default=population.IMAGE_SIZE, **size)
+    add("--identities", type=int, help="people to train on")
+    add("--images-per-identity", type=int)
+    add("--seed", type=int, help="seeds that differ modulo 64 draw different people")
+    add("--style", choices=STYLES)
+    add("--val-identities", type=int)
+    add("--test-identities", type=int)
+    add("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     add("--workers", type=int, default=1, help="processes; the result is the same")
     add("--sheet", metavar="FILE", help="also write a picture of some of the people")
+    parser.set_defaults(**{name: getattr(Options, name) for name in OPTIONS})
     return parser
 
 

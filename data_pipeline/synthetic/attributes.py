@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What lasts about a drawn person, and how a population of them is made.
+"""The lasting attributes of drawn people, and how a population is made from them.
 
-Identities come in families: a person is the one before with two or three groups of
-attributes changed, so that most attributes are shared and no single one decides.
-Attribute tuples are split into `SEED_CLASSES` disjoint classes by a checksum, and a
-seed uses only the tuples of its own class: populations whose seeds differ modulo
+Identities come in families: each person is the previous one with two or three groups of
+attributes changed, so that most attributes are shared and none is decisive on its own.
+A checksum divides the attribute tuples into `SEED_CLASSES` disjoint classes, and a seed
+uses only the tuples of its own class: populations whose seeds differ modulo
 `SEED_CLASSES` share no identity, by construction.
 """
 
@@ -43,7 +43,7 @@ DARK = frozenset({"black", "navy", "maroon", "dark green", "brown", "purple", "b
 
 @dataclass(frozen=True)
 class Identity:
-    """The lasting attributes of one person; every value is a word of `CHOICES`."""
+    """The lasting attributes of one person; every value is one of `CHOICES`."""
 
     figure: str
     build: str
@@ -87,7 +87,7 @@ _THING_COLOURS = {
     **{"yellow": 7, "green": 7, "pink": 6, "orange": 6},
 }
 
-# Value -> weight, per attribute; an attribute's values are drawn by these weights.
+# The possible values of each attribute, with the weights by which they are drawn.
 CHOICES: dict[str, dict[str, int]] = {
     "figure": {"man": 50, "woman": 50},
     "build": {"slim": 30, "average": 40, "heavy": 30},
@@ -141,7 +141,7 @@ CHOICES: dict[str, dict[str, int]] = {
     },
 }
 
-# What counts as one difference between two people, and how often it is the one.
+# Each group counts as one difference between two people.
 GROUPS: dict[str, tuple[str, ...]] = {
     "figure": ("figure", "build"),
     "skin": ("skin",),
@@ -156,11 +156,11 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "carried": ("carried", "carried_colour"),
     "scarf": ("scarf_colour",),
 }
-_GROUP_WEIGHTS = (4, 1, 8, 20, 12, 20, 4, 10, 8, 2, 6, 4)
+_GROUP_WEIGHTS = (4, 1, 8, 20, 12, 20, 4, 10, 8, 2, 6, 4)  # how often each is redrawn
 
 
 def _cumulative(weights: Iterable[int]) -> list[float]:
-    """Upper ends of the parts of 0 to 1 that belong to the weights."""
+    """Return the upper ends of the parts of [0, 1] in proportion to the weights."""
     sums = list(accumulate(weights))
     return [value / sums[-1] for value in sums]
 
@@ -186,18 +186,18 @@ _COLOURLESS = (NONE, "phone", "cup")
 
 
 def identity_attributes(seed: int, count: int) -> list[Identity]:
-    """The first `count` identities of the population of `seed`, all distinct.
+    """Return the first `count` identities of the population of `seed`, all distinct.
 
-    A longer list begins with the shorter one. Two lists share no identity when their
+    A longer list begins with the shorter one. Two lists share no identity if their
     seeds differ modulo `SEED_CLASSES`.
 
     Raises:
-        ValueError: `seed` or `count` is negative.
+        ValueError: If `seed` or `count` is negative.
     """
     if seed < 0 or count < 0:
         raise ValueError(
             f"wanted a seed and a count of at least 0, got seed {seed} and count "
-            f"{count}; give whole numbers from 0"
+            f"{count}"
         )
     rng = np.random.default_rng([seed, 0x9E0])
     raw: dict[str, str] = {}
@@ -212,12 +212,12 @@ def identity_attributes(seed: int, count: int) -> list[Identity]:
 
 
 def seed_class(person: Identity) -> int:
-    """The class, 0 to `SEED_CLASSES` - 1, of the seeds that may draw this person."""
+    """Return the class, below `SEED_CLASSES`, of the seeds that may draw a person."""
     return _class_of(asdict(person))
 
 
 def differences(first: Identity, second: Identity) -> int:
-    """How many groups of attributes (`GROUPS`) tell two people apart."""
+    """Return in how many groups of attributes (`GROUPS`) two people differ."""
     return sum(
         any(getattr(first, field) != getattr(second, field) for field in fields)
         for fields in GROUPS.values()
@@ -235,7 +235,7 @@ def _next_identity(
     taken: set[Identity],
     wanted_class: int,
 ) -> tuple[dict[str, str], Identity]:
-    """Draws until the tuple is new, of the seed's class, and near to `before`."""
+    """Draw until the tuple is new, in the seed's class, and close to `before`."""
     while True:
         draft = _draw(rng, _FIELDS) if before is None else _mutate(rng, raw)
         values = _canonical(draft)
@@ -248,7 +248,7 @@ def _next_identity(
 
 
 def _draw(rng: np.random.Generator, fields: tuple[str, ...]) -> dict[str, str]:
-    """One weighted draw for each of the fields."""
+    """Draw one value for each of the fields by its weights."""
     chances = rng.random(len(fields)).tolist()
     return {
         field: _VALUES[field][bisect_right(_CUMULATIVE[field], chance)]
@@ -257,17 +257,17 @@ def _draw(rng: np.random.Generator, fields: tuple[str, ...]) -> dict[str, str]:
 
 
 def _mutate(rng: np.random.Generator, raw: dict[str, str]) -> dict[str, str]:
-    """Draws two or three groups of a person's attributes again."""
+    """Redraw two or three groups of a person's attributes."""
     count, *chances = rng.random(4).tolist()
     chances = chances[: 2 if count < 0.5 else 3]
     chosen = {_NAMES[bisect_right(_GROUP_CUMULATIVE, chance)] for chance in chances}
-    # In the order of GROUPS: the order of a set of words differs between processes.
+    # In the order of GROUPS, because a set's order differs between processes.
     fields = [field for name in _NAMES if name in chosen for field in GROUPS[name]]
     return {**raw, **_draw(rng, tuple(fields))}
 
 
 def _canonical(draft: dict[str, str]) -> dict[str, str]:
-    """One spelling per look: what another attribute rules out or hides is fixed."""
+    """Return the one spelling of a look, fixing what other attributes rule out."""
     values = dict(draft)
     if values["figure"] == "man":
         for (field, worn), instead in _FOR_MEN.items():
@@ -282,7 +282,7 @@ def _canonical(draft: dict[str, str]) -> dict[str, str]:
 
 
 def _settle_head(values: dict[str, str]) -> None:
-    """A hat hides a bun and a bald head; a bald head has no hair colour."""
+    """Under a hat nobody is bald or wears a bun; a bald head has no hair colour."""
     if values["hat"] != NONE and values["hair"] in ("bald", "bun"):
         values["hair"] = "short"
     if values["hair"] == "bald":
@@ -290,7 +290,7 @@ def _settle_head(values: dict[str, str]) -> None:
 
 
 def _settle_clothes(values: dict[str, str]) -> None:
-    """Closed outer garments hide the upper one; coats hide what ends at the knee."""
+    """Settle the clothes: closed outer garments hide the upper one, coats the knees."""
     if values["outer"] == NONE:
         values["outer_fit"] = values["outer_colour"] = NONE
     elif values["upper"] == "dress":

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sentences about a picture: only what its view shows, in changing words and order."""
+"""Sentences about what a picture's view shows, in varying words and order."""
 
 import re
 from collections.abc import Sequence
@@ -11,24 +11,24 @@ from data_pipeline.synthetic import phrases
 from data_pipeline.synthetic.attributes import NONE, Identity
 from data_pipeline.synthetic.scene import Shot
 
-# With the start and the end token a caption fits 56 positions.
+# With the start and end tokens a caption fits into 56 positions.
 FEWEST_PIECES, MOST_PIECES = 16, 54
 _PIECES = re.compile(r"[^\W\d_]+|\d|[^\s\w]+|_+")
-# How often a visible fact is told.
+# How often a visible fact is mentioned.
 _TOLD = {
     **{"upper": 0.97, "outer": 0.97, "lower": 0.95, "shoes": 0.6, "hair": 0.7},
     **{"bag": 0.92, "hat": 0.9, "eyewear": 0.65, "carried": 0.85, "scarf": 0.9},
     **{"build": 0.45, "skin": 0.15, "motion": 0.55, "sleeves": 0.5},
 }
-# Told at will, though no view hides them.
+# Mentioned only sometimes, though no view hides them.
 _ALWAYS_SEEN = ("build", "motion", "skin", "sleeves")
-# Left out first when a caption is too long.
+# Left out in this order when a caption is too long.
 _SPARE = ("skin", "motion", "build", "shoes", "eyewear", "hair", "sleeves", "scarf")
 
 
 @dataclass
 class _Facts:
-    """What a caption will say, as phrases: about the looks, clothes and things."""
+    """What a caption will say, as phrases about looks, clothes and things."""
 
     subject: str
     pronoun: str
@@ -39,16 +39,16 @@ class _Facts:
 
 
 def pieces(caption: str) -> list[str]:
-    """Words, digits and runs of punctuation: what the tokenizer sees as units."""
+    """Return the words, digits and runs of punctuation that the tokenizer separates."""
     return _PIECES.findall(caption.lower())
 
 
 def visible_aspects(person: Identity, shot: Shot) -> frozenset[str]:
-    """What this view of a person shows, by name.
+    """Return the names of what this view of a person shows.
 
-    The names are those of attributes (`upper`, `outer`, `lower`, `shoes`, `bag`,
+    They are those of attributes (`hair`, `upper`, `outer`, `lower`, `shoes`, `bag`,
     `hat`, `eyewear`, `carried`, `scarf`), and `fit` (outer garment open or closed),
-    `logo` (a print on the chest), `tail` (how hair is tied at the back).
+    `logo` (a print on the chest) and `tail` (how hair is tied at the back).
     """
     front, back = shot.view == "front", shot.view == "back"
     hidden_hands = shot.occluder == "edge"
@@ -72,7 +72,7 @@ def visible_aspects(person: Identity, shot: Shot) -> frozenset[str]:
 
 
 def write_caption(person: Identity, shot: Shot, rng: np.random.Generator) -> str:
-    """One caption of a picture, of at most `MOST_PIECES` pieces."""
+    """Return one caption for a picture, of at most `MOST_PIECES` pieces."""
     seen = [*sorted(visible_aspects(person, shot)), *_ALWAYS_SEEN]
     told = {name for name in seen if rng.random() < _TOLD.get(name, 1.0)}
     caption = _compose(_gather(person, shot, told, rng), rng)
@@ -104,7 +104,7 @@ def _carried_shows(carried: str, back: bool, *, hidden_hands: bool) -> bool:
 
 
 def _pick(rng: np.random.Generator, options: Sequence):
-    """One of the options, all equally likely."""
+    """Return one of the options, all equally likely."""
     return options[int(rng.integers(len(options)))]
 
 
@@ -115,7 +115,7 @@ def _colour(rng: np.random.Generator, name: str) -> str:
 def _gather(
     person: Identity, shot: Shot, told: set[str], rng: np.random.Generator
 ) -> _Facts:
-    """Turns the facts to tell into phrases."""
+    """Turn the facts to mention into phrases."""
     facts = _Facts(
         subject=_subject(person, told, rng), pronoun=phrases.PRONOUNS[person.figure]
     )
@@ -140,7 +140,7 @@ def _gather(
 
 
 def _subject(person: Identity, told: set[str], rng: np.random.Generator) -> str:
-    """E.g. "a tall slim woman"."""
+    """Return a phrase such as "a slim pale woman"."""
     words = [_pick(rng, phrases.OPENINGS)]
     if "build" in told:
         words.append(_pick(rng, phrases.BUILDS[person.build]))
@@ -158,7 +158,7 @@ def _hair(person: Identity, tail_seen: bool, rng: np.random.Generator) -> str:
 
 
 def _worn(person: Identity, told: set[str], rng: np.random.Generator) -> list[str]:
-    """Clothes from top to bottom, from the shoes up, or in any order."""
+    """Return the clothes from top to bottom, from the shoes up, or in random order."""
     worn = []
     if "scarf" in told:
         scarf = _pick(rng, phrases.SCARVES)
@@ -178,7 +178,7 @@ def _worn(person: Identity, told: set[str], rng: np.random.Generator) -> list[st
 
 
 def _tops(person: Identity, told: set[str], rng: np.random.Generator) -> list[str]:
-    """The upper and the outer garment, in one phrase when both are told."""
+    """Return the upper and outer garments, as one phrase if both are mentioned."""
     upper = _upper(person, told, rng) if "upper" in told else ""
     if "outer" not in told:
         return [upper] if upper else []
@@ -209,7 +209,7 @@ def _upper(person: Identity, told: set[str], rng: np.random.Generator) -> str:
 
 
 def _compose(facts: _Facts, rng: np.random.Generator) -> str:
-    """Builds one to three sentences from the phrases."""
+    """Build one to three sentences from the phrases."""
     subject = facts.subject
     predicates = []
     lead = ""
@@ -232,7 +232,7 @@ def _compose(facts: _Facts, rng: np.random.Generator) -> str:
 
 
 def _wearing(worn: list[str], rng: np.random.Generator) -> list[str]:
-    """The clothes in one predicate, or in two that may stand apart."""
+    """Return the clothes as one predicate, or as two that may be separated."""
     cut = len(worn)
     if cut > 2 and rng.random() < 0.4:
         cut = int(rng.integers(1, cut))
@@ -243,7 +243,7 @@ def _wearing(worn: list[str], rng: np.random.Generator) -> list[str]:
 def _sentences(
     subject: str, pronoun: str, predicates: list[str], rng: np.random.Generator
 ) -> str:
-    """Deals the predicates out to sentences; later ones begin with the pronoun."""
+    """Distribute the predicates over sentences; later ones begin with the pronoun."""
     sentences = []
     while predicates:
         size = 1 + int(rng.random() < 0.6)
@@ -255,6 +255,6 @@ def _sentences(
 
 
 def _listed(items: list[str]) -> str:
-    """E.g. "this, that and another"."""
+    """Return a list such as "this, that and another"."""
     *others, last = items
     return f"{', '.join(others)} and {last}" if others else last

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Garments on a posed body, and the colours that they and the body are painted in."""
+"""Garments on a posed body, and the colours of both."""
 
 from data_pipeline.synthetic.attributes import COLOURS, NONE, Identity
 from data_pipeline.synthetic.painter import Cloth, Painter, cloth, rim, shade
@@ -25,19 +25,19 @@ HEMS = {"jacket": 0.545, "vest": 0.54, "coat": 0.72}
 
 
 def skin(person: Identity) -> Cloth:
-    """The person's skin as a fill."""
+    """Return the person's skin as a fill."""
     return Cloth(SKIN[person.skin])
 
 
 def upper_cloth(person: Identity) -> Cloth:
-    """The upper garment's cloth; a logo is drawn later, on plain cloth."""
+    """Return the upper garment's cloth; a logo is drawn later, on plain cloth."""
     pattern = "plain" if person.pattern == "logo" else person.pattern
     second = "black" if person.pattern_colour == NONE else person.pattern_colour
     return cloth(person.upper_colour, pattern=pattern, second=second)
 
 
 def sleeve(person: Identity) -> tuple[Cloth, float] | None:
-    """What covers the arms and how far along them; None for bare arms."""
+    """Return what covers the arms and how far down; None for bare arms."""
     if person.outer in ("jacket", "coat"):
         return cloth(person.outer_colour), 1.9
     if person.sleeves == NONE:
@@ -46,7 +46,7 @@ def sleeve(person: Identity) -> tuple[Cloth, float] | None:
 
 
 def torso_outline(body: Skeleton, *, hem: float, flare: float = 1.0) -> list[Point]:
-    """The outline from the shoulders to a hem below the waist, made for mirroring."""
+    """Return the symmetrical outline from the shoulders to a hem below the waist."""
     side = [
         (body.shoulder * 0.42, 0.160),
         (body.shoulder * 0.92, SHOULDER_Y),
@@ -58,7 +58,7 @@ def torso_outline(body: Skeleton, *, hem: float, flare: float = 1.0) -> list[Poi
 
 
 def draw_leg(painter: Painter, person: Identity, body: Skeleton, leg: Limb) -> None:
-    """One leg with its trouser leg and its shoe, far side or near."""
+    """Draw a leg with its trouser leg and its shoe."""
     painter.limb(leg, body.leg_width * 0.82, skin(person))
     if person.lower in ("trousers", "jeans", "leggings"):
         fill = cloth(person.lower_colour)
@@ -76,7 +76,7 @@ def draw_leg(painter: Painter, person: Identity, body: Skeleton, leg: Limb) -> N
 
 
 def draw_lower(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """The seat of trousers, or a skirt, over both legs."""
+    """Draw the seat of trousers, or a skirt, over both legs."""
     if person.lower == NONE:
         return
     fill = cloth(person.lower_colour)
@@ -90,7 +90,7 @@ def draw_lower(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def draw_skirt(painter: Painter, body: Skeleton, fill: Cloth, *, hem: float) -> None:
-    """A flared skirt from the waist to a hem, with two folds."""
+    """Draw a flared skirt from the waist to a hem, with two folds."""
     flare = body.hip * (1.32 if hem < 0.8 else 1.42)
     points = [(body.waist, WAIST_Y), (body.hip * 1.08, HIP_Y), (flare, hem)]
     painter.polygon([*points, *[(-x, y) for x, y in reversed(points)]], fill)
@@ -100,7 +100,7 @@ def draw_skirt(painter: Painter, body: Skeleton, fill: Cloth, *, hem: float) -> 
 
 
 def draw_upper(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """The upper garment on the torso, with the details that tell its kind."""
+    """Draw the upper garment on the torso, with the details that show its kind."""
     if person.upper == NONE:
         return
     fill = upper_cloth(person)
@@ -118,7 +118,7 @@ def draw_upper(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def draw_outer(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """The outer garment over the upper one; open ones leave a gap in front."""
+    """Draw the outer garment over the upper one; if open, it leaves a gap in front."""
     if person.outer == NONE:
         return
     fill = cloth(person.outer_colour)
@@ -143,7 +143,7 @@ def draw_outer(painter: Painter, person: Identity, body: Skeleton) -> None:
 def _draw_outer_details(
     painter: Painter, person: Identity, body: Skeleton, hem: float
 ) -> None:
-    """Quilting for a vest, a belt line for a coat, a ribbed hem for a jacket."""
+    """Draw a vest's quilting, a coat's belt line or a jacket's ribbed hem."""
     edge = rim(COLOURS[person.outer_colour])
     if person.outer == "vest":
         gap = 0.05 if body.view == "front" else 0.0
@@ -160,7 +160,7 @@ def _draw_outer_details(
 def _draw_tank_top(
     painter: Painter, person: Identity, body: Skeleton, fill: Cloth
 ) -> None:
-    """Bare shoulders, two straps."""
+    """Draw bare shoulders and two straps."""
     painter.polygon(torso_outline(body, hem=0.3), skin(person))
     side = [
         (body.shoulder * 0.42, 0.165),
@@ -176,7 +176,7 @@ def _draw_tank_top(
 
 
 def _draw_upper_details(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """Collar and buttons, ribbing, hood and pocket, or a print on the chest."""
+    """Draw collar and buttons, ribbing, hood and pocket, or a print on the chest."""
     colour = COLOURS[person.upper_colour]
     edge = rim(colour)
     if person.upper == "sweater":
@@ -203,7 +203,7 @@ def _draw_upper_details(painter: Painter, person: Identity, body: Skeleton) -> N
 
 
 def _draw_denim(painter: Painter, leg: Limb, width: float) -> None:
-    """Washed thighs and turned-up light hems."""
+    """Draw washed-out thighs and light turned-up hems."""
     x, y = _between(leg.root, leg.middle, 0.55)
     for fade in (0.28, 0.16):
         half = width * fade
@@ -216,7 +216,7 @@ def _draw_denim(painter: Painter, leg: Limb, width: float) -> None:
 
 
 def _draw_shoe(painter: Painter, person: Identity, body: Skeleton, leg: Limb) -> None:
-    """A shoe under the ankle, pointing where the view says."""
+    """Draw a shoe under the ankle, pointing forwards in the side view."""
     x, y = leg.end
     colour = COLOURS[person.shoes_colour]
     half = 0.044
@@ -237,7 +237,7 @@ def _draw_shoe(painter: Painter, person: Identity, body: Skeleton, leg: Limb) ->
 
 
 def _between(start: Point, end: Point, share: float) -> Point:
-    """The point at a share of the way."""
+    """Return the point at a fraction of the way from `start` to `end`."""
     return (
         start[0] + share * (end[0] - start[0]),
         start[1] + share * (end[1] - start[1]),

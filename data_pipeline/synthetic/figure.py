@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole person, back to front: what is farther away is drawn first."""
+"""A whole person, drawn from back to front."""
 
 from data_pipeline.synthetic import clothes, things
 from data_pipeline.synthetic.attributes import Identity
@@ -8,14 +8,14 @@ from data_pipeline.synthetic.pose import HEAD_Y, Limb, Skeleton
 
 
 def draw_figure(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """Draws the person onto the painter's picture, in the body's view and pose."""
+    """Draw the person onto the painter's picture, in the body's view and pose."""
     far, near = body.arms
     raised = not _hangs(far)
     things.draw_umbrella(painter, person, far)
     _draw_hair_behind(painter, person, body)
     things.draw_bag_behind(painter, person, body)
     if raised and body.view == "back":
-        # What is held up before the chest is beyond the body.
+        # Anything held up in front of the chest is hidden by the body.
         things.draw_carried(painter, person, far)
     if not raised or body.view != "front":
         _draw_arm(painter, person, body, far)
@@ -33,7 +33,7 @@ def draw_figure(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def _draw_clothes(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """Legs, then what covers the torso, from the skin outwards."""
+    """Draw the legs, then what covers the torso, from the skin outwards."""
     for leg in body.legs:
         clothes.draw_leg(painter, person, body, leg)
     clothes.draw_lower(painter, person, body)
@@ -43,7 +43,7 @@ def _draw_clothes(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def _draw_arm(painter: Painter, person: Identity, body: Skeleton, arm: Limb) -> None:
-    """A bare arm, then the sleeve as far as it reaches."""
+    """Draw a bare arm, then the sleeve as far as it reaches."""
     painter.limb(arm, body.arm_width * 0.86, clothes.skin(person))
     covered = clothes.sleeve(person)
     if covered is not None:
@@ -52,7 +52,7 @@ def _draw_arm(painter: Painter, person: Identity, body: Skeleton, arm: Limb) -> 
 
 
 def _draw_head(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """Scarf, face, hair, glasses and hat."""
+    """Draw scarf, face, hair, glasses and hat."""
     things.draw_scarf(painter, person, body)
     face = clothes.SKIN[person.skin]
     painter.ellipse((0.0, HEAD_Y), 0.061, 0.077, rim(face))
@@ -72,7 +72,7 @@ def _draw_head(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def _draw_hair_behind(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """The hair that falls behind the head and the shoulders."""
+    """Draw the hair that falls behind the head and shoulders."""
     colour = clothes.HAIR[person.hair_colour]
     ends = {"bob": 0.155, "long": 0.27}
     if person.hair not in ends:
@@ -86,7 +86,7 @@ def _draw_hair_behind(painter: Painter, person: Identity, body: Skeleton) -> Non
 
 
 def _draw_hair(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """The hair on the head in this view, and a bun, a tail or curls."""
+    """Draw the hair on the head in this view, and any bun, tail or curls."""
     if person.hair == "bald":
         return
     colour = clothes.HAIR[person.hair_colour]
@@ -111,7 +111,7 @@ def _draw_hair(painter: Painter, person: Identity, body: Skeleton) -> None:
 def _draw_long_parts(
     painter: Painter, person: Identity, body: Skeleton, colour: Colour
 ) -> None:
-    """What falls over the back, a pony tail, or a bun on top."""
+    """Draw what falls over the back, a ponytail, or a bun on top."""
     edge = shade(colour, 1.25)
     if person.hair in ("long", "bob") and body.view == "back":
         end = 0.29 if person.hair == "long" else 0.155
@@ -132,7 +132,7 @@ def _draw_long_parts(
 
 
 def _draw_curls(painter: Painter, body: Skeleton, colour: Colour) -> None:
-    """A wide crown of curls."""
+    """Draw a wide crown of curls."""
     if body.view == "back":
         painter.ellipse((0.0, 0.06), 0.095, 0.085, colour)
         return
@@ -144,10 +144,10 @@ def _draw_curls(painter: Painter, body: Skeleton, colour: Colour) -> None:
 
 
 def _dimmed_skin(person: Identity) -> Colour:
-    """The shaded skin of the neck."""
+    """Return the shaded skin of the neck."""
     return shade(clothes.SKIN[person.skin], 0.86)
 
 
 def _hangs(arm: Limb) -> bool:
-    """Whether the hand is lower than the elbow."""
+    """Return whether the hand is lower than the elbow."""
     return arm.end[1] > arm.middle[1]

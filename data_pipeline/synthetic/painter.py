@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A canvas in a person's own units: shapes, limbs and cloth patterns on Pillow."""
+"""A canvas in a person's own units: shapes, limbs and cloth patterns with Pillow."""
 
 from dataclasses import dataclass
 
@@ -14,7 +14,7 @@ Colour = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class Cloth:
-    """What a shape is filled with: a colour, and a pattern in a second colour."""
+    """The fill of a shape: a colour, and a pattern in a second colour."""
 
     colour: Colour
     pattern: str = "plain"
@@ -22,12 +22,12 @@ class Cloth:
 
 
 def cloth(name: str, *, pattern: str = "plain", second: str = "black") -> Cloth:
-    """Cloth of a named colour of `COLOURS`, with a pattern in another."""
+    """Return cloth of a named colour of `COLOURS`, with a pattern in another."""
     return Cloth(COLOURS[name], pattern, COLOURS[second])
 
 
 def shade(colour: Colour, factor: float) -> Colour:
-    """A colour darkened (factor below 1) or lightened towards white (above 1)."""
+    """Darken a colour (factor below 1) or lighten it towards white (above 1)."""
     if factor <= 1.0:
         red, green, blue = (round(value * factor) for value in colour)
     else:
@@ -38,17 +38,17 @@ def shade(colour: Colour, factor: float) -> Colour:
 
 
 def rim(colour: Colour) -> Colour:
-    """The line that sets a shape off from a neighbour of the same colour."""
+    """Return the colour of an outline that shows against a shape's own colour."""
     return shade(colour, 1.22) if sum(colour) < 210 else shade(colour, 0.72)
 
 
 class Painter:
-    """Draws on an RGB picture with a person's units (`pose`) as coordinates."""
+    """Draws on an RGB picture in a person's own coordinates (see `pose`)."""
 
     def __init__(
         self, image: Image.Image, *, centre: float, top: float, unit: float, mirror: int
     ):
-        """Places the person: crown at `top`, `unit` pixels tall, mirror -1 or 1."""
+        """Place the person: crown at `top`, `unit` pixels tall, mirror -1 or 1."""
         self.image = image
         self._draw = ImageDraw.Draw(image, "RGBA")
         self._centre = centre
@@ -58,7 +58,7 @@ class Painter:
         self._textures: dict[Cloth, Image.Image] = {}
 
     def polygon(self, points: list[Point], fill: Cloth) -> None:
-        """A filled polygon."""
+        """Draw a filled polygon."""
         pixels = [self._pixel(point) for point in points]
         if fill.pattern == "plain":
             self._draw.polygon(pixels, fill=fill.colour)
@@ -68,24 +68,24 @@ class Painter:
         self.image.paste(self._texture(fill), (0, 0), mask)
 
     def ellipse(self, centre: Point, rx: float, ry: float, colour: Colour) -> None:
-        """A filled ellipse with half axes `rx` and `ry`."""
+        """Draw a filled ellipse with half axes `rx` and `ry`."""
         x, y = self._pixel(centre)
         rx, ry = rx * self._unit, ry * self._unit
         self._draw.ellipse((x - rx, y - ry, x + rx, y + ry), fill=colour)
 
     def dome(self, centre: Point, rx: float, ry: float, colour: Colour) -> None:
-        """The upper half of an ellipse, flat side on `centre`'s height."""
+        """Draw the upper half of an ellipse, with its flat side at `centre`."""
         x, y = self._pixel(centre)
         rx, ry = rx * self._unit, ry * self._unit
         self._draw.pieslice((x - rx, y - ry, x + rx, y + ry), 180, 360, fill=colour)
 
     def line(self, points: list[Point], width: float, colour: Colour) -> None:
-        """An open line of a width in units."""
+        """Draw an open line; the width is in units."""
         pixels = [self._pixel(point) for point in points]
         self._draw.line(pixels, fill=colour, width=max(1, round(width * self._unit)))
 
     def shadow(self, points: list[Point], opacity: float) -> None:
-        """Darkens (opacity above 0) or lightens (below 0) a polygon."""
+        """Darken (opacity above 0) or lighten (below 0) a polygon."""
         tone = 0 if opacity > 0 else 255
         fill = (tone, tone, tone, round(255 * abs(opacity)))
         self._draw.polygon([self._pixel(point) for point in points], fill=fill)
@@ -93,7 +93,7 @@ class Painter:
     def limb(
         self, limb: Limb, width: float, fill: Cloth, *, until: float = 2.0
     ) -> None:
-        """A limb as a rounded band; `until` 1 stops at the joint, 2 at the end."""
+        """Draw a limb as a rounded band up to `until`: 1 is the joint, 2 the end."""
         points = _cut([limb.root, limb.middle, limb.end], until)
         widths = list(np.linspace(width, width * 0.8, 3)[: len(points)])
         edge = Cloth(rim(fill.colour))
@@ -104,7 +104,7 @@ class Painter:
     def _band(
         self, points: list[Point], widths: list, fill: Cloth, *, whole: bool
     ) -> None:
-        """A chain of trapezia with round joints; cut cloth ends flat."""
+        """Draw a chain of trapezia with round joints; cut cloth ends flat."""
         plain = fill.pattern == "plain"
         mask = None if plain else Image.new("L", self.image.size)
         draw = self._draw if mask is None else ImageDraw.Draw(mask)
@@ -127,7 +127,7 @@ class Painter:
         )
 
     def _texture(self, fill: Cloth) -> Image.Image:
-        """The whole canvas in a pattern, made once for each cloth."""
+        """Return the whole canvas in a pattern, made once for each cloth."""
         if fill not in self._textures:
             texture = Image.new("RGB", self.image.size, fill.colour)
             draw = ImageDraw.Draw(texture)
@@ -136,7 +136,7 @@ class Painter:
         return self._textures[fill]
 
     def grid(self, period: float) -> tuple[list[float], list[float]]:
-        """Pixel positions every `period` units across and down the canvas."""
+        """Return pixel positions every `period` units across and down the canvas."""
         width, height = self.image.size
         step = period * self._unit
         across = np.arange(self._centre % step - step, width + step, step)
@@ -144,16 +144,16 @@ class Painter:
         return across.tolist(), down.tolist()
 
     def length(self, units: float) -> float:
-        """Units as pixels."""
+        """Convert units to pixels."""
         return units * self._unit
 
     def height_of(self, y: float) -> float:
-        """The pixel row of a height."""
+        """Return the pixel row of a height."""
         return self._top + y * self._unit
 
 
 def _cut(points: list[Point], until: float) -> list[Point]:
-    """The chain up to a fraction of its parts, e.g. 0.8 of the first one."""
+    """Return the chain up to a number of its parts, e.g. 0.8 of the first one."""
     whole = int(until)
     rest = until - whole
     if rest == 0.0 or whole + 1 >= len(points):
@@ -163,7 +163,7 @@ def _cut(points: list[Point], until: float) -> list[Point]:
 
 
 def _trapezium(pixels: np.ndarray, radii: np.ndarray, start: int) -> list[Point]:
-    """The four corners of the band between two joints."""
+    """Return the four corners of the band between two joints."""
     along = pixels[start + 1] - pixels[start]
     across = np.array([-along[1], along[0]]) / max(float(np.hypot(*along)), 1e-6)
     first, second = across * radii[start], across * radii[start + 1]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One picture of one person: background, figure, occluder, light, in that order."""
+"""One picture of one person: background, figure, occluder and light, in that order."""
 
 import numpy as np
 from PIL import Image
@@ -15,7 +15,7 @@ from data_pipeline.synthetic.scene import (
     expose,
 )
 
-# Figures are drawn this many times larger and averaged down, which smooths edges.
+# Figures are drawn this many times larger and averaged down, to smooth the edges.
 _SUPERSAMPLING = 2
 
 
@@ -26,7 +26,7 @@ def photograph(
     *,
     image_size: tuple[int, int],
 ) -> Image.Image:
-    """Draws a person in a shot.
+    """Draw a person in a shot.
 
     Returns:
         An RGB picture of (height, width) `image_size`.
@@ -51,7 +51,7 @@ def photograph(
 
 
 def _ground_shadow() -> list[tuple[float, float]]:
-    """A flat ellipse under the feet, in the person's units."""
+    """Return a flat ellipse under the feet, in the person's units."""
     turns = np.linspace(0.0, 2 * np.pi, 16, endpoint=False)
     return [
         (0.17 * float(np.cos(turn)), 0.985 + 0.02 * float(np.sin(turn)))

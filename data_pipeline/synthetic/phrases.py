@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every word that a caption can say: synonyms and templates, and nothing else.
+"""Every word that a caption can contain: only synonyms and templates.
 
 In a template `{c}` is a colour, `{d}` the colour of a pattern, `{k}` a kind of thing.
 The tokenizer's vocabulary is made from these tables (`vocabulary.py`).
@@ -188,14 +188,14 @@ JOINTS = ("and", "a", "an", "with", "has", "is", "is in the picture", ",", ".", 
 
 
 def all_texts() -> Iterator[str]:
-    """Every string of this module's tables, slots included."""
+    """Yield every string of this module's tables, including slots."""
     for name, table in globals().items():
         if name.isupper():
             yield from _strings(table)
 
 
 def _strings(table: object) -> Iterator[str]:
-    """The strings in a nest of tuples and of dictionaries' values."""
+    """Yield the strings in nested tuples and dictionary values."""
     if isinstance(table, str):
         yield table
     elif isinstance(table, dict):

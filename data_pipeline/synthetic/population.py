@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A whole population on disk, in CUHK-PEDES's own layout, written all or not at all."""
+"""A population on disk in CUHK-PEDES's layout, written completely or not at all."""
 
 import json
 import multiprocessing
@@ -7,45 +7,61 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data_pipeline import hints
+from data_pipeline.synthetic import scene
 from data_pipeline.synthetic.attributes import Identity, identity_attributes
 from data_pipeline.synthetic.captions import write_caption
 from data_pipeline.synthetic.photo import photograph
-from data_pipeline.synthetic.scene import STYLES, Shot, take_shot
+from data_pipeline.synthetic.scene import Shot, take_shot
 from data_pipeline.synthetic.vocabulary import write_tokenizer
 
-# Raised whenever the same options would give other pictures or captions.
+# Increased whenever the same options would give other pictures or captions.
 EDITION = 2
 CAPTIONS_PER_IMAGE = 2
-VAL_IDENTITIES = 0
-TEST_IDENTITIES = 100
-IMAGE_SIZE = (192, 96)
+DATASET = "CUHK-PEDES"
+"""Folder of the pictures and their annotation inside a population's folder."""
+RECORD = "population.json"
+"""File beside that folder which marks a drawn population and holds its options."""
+STYLES = (*scene.STYLES, "both")
 _JPEG_QUALITY = 88
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Options:
-    """All that decides a population's content; written to population.json."""
+    """Everything that determines a population's content; written to population.json.
 
-    identities: int
-    images_per_identity: int
-    seed: int
-    style: str
-    val_identities: int
-    test_identities: int
-    image_size: tuple[int, int]
-    edition: int = EDITION
+    Attributes:
+        identities: Number of people to train on.
+        images_per_identity: Number of pictures of each person.
+        seed: Seeds that differ modulo 64 draw different people.
+        style: "studio", "street", or "both": one of them at random per picture.
+        val_identities: Number of people in val, in addition to those to train on.
+        test_identities: Number of people in test, in addition to those to train on.
+        image_size: (height, width) of the pictures.
+
+    Raises:
+        ValueError: If an option is out of range.
+    """
+
+    identities: int = 400
+    images_per_identity: int = 4
+    seed: int = 0
+    style: str = "studio"
+    val_identities: int = 0
+    test_identities: int = 100
+    image_size: tuple[int, int] = (192, 96)
+    edition: int = field(default=EDITION, init=False)
 
     def __post_init__(self):
-        if self.style not in (*STYLES, "both"):
-            raise ValueError(
-                f"wanted a style of {', '.join(STYLES)} or both, got {self.style!r}"
-            )
+        if self.style not in STYLES:
+            raise ValueError(hints.unknown("style", self.style, STYLES))
         _require("identities", self.identities, 1)
         _require("images_per_identity", self.images_per_identity, 1)
         _require("seed", self.seed, 0)
@@ -54,60 +70,49 @@ class Options:
         height, width = self.image_size
         if height < 32 or not 0.3 <= width / height <= 0.6:
             raise ValueError(
-                "wanted an image size (height, width) of at least 32 rows, two to "
-                f"three times as high as wide, got {self.image_size}"
+                "wanted an image size (height, width) of at least 32 rows that is two "
+                f"to three times as high as wide, got {self.image_size}"
             )
 
     @property
     def people(self) -> int:
-        """Identities of all splits."""
+        """The number of identities in all splits."""
         return self.identities + self.val_identities + self.test_identities
 
     def split_of(self, person: int) -> str:
-        """The split of a person, counted from 0: train first, then val, then test."""
+        """Return the split of person 0, 1, ..: train first, then val, then test."""
         if person < self.identities:
             return "train"
         return "val" if person < self.identities + self.val_identities else "test"
 
 
+OPTIONS = tuple(each.name for each in fields(Options) if each.init)
+"""The names of the options."""
+
+
 def write_population(
-    out: str | os.PathLike[str],
-    *,
-    identities: int,
-    images_per_identity: int = 4,
-    seed: int = 0,
-    style: str = "studio",
-    val_identities: int = VAL_IDENTITIES,
-    test_identities: int = TEST_IDENTITIES,
-    image_size: tuple[int, int] = IMAGE_SIZE,
-    workers: int = 1,
+    out: str | os.PathLike[str], *, workers: int = 1, **chosen: Any
 ) -> Path:
-    """Draws people and writes them to `out` as a data set like CUHK-PEDES.
+    """Draw people and write them to `out` as a data set like CUHK-PEDES.
 
     Writes CUHK-PEDES/imgs/, CUHK-PEDES/reid_raw.json, tokenizer/ and population.json.
-    `identities` counts the people to train on; those of val (none by default) and of
-    test (100 by default) are drawn besides.
-    The same seed draws the same people in either style; `both` gives each picture a
-    style by chance. The result does not depend on `workers` (processes). The folder
-    is made under a hidden name beside `out` and renamed at the end, so `out` is whole
-    or absent; a folder that already holds this very population is left as it is.
+    The same seed draws the same people in every style. The folder is created under a
+    hidden name beside `out` and renamed at the end, so that `out` is complete or
+    absent; a folder that already contains exactly this population is left as it is.
+
+    Args:
+        out: The population's folder.
+        workers: Number of processes that draw; the result does not depend on it.
+        **chosen: Fields of `Options`.
 
     Returns:
         `out` as a path.
 
     Raises:
-        ValueError: an option is out of range.
-        FileExistsError: `out` holds something else than this population.
+        ValueError: If an option is out of range.
+        FileExistsError: If `out` contains anything other than this population.
     """
-    options = Options(
-        identities=identities,
-        images_per_identity=images_per_identity,
-        seed=seed,
-        style=style,
-        val_identities=val_identities,
-        test_identities=test_identities,
-        image_size=image_size,
-    )
+    options = Options(**chosen)
     target = Path(out).resolve()
     if _is_there(target, options):
         return target
@@ -122,16 +127,16 @@ def write_population(
 
 
 def shots_of(person: Identity, number: int, options: Options) -> Iterator[Shot]:
-    """The shots of one person's pictures, in order."""
+    """Yield the shots of one person's pictures, in order."""
     for image in range(options.images_per_identity):
         yield _shot(person, number, image, options)
 
 
 def _write_all(root: Path, options: Options, workers: int) -> None:
-    """Pictures first, the annotation next, the options last."""
+    """Write the pictures first, then the annotation, and the options last."""
     people = identity_attributes(options.seed, options.people)
-    images = root / "CUHK-PEDES" / "imgs"
-    for style in STYLES:
+    images = root / DATASET / "imgs"
+    for style in scene.STYLES:
         for view in ("cam_a", "cam_b"):
             (images / f"{style}_{view}").mkdir(parents=True)
     job = partial(_write_person, images, options)
@@ -139,19 +144,19 @@ def _write_all(root: Path, options: Options, workers: int) -> None:
     if workers == 1:
         entries = [job(item) for item in numbered]
     else:
-        # Spawned, since forking a process that runs JAX or TensorFlow can deadlock.
+        # Spawned, because forking a process that runs JAX or TensorFlow can deadlock.
         with multiprocessing.get_context("spawn").Pool(workers) as pool:
             entries = pool.map(job, numbered, chunksize=16)
     flat = [entry for person in entries for entry in person]
-    _write_json(root / "CUHK-PEDES" / "reid_raw.json", flat)
+    _write_json(root / DATASET / "reid_raw.json", flat)
     write_tokenizer(root / "tokenizer")
-    _write_json(root / "population.json", asdict(options))
+    _write_json(root / RECORD, asdict(options))
 
 
 def _write_person(
     images: Path, options: Options, numbered: tuple[int, Identity]
 ) -> list[dict[str, object]]:
-    """Draws and describes all pictures of one person; returns their entries."""
+    """Draw and describe all pictures of one person; return their entries."""
     number, person = numbered
     entries: list[dict[str, object]] = []
     for image, shot in enumerate(shots_of(person, number, options)):
@@ -170,28 +175,32 @@ def _write_person(
 
 
 def _shot(person: Identity, number: int, image: int, options: Options) -> Shot:
-    """The circumstances of one picture, from its own generator."""
+    """Return the circumstances of one picture, from its own generator."""
     rng = _rng(options.seed, number, image, 0)
     style = options.style
     if style == "both":
-        style = STYLES[int(rng.integers(len(STYLES)))]
+        style = scene.STYLES[int(rng.integers(len(scene.STYLES)))]
     return take_shot(rng, style=style, umbrella=person.carried == "umbrella")
 
 
 def _rng(seed: int, person: int, image: int, purpose: int) -> np.random.Generator:
-    """A generator of its own for each picture and purpose."""
+    """Return the generator of one picture for one purpose."""
     return np.random.default_rng([seed, person, image, purpose])
 
 
 def _is_there(target: Path, options: Options) -> bool:
-    """Whether the folder already holds this population; an error if another thing."""
+    """Return whether the folder already contains this population.
+
+    Raises:
+        FileExistsError: If it contains anything else.
+    """
     if not target.exists() or (target.is_dir() and not any(target.iterdir())):
         return False
-    record = target / "population.json"
+    record = target / RECORD
     if not record.is_file():
         raise FileExistsError(
-            f"wanted an empty or absent folder for a synthetic population, but "
-            f"{target} holds something else; name another folder"
+            "wanted an empty or absent folder for a synthetic population, but "
+            f"{target} holds something else; choose another folder"
         )
     found = json.loads(record.read_text(encoding="utf-8"))
     wanted = json.loads(json.dumps(asdict(options)))
@@ -204,18 +213,18 @@ def _is_there(target: Path, options: Options) -> bool:
     if differing:
         raise FileExistsError(
             f"{target} holds another synthetic population ({'; '.join(differing)}); "
-            "name another folder or delete this one"
+            "choose another folder or delete this one"
         )
     return True
 
 
 def _publish(draft: Path, target: Path, options: Options) -> None:
-    """Gives the finished folder its name, in one step."""
+    """Give the finished folder its name in one step."""
     os.chmod(draft, 0o755)
     try:
         os.rename(draft, target)
     except OSError:
-        # Another process may have finished the same population in the meantime.
+        # Another process may have finished the same population meanwhile.
         if not _is_there(target, options):
             raise
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a walking person's joints are, in the person's own units.
+"""The joints of a walking person, in the person's own units.
 
-x is 0 in the middle of the body and grows to the side that the person faces in side
-view; y is 0 at the crown and 1 at the soles.
+x is 0 in the middle of the body and increases towards the side that the person faces in
+side view; y is 0 at the crown and 1 at the soles.
 """
 
 from dataclasses import dataclass
@@ -47,7 +47,7 @@ class Skeleton:
 
 
 def pose(person: Identity, *, view: str, stride: float) -> Skeleton:
-    """Poses a person for a view, `stride` from -1 to 1 through one walking step."""
+    """Pose a person for a view; `stride` runs from -1 to 1 through a walking step."""
     wide = _BUILDS[person.build]
     man = person.figure == "man"
     depth = 0.66 if view == "side" else 1.0
@@ -71,7 +71,7 @@ def pose(person: Identity, *, view: str, stride: float) -> Skeleton:
 
 
 def _front_legs(hip: float, width: float, stride: float) -> tuple[Limb, Limb]:
-    """Legs seen from the front or back: the trailing foot is higher and nearer."""
+    """Return legs seen from the front or back: the trailing foot is raised."""
     legs = []
     for side in (-1.0, 1.0):
         lift = 0.04 * max(0.0, side * stride)
@@ -85,7 +85,7 @@ def _front_legs(hip: float, width: float, stride: float) -> tuple[Limb, Limb]:
 
 
 def _side_legs(stride: float) -> tuple[Limb, Limb]:
-    """Legs seen from the side: one swings forward, one back with a bent knee."""
+    """Return legs seen from the side: one forward, one back with a bent knee."""
     legs = []
     for side in (-1.0, 1.0):
         thigh = 0.42 * side * stride
@@ -102,14 +102,14 @@ def _side_legs(stride: float) -> tuple[Limb, Limb]:
 def _arms(
     person: Identity, view: str, shoulder: float, stride: float
 ) -> tuple[Limb, Limb]:
-    """Arms that swing against the legs; what is carried decides the first hand."""
+    """Return arms that swing against the legs; the first holds what is carried."""
     first = _raised_arm(person.carried, view, shoulder)
     hanging = [_hanging_arm(side, view, shoulder, stride) for side in (-1.0, 1.0)]
     return first or hanging[0], hanging[1]
 
 
 def _raised_arm(carried: str, view: str, shoulder: float) -> Limb | None:
-    """The arm that holds something up; None when the hand hangs down."""
+    """Return the arm that holds something up; None if the hand hangs down."""
     heights = {"phone": 0.24, "umbrella": 0.30, "book": 0.34, "cup": 0.29}
     if carried not in heights:
         return None
@@ -122,7 +122,7 @@ def _raised_arm(carried: str, view: str, shoulder: float) -> Limb | None:
 
 
 def _hanging_arm(side: float, view: str, shoulder: float, stride: float) -> Limb:
-    """An arm that hangs and swings with the step."""
+    """Return an arm that hangs and swings with the step."""
     swing = -side * stride
     if view == "side":
         elbow = (0.09 * swing - 0.01, 0.345)

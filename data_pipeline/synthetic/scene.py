@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Where a person is photographed: background, light, blur and what stands before them.
+"""Where a person is photographed: background, light, blur and occluders.
 
-`studio` is plain and bright. `street` is cluttered, darker and uneven in its light,
-cooler in colour, noisier, and often something hides a part of the person.
+`studio` is plain and bright. `street` is cluttered, darker, unevenly lit, cooler in
+colour and noisier, and something often hides part of the person.
 """
 
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ OCCLUDERS = ("nothing", "low", "cut", "edge", "pole")
 
 @dataclass(frozen=True)
 class Manner:
-    """How one style photographs: ranges to draw from, and shares of occluders."""
+    """How a style takes photographs: ranges to draw from, and shares of occluders."""
 
     scale: tuple[float, float]
     gain: tuple[float, float]
@@ -57,10 +57,11 @@ MANNERS = {
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture's circumstances; lengths are shares of the picture's height.
+    """The circumstances of one picture; lengths are fractions of its height.
 
-    `mirror` is 1 or -1, `stride` -1 to 1 through a walking step, `scale` the person's
-    height, `top` where the crown is, `centre` the middle as a share of the width.
+    `mirror` is 1 or -1, `stride` runs from -1 to 1 through a walking step, `scale` is
+    the person's height, `top` the place of the crown, and `centre` the middle of the
+    body as a fraction of the picture's width.
     """
 
     style: str
@@ -74,7 +75,7 @@ class Shot:
 
 
 def take_shot(rng: np.random.Generator, *, style: str, umbrella: bool) -> Shot:
-    """Draws the circumstances of one picture; an open umbrella needs head room."""
+    """Draw the circumstances of one picture; an open umbrella needs headroom."""
     manner = MANNERS[style]
     view = VIEWS[int(np.searchsorted(_VIEW_SHARES, rng.random()))]
     shares = np.cumsum(manner.occluders)
@@ -99,14 +100,14 @@ def take_shot(rng: np.random.Generator, *, style: str, umbrella: bool) -> Shot:
 def draw_background(
     rng: np.random.Generator, *, style: str, size: tuple[int, int]
 ) -> Image.Image:
-    """A background of (width, height) `size`, before light and noise."""
+    """Return a background of (width, height) `size`, before light and noise."""
     if style == "studio":
         return _studio(rng, size)
     return _street(rng, size)
 
 
 def draw_occluder(rng: np.random.Generator, image: Image.Image, shot: Shot) -> None:
-    """Draws what stands before the person, onto the picture itself."""
+    """Draw whatever is in front of the person onto the picture itself."""
     width, height = image.size
     draw = ImageDraw.Draw(image)
     colour = _muted(rng)
@@ -121,7 +122,7 @@ def draw_occluder(rng: np.random.Generator, image: Image.Image, shot: Shot) -> N
 
 
 def expose(rng: np.random.Generator, image: Image.Image, style: str) -> Image.Image:
-    """Blur, light with a slope from side to side, tint and noise of a style."""
+    """Apply a style's blur, uneven light, tint and noise to a picture."""
     manner = MANNERS[style]
     blur = float(rng.uniform(*manner.blur))
     if blur > 0.25:
@@ -138,7 +139,7 @@ def expose(rng: np.random.Generator, image: Image.Image, style: str) -> Image.Im
 def _light(
     rng: np.random.Generator, manner: Manner, *, width: int
 ) -> Float[np.ndarray, "1 w 3"]:
-    """Factors across the picture: brightness, its slope, and the colour of light."""
+    """Return factors across the picture: brightness with a slope, times a tint."""
     gain = rng.uniform(*manner.gain)
     slope = rng.uniform(-manner.slope, manner.slope)
     across = gain * (1.0 + slope * np.linspace(-1.0, 1.0, width))
@@ -147,7 +148,7 @@ def _light(
 
 
 def _studio(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """A pale wall and a pale floor."""
+    """Return a pale wall and a pale floor."""
     width, height = size
     base = rng.uniform(196, 232) + rng.uniform(-8, 8, 3)
     wall = np.linspace(1.03, 0.95, height)[:, None, None] * base
@@ -158,7 +159,7 @@ def _studio(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
 
 
 def _street(rng: np.random.Generator, size: tuple[int, int]) -> Image.Image:
-    """House fronts with windows, signs, a pavement, cars and distant people."""
+    """Return house fronts with windows, a sign, a pavement, cars and distant people."""
     width, height = size
     image = Image.new("RGB", size, _muted(rng))
     draw = ImageDraw.Draw(image)
@@ -181,7 +182,7 @@ def _draw_windows(
     width: int,
     ground: float,
 ) -> None:
-    """A loose grid of windows, a few of them lit, and one bright sign."""
+    """Draw a loose grid of windows, a few of them lit, and one bright sign."""
     step = width * float(rng.uniform(0.22, 0.42))
     glass = _muted(rng, low=40, high=110)
     for x in np.arange(-step * rng.random(), width, step):
@@ -202,7 +203,7 @@ def _draw_clutter(
     width: int,
     ground: float,
 ) -> None:
-    """A parked car or a small distant person."""
+    """Draw a parked car or a small distant person."""
     x = float(rng.uniform(-0.1, 1.0)) * width
     colour = _muted(rng, low=40, high=200)
     if rng.random() < 0.5:
@@ -229,7 +230,7 @@ def _draw_low(
     *,
     box: tuple[int, int, float],
 ) -> None:
-    """A hedge or a low wall across the picture, from `top` down: it hides the feet."""
+    """Draw a hedge or a low wall across the picture, from `top` down, over the feet."""
     width, height, top = box
     draw.rectangle((0, top, width, height), fill=colour)
     if rng.random() < 0.5:
@@ -248,7 +249,7 @@ def _draw_passer_by(
     *,
     size: tuple[int, int],
 ) -> None:
-    """Someone's shoulder and arm at one edge of the picture, close to the camera."""
+    """Draw a passer-by's shoulder and arm at one edge, close to the camera."""
     width, height = size
     reach = width * float(rng.uniform(0.14, 0.24))
     top = height * float(rng.uniform(0.2, 0.4))
@@ -262,7 +263,7 @@ def _draw_passer_by(
 def _muted(
     rng: np.random.Generator, *, low: int = 70, high: int = 190
 ) -> tuple[int, int, int]:
-    """A greyish colour: brick, concrete, foliage, lacquer."""
+    """Return a greyish colour, as of brick, concrete, foliage or car paint."""
     level = rng.uniform(low, high)
     red, green, blue = np.clip(level + rng.uniform(-30, 30, 3), 0, 255).astype(int)
     return int(red), int(green), int(blue)

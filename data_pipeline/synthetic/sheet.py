@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A contact sheet: pictures of a population with one caption under each."""
+"""A contact sheet of a population: pictures with one caption under each."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import textwrap
 from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
+
+from data_pipeline.synthetic.population import DATASET
 
 _COLUMNS, _ROWS = 6, 2
 _CELL_WIDTH, _GAP = 150, 8
@@ -16,13 +18,13 @@ _LINE, _LETTERS = 11, 29
 def write_sheet(
     population: str | os.PathLike[str], file: str | os.PathLike[str]
 ) -> Path:
-    """Draws two rows of six pictures: one row for each style that the population has.
+    """Draw two rows of six pictures, one row per style if the population has both.
 
     Args:
-        population: a folder that `write_population` wrote.
-        file: the PNG file to write.
+        population: Folder written by `write_population`.
+        file: PNG file to write.
     """
-    root = Path(population) / "CUHK-PEDES"
+    root = Path(population) / DATASET
     entries = json.loads((root / "reid_raw.json").read_text(encoding="utf-8"))
     chosen = _choose(entries)
     cells = [_cell(root / "imgs" / entry["file_path"], entry) for entry in chosen]
@@ -39,7 +41,7 @@ def write_sheet(
 
 
 def _choose(entries: list[dict]) -> list[dict]:
-    """One picture each of different people, as many of each style."""
+    """Choose one picture each of different people, equally many of each style."""
     wanted = _COLUMNS * _ROWS
     styles: dict[str, dict[int, dict]] = {}
     for entry in entries:
@@ -48,14 +50,14 @@ def _choose(entries: list[dict]) -> list[dict]:
     each = wanted // len(styles)
     chosen = []
     for row, (_, people) in enumerate(sorted(styles.items(), reverse=True)):
-        # Neighbours are of one family and look alike: take people from all over.
+        # Neighbours belong to one family and look alike: take people from all over.
         spread = list(people.values())[row :: max(1, len(people) // each)]
         chosen += spread[:each]
     return chosen
 
 
 def _cell(picture: Path, entry: dict) -> Image.Image:
-    """A picture above the lines of its first caption."""
+    """Return a picture above the lines of its first caption."""
     with Image.open(picture) as image:
         lines = textwrap.wrap(entry["captions"][0], _LETTERS)
         height = image.height + 4 + _LINE * len(lines)

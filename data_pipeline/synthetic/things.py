@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Bags, hats, glasses, scarves and what people carry in their hands."""
+"""Bags, hats, glasses, scarves and the things that people carry."""
 
 from data_pipeline.synthetic.attributes import COLOURS, NONE, Identity
 from data_pipeline.synthetic.painter import Cloth, Painter, cloth, rim, shade
@@ -7,7 +7,7 @@ from data_pipeline.synthetic.pose import HEAD_Y, Limb, Point, Skeleton
 
 
 def draw_bag_behind(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """What of a bag lies behind the body in this view."""
+    """Draw the part of a bag that is behind the body in this view."""
     if person.bag == "backpack" and body.view == "side":
         fill = cloth(person.bag_colour)
         x = -body.chest
@@ -17,14 +17,14 @@ def draw_bag_behind(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def draw_bag(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """What of a bag lies over the clothes in this view."""
+    """Draw the part of a bag that is over the clothes in this view."""
     if person.bag == NONE:
         return
     _BAGS[person.bag](painter, person, body)
 
 
 def draw_scarf(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """A thick band around the neck, with an end that hangs down."""
+    """Draw a thick band around the neck with one end hanging down."""
     if person.scarf_colour == NONE:
         return
     colour = COLOURS[person.scarf_colour]
@@ -37,7 +37,7 @@ def draw_scarf(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def draw_hat(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """A cap with a peak, a beanie with a bobble, or a hat with a wide brim."""
+    """Draw a cap with a peak, a beanie with a bobble, or a hat with a wide brim."""
     if person.hat == NONE:
         return
     colour = COLOURS[person.hat_colour]
@@ -57,7 +57,7 @@ def draw_hat(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def draw_eyewear(painter: Painter, person: Identity, body: Skeleton) -> None:
-    """Glasses as two rings, sunglasses as two dark discs; nothing from behind."""
+    """Draw glasses as two rings, sunglasses as two dark discs; nothing from behind."""
     if person.eyewear == NONE or body.view == "back":
         return
     frame = (16, 16, 18)
@@ -71,7 +71,7 @@ def draw_eyewear(painter: Painter, person: Identity, body: Skeleton) -> None:
 
 
 def draw_carried(painter: Painter, person: Identity, arm: Limb) -> None:
-    """The thing in the first hand, drawn at that hand."""
+    """Draw what the first hand holds."""
     if person.carried == NONE:
         return
     x, y = arm.end
@@ -93,7 +93,7 @@ def draw_carried(painter: Painter, person: Identity, arm: Limb) -> None:
 
 
 def draw_umbrella(painter: Painter, person: Identity, arm: Limb) -> None:
-    """An open umbrella over the head; drawn before the head and the arm."""
+    """Draw an open umbrella over the head; called before the head and the arm."""
     if person.carried != "umbrella":
         return
     x, y = arm.end
@@ -166,7 +166,7 @@ _BAGS = {
 def _hand_bag(
     painter: Painter, hand: Point, fill: Cloth, wide: float, tall: float
 ) -> None:
-    """A bag that hangs from a hand by two handles."""
+    """Draw a bag that hangs from a hand by its handle."""
     x, y = hand
     edge = rim(fill.colour)
     loop = [(x - wide * 0.45, y + 0.055), (x, y), (x + wide * 0.45, y + 0.055)]
@@ -178,7 +178,7 @@ def _hand_bag(
 
 
 def _box(x: float, y: float, wide: float, tall: float) -> list[Point]:
-    """The corners of an upright box around a point."""
+    """Return the corners of an upright box around a point."""
     return [
         (x - wide, y - tall),
         (x + wide, y - tall),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Benchmarks at a tiny size, without the processes that keep their memory apart."""
+"""Run benchmarks at a tiny size, without the processes that separate their memory."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from benchmarks import common
 
 @pytest.fixture(scope="session")
 def one_thread():
-    """Small operations on a busy machine wait longer for threads than they compute."""
+    """On a busy machine small operations wait longer for threads than they compute."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -22,14 +22,14 @@ def one_thread():
 
 @pytest.fixture
 def bench(monkeypatch, capsys, one_thread):
-    """Run a benchmark with its children in this process; what it prints."""
+    """Run a benchmark with its children in this process; return what it prints."""
     answers = []
 
     def child(module, *arguments, environment=None):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
             importlib.import_module(module).main()
-        # What a child says goes through JSON.
+        # A child's answer passes through JSON.
         return json.loads(json.dumps(answers.pop()))
 
     def run(module, *arguments):
@@ -47,7 +47,7 @@ def bench(monkeypatch, capsys, one_thread):
 
 
 def table(text):
-    """Title of the one table that was printed, and its rows by their names."""
+    """Return the title of the only table printed, and its rows by name."""
     assert text.count("\n## ") == 1, text
     title = text.split("## ")[1].splitlines()[0]
     lines = [line for line in text.splitlines() if line.startswith("|")]

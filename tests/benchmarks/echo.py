@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A child that says what it was given."""
+"""A child that answers with what it was given."""
 
 import os
 import sys

@@ -13,7 +13,7 @@ from torch.nn import functional
 from benchmarks.peers import fmfa
 from tests.reference_case import reference_case
 
-# The official names of the objective's terms; the last two are no part of FMFA's step.
+# The official names of the objective's terms; the last two are not in FMFA's step.
 TERMS = {
     "a_sdm": "a-sdm_loss",
     "id": "id_loss",
@@ -31,7 +31,7 @@ def sizes(config):
 
 
 def built(case, precision):
-    """The official parameters in the peer; every name must fit."""
+    """Return the peer with the official parameters; every name must match."""
     model = fmfa.FMFA(sizes(case.config)).to(TYPES[precision])
     state = {k: torch.from_numpy(v) for k, v in case.group("param").items()}
     model.load_state_dict(state, strict=True)
@@ -74,7 +74,7 @@ def cmpm(image, text, person):
 
 class Bench:
     def __init__(self, precision, monkeypatch):
-        # Its casts to float32 are for autocast; here every digit counts.
+        # The peer casts to float32 for autocast, but here every digit counts.
         if precision == "float64":
             monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
         self.precision, self.case = precision, reference_case()
@@ -82,7 +82,7 @@ class Bench:
         self.batch = batch_of(self.case, precision)
 
     def terms(self):
-        """The outputs, and every term of the reference's total."""
+        """Return the outputs and every term of the reference's total."""
         out = self.model(self.batch)
         image, text = out["image_global"], out["text_global"]
         values = fmfa.objective(out, self.batch)
@@ -99,7 +99,7 @@ def bench(request, one_thread):
 
 @pytest.fixture(scope="module")
 def forward(bench):
-    """Outputs, terms, and the gradient of their sum."""
+    """Outputs, terms and the gradient of the terms' sum."""
     bench.model.zero_grad()
     out, values = bench.terms()
     sum(values.values()).backward(retain_graph=True)
@@ -108,7 +108,7 @@ def forward(bench):
 
 
 def distance(ours, reference):
-    """Relative difference, norm-wise, in float64."""
+    """Return the norm-wise relative difference in float64."""
     ours, reference = np.asarray(ours, np.float64), np.asarray(reference, np.float64)
     return np.linalg.norm(ours - reference) / np.linalg.norm(reference)
 
@@ -179,7 +179,7 @@ def test_three_steps_of_adam(bench):
 
 @pytest.mark.parametrize("bench", ["float32"], indirect=True)
 def test_the_timed_step_updates_by_the_four_losses(bench):
-    """`train_step` is what is timed: its losses, its gradient, its update."""
+    """`train_step`, which is timed, computes the losses, gradients and the update."""
     model, case = built(bench.case, "float32"), bench.case
     before = {k: v.clone() for k, v in model.state_dict().items()}
     values = fmfa.train_step(model, fmfa.adam(model), bench.batch)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The benchmarks of training run, and compare what is equal."""
+"""The benchmarks run, and compare equal computations."""
 
 import argparse
 
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import common, train_step
+from benchmarks import common, loader, train_step
 from tests.benchmarks.conftest import table
 
 TINY = ("--model", "demo", "--layers", "1")
@@ -29,12 +29,12 @@ def test_a_training_step_beside_the_peer(bench):
 
 def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys):
     first = {"total": 2.0, "grad_norm": 3.0}
-    run = {"times": [2.0], "cpu_times": [4.0], "peak_gb": 4.0, "device_gb": None}
-    wrong = run | {"first": first | {"total": 2.1}, "times": [1.0], "peak_gb": 1.0}
+    run = {"seconds": 2.0, "cpu_seconds": 4.0, "peak_gb": 4.0, "device_gb": None}
+    wrong = run | {"first": first | {"total": 2.1}, "seconds": 1.0, "peak_gb": 1.0}
     runs = {"torch float32": [run | {"first": first}], "ours float32": [wrong]}
     outputs = {"image": np.ones(4), "text": np.ones(4)}
     monkeypatch.setattr(train_step, "_features", lambda folder, one: outputs)
-    work = {"flops": 4e9, "xla_flops": 5e9, "peak_flops": 1e10}
+    work = {"flops": 4e9, "peak_flops": 1e10}
     counts = {train_step.OURS: work, train_step.PEER: {"flops": 6e9}}
     gaps = train_step.apart(None, runs, runs)
     options = argparse.Namespace(model="demo", layers=None, batch=2)
@@ -45,7 +45,7 @@ def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys)
     assert (ours["losses"], torch["losses"]) == ("5e-02 FAR", "0e+00")
     assert (ours["pairs/s"], ours["x torch float32"]) == ("2.00", "2.00")
     assert (ours["peak GB"], ours["x peak"]) == ("1.00", "0.25")
-    # Of the same necessary work, which is ours, at twice the speed.
+    # Both relative to the same necessary work, which is ours; ours is twice as fast.
     assert (ours["MFU"], torch["MFU"]) == ("40.0%", "20.0%")
 
 
@@ -81,11 +81,11 @@ def test_scaling_measures_on_many_devices(bench, monkeypatch):
     real, asked = common.child, []
 
     def child(*arguments, environment):
-        """One device is left out: its steps are those of the two."""
+        """Answer for one device without running it, and really run two."""
         asked.append(environment["XLA_FLAGS"])
         return found if len(asked) == 1 else real(*arguments, environment=environment)
 
-    found = {"times": [0.5], "losses": [3.0, 2.0]}
+    found = {"seconds": 0.5, "losses": [3.0, 2.0]}
     monkeypatch.setattr(common, "child", child)
     small = (*TINY, "--batch", "4", "--devices", "1", "2")
     out = bench("benchmarks.scaling", *small, "--steps", "1", "--repeats", "1")
@@ -95,6 +95,13 @@ def test_scaling_measures_on_many_devices(bench, monkeypatch):
     assert rows["1 device"]["pairs/s"] == "8.0"
     assert float(rows["2 devices"]["last loss"]) > 0
     assert "share this machine's cores" in out
+
+
+def test_both_loaders_read_every_picture_once(tmp_path):
+    loader.write_pictures(tmp_path, 4)
+    split = loader.read_split(tmp_path)
+    assert loader.our_pass(split, 2, "none")() == 4
+    assert loader.peer_pass(split, 2, "float", 0)() == 4
 
 
 def test_a_child_of_another_environment(monkeypatch):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The ablation's commands are ones that main.py takes; its table is what runs say."""
+"""main.py accepts the ablation's commands; its table shows what the runs say."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ from fmfa_jax.training import settings
 
 
 def parsed(arguments, monkeypatch):
-    """The config that main.py would get."""
-    monkeypatch.setattr(sys, "argv", arguments)  # where overrides are looked for
+    """Return the config that main.py would get."""
+    monkeypatch.setattr(sys, "argv", arguments)  # where overrides are read from
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     flags.DEFINE_string("workdir", "", "", flag_values=values)
@@ -22,7 +22,7 @@ def parsed(arguments, monkeypatch):
     return values.config
 
 
-# ml_collections opens config files so.
+# The warning comes from how ml_collections opens config files.
 @pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")
 @pytest.mark.parametrize("arm", weak_ablation.ARMS)
 def test_each_arm_is_a_valid_training(arm, tmp_path, monkeypatch):

@@ -10,12 +10,8 @@ import pytest
 
 from data_pipeline import check
 from data_pipeline.datasets.layout import Counts
-from tests.data_pipeline.tiny_sets import (
-    LAYOUTS,
-    tiny_entries,
-    write_layout,
-    write_lines,
-)
+from data_pipeline.datasets.published import LAYOUTS
+from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 CUHK = LAYOUTS["cuhk_pedes"]
 TINY = {"train": Counts(2, 4, 6), "val": Counts(1, 2, 3), "test": Counts(1, 2, 3)}
@@ -30,7 +26,7 @@ def test_all_sets_under_a_root_are_found_and_counted(tmp_path, capsys):
         write_layout(tmp_path, layout)
     write_lines(tmp_path, [{"file": "1.jpg", "captions": ["a", "b"]}])
     assert check.detect(str(tmp_path)) == [*LAYOUTS, "folder"]
-    assert check.main([str(tmp_path)]) == 0  # other counts are no reason to fail
+    assert check.main([str(tmp_path)]) == 0  # differing counts are not a failure
     out = capsys.readouterr().out
     for name, layout in LAYOUTS.items():
         assert f"{name} at {tmp_path / layout.folder}\n" in out
@@ -64,7 +60,7 @@ def test_a_drawn_population_is_not_compared(tmp_path, capsys):
 
 
 def spoil(folder: Path) -> dict[str, str]:
-    """Spoil five pictures in five ways; returns what the report has to say."""
+    """Damage five pictures in five ways; return what the report must say."""
     paths = [folder / "imgs" / e["file_path"] for e in tiny_entries(CUHK)]
     paths[0].unlink()
     paths[1].write_bytes(paths[1].read_bytes()[:-100])
@@ -111,7 +107,7 @@ def test_nothing_there_and_unknown_names(tmp_path, capsys):
     out = capsys.readouterr().out
     assert "CUHK-PEDES/reid_raw.json" in out and "captions.jsonl" in out
     assert check.main([str(tmp_path), "--name=cuhk"]) == 1
-    assert "near: cuhk_pedes" in capsys.readouterr().out
+    assert "did you mean cuhk_pedes" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("spoiled", "status"), [(False, 0), (True, 1)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The readers: each layout, and each way in which files can be wrong."""
+"""The readers: every layout, and every way in which files can be malformed."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,8 @@ import pytest
 
 from data_pipeline.datasets import AnnotationError, DatasetMissing, open_dataset
 from data_pipeline.datasets.annotations import entries_of
-from tests.data_pipeline.tiny_sets import (
-    LAYOUTS,
-    tiny_entries,
-    write_layout,
-    write_lines,
-)
+from data_pipeline.datasets.published import LAYOUTS
+from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 ALL = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS.keys())
 CUHK = LAYOUTS["cuhk_pedes"]
@@ -41,7 +37,7 @@ def test_reads_what_the_annotation_says(tmp_path, layout, place):
             assert split.read(index) == path.read_bytes()
 
 
-TOTALS = {  # pictures and captions as the papers' abstracts count them
+TOTALS = {  # pictures and captions as counted in the papers' abstracts
     "cuhk_pedes": (40206, 80440),
     "icfg_pedes": (54522, 54522),
     "rstp_reid": (20505, 41010),
@@ -106,7 +102,7 @@ def test_half_a_data_set_says_which_half(tmp_path):
     assert f"{folder / 'imgs'}/: missing" in str(caught.value)
 
 
-MALFORMED = [  # field, value, and how the error shows what came
+MALFORMED = [  # field, value, and how the error shows the value
     ("split", 3, "int 3"),
     ("split", None, "NoneType None"),
     ("id", "anna", "str 'anna'"),
@@ -146,7 +142,7 @@ def test_malformed_entry_names_file_index_field_and_value(
 
 def test_missing_field_is_named(tmp_path):
     folder = write_layout(tmp_path, LAYOUTS["rstp_reid"])
-    entries = tiny_entries(CUHK)  # says file_path where RSTPReid says img_path
+    entries = tiny_entries(CUHK)  # with file_path, where RSTPReid has img_path
     (folder / "data_captions.json").write_text(json.dumps(entries))
     with pytest.raises(
         AnnotationError, match=r"entry 0, field 'img_path'.*got no such field"
@@ -185,7 +181,8 @@ def test_an_id_may_be_written_in_digits(tmp_path):
 @pytest.mark.parametrize("name", ["cuhk-pedes", "tfds:cuhk", "CUHK_PEDES_"])
 def test_unknown_name_names_the_near_ones(name):
     with pytest.raises(
-        ValueError, match=r"unknown data set.*near:.*cuhk_pedes.*known:"
+        ValueError,
+        match=r"data set='.*' is not known; did you mean .*cuhk_pedes.*Possible: cuhk",
     ):
         open_dataset(name, "/nowhere")
 
@@ -193,7 +190,7 @@ def test_unknown_name_names_the_near_ones(name):
 @pytest.mark.parametrize("name", ["synthetic", "cuhk_pedes", "tfds:folder"])
 def test_unknown_option_is_refused(name):
     with pytest.raises(
-        ValueError, match=f"unknown option of data set '{name}': 'ident'"
+        ValueError, match=f"data set '{name}': option='ident' is not known"
     ):
         open_dataset(name, "/nowhere", ident=4)
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Decoded and resized pixels against Pillow's own; odd files against known colours."""
+"""Decoded and resized pixels against Pillow's; unusual files against known colours."""
 
 import io
 import struct
@@ -34,13 +34,13 @@ def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def reference(data: bytes, size: tuple[int, int]) -> np.ndarray:
-    """What a Pillow user writes."""
+    """Resize as a Pillow user would."""
     image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
     return np.array(image.resize(size[::-1], Image.Resampling.BILINEAR))
 
 
 def antialiased(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Resize by the definition: triangle filters as wide as the scale, in float64."""
+    """Resize by definition: triangle filters as wide as the scale, in float64."""
     result = pixels.astype(np.float64)
     for axis, wanted in enumerate(size):
         scale = result.shape[axis] / wanted
@@ -147,7 +147,7 @@ def test_cmyk_jpegs_become_rgb() -> None:
 
 
 def png(width: int, height: int, colour: int, rows: bytes) -> bytes:
-    """Return a PNG with 16 bits a channel, which Pillow itself cannot write."""
+    """Return a PNG with 16 bits per channel, which Pillow itself cannot write."""
 
     def chunk(kind: bytes, body: bytes) -> bytes:
         crc = struct.pack(">I", zlib.crc32(kind + body))
@@ -168,7 +168,7 @@ def test_the_header_is_checked_before_decoding() -> None:
     with pytest.raises(ImageError, match=r"23 x 61 = 1403 pixels, wanted at most 1402"):
         images.decode(data, max_pixels=1402)
     assert images.decode(data, max_pixels=1403).shape == (61, 23, 3)
-    # The header alone counts: these files hold no pixels at all.
+    # Only the header counts: these files contain no pixels at all.
     for side in (10_000, 30_000):
         with pytest.raises(ImageError, match=r"more than 64000000 pix|64000000: shr"):
             images.decode(png(side, side, 2, b""))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Batches against a slow reader that uses Pillow and the order alone."""
+"""Batches against a slow reader that uses only Pillow and the order."""
 
 import logging
 import subprocess
@@ -32,7 +32,7 @@ def tokenizer() -> Tokenizer:
 def write_split(
     folder: Path, *, images: int = 14, broken: tuple[int, ...] = ()
 ) -> Split:
-    """Write JPEGs of people 100, 101, ... (2 pictures each, 2 captions a picture)."""
+    """Write JPEGs of people 100, 101, ... (2 pictures each, 2 captions per picture)."""
     draw = np.random.default_rng(0)
     pictures = []
     for i in range(images):
@@ -90,7 +90,7 @@ def same(left: Batches, right: Batches) -> bool:
 
 
 def joined(parts: list[Batches]) -> Batches:
-    """Put the rows of all processes together, in the order of the processes."""
+    """Concatenate the rows of all processes, in the order of the processes."""
     return [
         {name: np.concatenate([part[name] for part in step]) for name in step[0]}
         for step in zip(*parts, strict=True)
@@ -141,7 +141,7 @@ def test_processes_share_each_global_batch(
 def test_captions_are_cut_to_the_longest_of_their_batch(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    """The oracle is the batch without a cut; all processes cut alike."""
+    """The oracle is the uncut batch; all processes cut to the same length."""
     long = write_split(tmp_path, images=14)
     words = [" ".join(["red"] * (n % 11)) for n in range(len(long.pairs))]
     pairs = [Pair(p.image, w) for p, w in zip(long.pairs, words, strict=True)]
@@ -266,7 +266,7 @@ def test_unreadable_pictures_are_replaced_and_listed(
     assert [Path(b.path).name for b in bad.entries] == ["11.jpg", "7.jpg"]
     assert "No such file" in bad.entries[0].reason
     assert "Truncated" in bad.entries[1].reason
-    # The same rows are replaced alike on any number of processes, from any step on.
+    # Replacements are the same on any number of processes, from any step on.
     for processes in (2, 4):
         share = {**settings, "start_step": 1, "process_count": processes}
         parts = [
@@ -389,7 +389,7 @@ def test_an_unreadable_picture_ends_an_evaluation(tmp_path: Path) -> None:
 def test_each_picture_is_read_by_one_process_only(
     split: Split, tokenizer: Tokenizer, processes: int, cache: str
 ) -> None:
-    """A batch's pictures by the processes whose rows they are; a gallery's once."""
+    """A process reads only its rows of a batch; a gallery's pictures are read once."""
     batches = [order.batch_ids(s, seed=3, size=28, batch_size=8) for s in range(9)]
     share = 8 // processes
     galleries = []

@@ -28,12 +28,12 @@ def test_batches_depend_on_seed_and_step_alone() -> None:
     order._permutation.cache_clear()
     assert [shuffle(step) for step in reversed(steps)] == first[::-1]
     assert shuffle(7, seed=2) != shuffle(7, seed=1)
-    # Fixed for ever: a change of these numbers breaks the resuming of old runs.
+    # Fixed for ever: changing these numbers breaks the resumption of old runs.
     assert shuffle(0, seed=0, size=10, batch=10) == [7, 4, 5, 1, 9, 8, 6, 2, 0, 3]
 
 
 def test_every_place_is_equally_likely() -> None:
-    """Over 600 epochs of 6 pairs the first place holds each pair about 100 times."""
+    """Over 600 epochs of 6 pairs each pair comes first about 100 times."""
     counts = Counter(shuffle(epoch, size=6, batch=6)[0] for epoch in range(600))
     assert sorted(counts) == list(range(6))
     assert all(60 < count < 140 for count in counts.values())
@@ -66,7 +66,7 @@ def test_identity_batches_hold_k_pairs_of_each_of_p_identities() -> None:
         groups = labels()[ids].reshape(3, 4)
         assert (groups == groups[:, :1]).all() and len(set(groups[:, 0])) == 3
         for group in ids.reshape(3, 4):
-            # Pairs repeat only where the identity has fewer, and then evenly.
+            # Pairs repeat only if the identity has fewer than K, and then evenly.
             there = of_identity[int(labels()[group[0]])]
             repeats = Counter(group.tolist()).values()
             assert len(repeats) == min(4, there)

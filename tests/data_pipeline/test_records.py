@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The records: what they derive, what they refuse, what their fingerprint covers."""
+"""The records: what they derive, what they reject, what their fingerprint covers."""
 
 from dataclasses import replace
 
@@ -10,7 +10,7 @@ from data_pipeline.records import UNKNOWN_PERSON, Pair, PersonDataset, Picture, 
 
 
 def split(name: str = "train", *, persons: tuple[int, ...] = (7, -1, 3, 7, 9)) -> Split:
-    """Pictures of the given people; the last one has no caption, the third has two."""
+    """Return pictures of the given people: the last has no caption, the third two."""
     images = tuple(Picture(f"{i}.jpg", f"/x/{i}.jpg", p) for i, p in enumerate(persons))
     pairs = tuple(Pair(i, f"caption {n}") for n, i in enumerate((0, 1, 2, 2, 3)))
     return Split(name, images, pairs)

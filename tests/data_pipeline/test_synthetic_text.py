@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Captions of drawn people, and the tokenizer that is made from their words."""
+"""Captions of drawn people, and the tokenizer made from their words."""
 
 import json
 import re
@@ -34,7 +34,7 @@ def tokenizer_folder(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def captions() -> list[tuple[Identity, Shot, str]]:
-    """A thousand captions of people of two seeds in shots of all kinds."""
+    """A thousand captions of the people of two seeds, in shots of all kinds."""
     described = []
     for seed in (1, 2):
         for number, person in enumerate(identity_attributes(seed, 42)):
@@ -63,7 +63,7 @@ def test_two_captions_of_a_picture_mostly_differ(captions):
     )
 
 
-# An aspect, and the words that only a caption that tells it can hold.
+# For each aspect the words that only captions mentioning it can contain.
 TELLTALES = {
     "bag": r"backpack|rucksack|messenger|purse|suitcase|trolley|shoulder bag|handbag",
     "carried": r"phone|umbrella|book|folder|cup|shopping|carrier",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS: what is prepared comes back as the very same records and bytes."""
+"""TFDS: prepared data sets come back as exactly the same records and bytes."""
 
 import json
 import shutil
@@ -9,13 +9,9 @@ from pathlib import Path
 import pytest
 
 from data_pipeline.datasets import AnnotationError, DatasetMissing, open_dataset
+from data_pipeline.datasets.published import LAYOUTS
 from data_pipeline.datasets.tfds.__main__ import main as prepare
-from tests.data_pipeline.tiny_sets import (
-    LAYOUTS,
-    tiny_entries,
-    write_layout,
-    write_lines,
-)
+from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 CUHK = LAYOUTS["cuhk_pedes"]
 
@@ -59,7 +55,7 @@ def test_files_and_shards_give_equal_records(root, prepared):
 
 
 def test_shards_of_other_data_are_noticed(prepared, tmp_path):
-    """Metadata that is consistent in itself but speaks of another order of pictures."""
+    """Metadata that is consistent in itself but lists the pictures in another order."""
     shutil.copytree(prepared, tmp_path / "copy")
     path = tmp_path / "copy/cuhk_pedes/1.0.0/metadata.json"
     metadata = json.loads(path.read_text())
@@ -127,6 +123,6 @@ def test_command_reports_and_repeats(tmp_path, capsys):
     assert "already prepared, nothing done" in capsys.readouterr().out
     write_layout(tmp_path, CUHK, tiny_entries(CUHK)[1:])
     assert prepare(flags) == 1
-    assert "prepared otherwise" in capsys.readouterr().err
+    assert "prepared differently" in capsys.readouterr().err
     assert prepare([*flags, "--file_format=tfrecord"]) == 1
     assert "wanted tfrecord, got array_record" in capsys.readouterr().err

@@ -44,7 +44,7 @@ def clip() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def merges() -> list[str]:
-    """CLIP's merges, cut out of the package that carries them."""
+    """CLIP's merges, extracted from the package that contains them."""
     folder = Path(instant_clip_tokenizer.__file__).parent
     blob = next(folder.glob("instant_clip_tokenizer*.so")).read_bytes()
     begin = blob.index(b"#version: 0.2\ni n\n")
@@ -109,7 +109,7 @@ def test_a_folder_is_read_as_transformers_reads_it(standard: Path) -> None:
 
 
 def test_a_folder_is_read_without_transformers(standard: Path) -> None:
-    """It takes seconds, and a line at each start where there is no PyTorch."""
+    """transformers takes seconds to import, and warns if there is no PyTorch."""
     code = (
         "import sys; from data_pipeline.tokenizer import open_tokenizer; "
         f"open_tokenizer({str(standard)!r}).encode(['a man'], 8); "

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Tiny generated data sets in each layout, for the tests of the readers."""
+"""Tiny generated data sets in every layout, for the readers' tests."""
 
 import json
 from pathlib import Path
@@ -8,17 +8,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from data_pipeline.datasets import cuhk_pedes, icfg_pedes, rstp_reid, ufine6926
 from data_pipeline.datasets.layout import Layout
-
-LAYOUTS = {
-    module.LAYOUT.name: module.LAYOUT
-    for module in (cuhk_pedes, icfg_pedes, rstp_reid, ufine6926)
-}
 
 
 def tiny_entries(layout: Layout) -> list[dict[str, Any]]:
-    """Eight pictures of four people, two a person, in the splits the layout has."""
+    """Return eight pictures, two of each person, in the splits the layout has."""
     splits = ["train", "train", "val" if "val" in layout.published else "test", "test"]
     return [
         {
@@ -34,7 +28,7 @@ def tiny_entries(layout: Layout) -> list[dict[str, Any]]:
 
 
 def write_picture(path: Path, *, seed: int = 0) -> None:
-    """Write a picture of noise, 6 x 12 pixels, in the format that the name says."""
+    """Write a picture of 6 x 12 pixels of noise in the format given by its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     noise = np.random.default_rng(seed).integers(0, 256, (12, 6, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
@@ -43,7 +37,7 @@ def write_picture(path: Path, *, seed: int = 0) -> None:
 def write_layout(
     root: Path, layout: Layout, entries: list[dict[str, Any]] | None = None
 ) -> Path:
-    """Write a data set under the root; returns its own folder."""
+    """Write a data set under the root and return its own folder."""
     entries = tiny_entries(layout) if entries is None else entries
     folder = root / layout.folder
     for number, entry in enumerate(entries):

@@ -1,2 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The data sets as TFDS prepares them: builders, the command, and the reader."""
+"""Data sets prepared by TFDS: the builders, the command and the reader."""

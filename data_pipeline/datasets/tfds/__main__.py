@@ -3,9 +3,9 @@
 
     python -m data_pipeline.datasets.tfds cuhk_pedes --manual_dir=ROOT --data_dir=OUT
 
-The same as `tfds build` (see builders.py), without the apache-beam and mlcroissant
-that the `tfds` script needs to start.
-Then `--config.data.name=tfds:cuhk_pedes --config.data.root=OUT`.
+Does the same as `tfds build` (see builders.py), but without apache-beam and
+mlcroissant, which the `tfds` script needs to start.
+To use the result: `--config.data.name=tfds:cuhk_pedes --config.data.root=OUT`.
 """
 
 import argparse
@@ -16,10 +16,10 @@ from data_pipeline.datasets import PREPARABLE, AnnotationError, open_dataset
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the command; returns the exit status."""
+    """Run the command and return its exit status."""
     flags = _parser().parse_args(arguments)
     try:
-        # Read first: a missing or malformed data set is told before TFDS starts.
+        # Read first, to report a missing or malformed data set before TFDS starts.
         _prepare(flags, open_dataset(flags.name, flags.manual_dir).fingerprint)
     except (AnnotationError, OSError) as error:
         print(error, file=sys.stderr)
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _prepare(flags: argparse.Namespace, fingerprint: str) -> None:
-    # After the flags are known to be right: TensorFlow takes seconds to import.
+    # Imported only once the flags are known to be right, because it takes seconds.
     import tensorflow_datasets as tfds
 
     from data_pipeline.datasets.tfds.builders import BUILDERS
@@ -51,8 +51,8 @@ def _prepare(flags: argparse.Namespace, fingerprint: str) -> None:
 def _same(there: str, wanted: str, data_dir: str) -> None:
     if there != wanted:
         raise FileExistsError(
-            f"{data_dir} was prepared otherwise: wanted {wanted}, got {there}. Delete "
-            "it, or choose another --data_dir"
+            f"{data_dir} was prepared differently: wanted {wanted}, got {there}. "
+            "Delete it, or choose another --data_dir"
         )
 
 
@@ -67,10 +67,10 @@ def _parser() -> argparse.ArgumentParser:
         "--file_format",
         choices=("array_record", "tfrecord"),
         default="array_record",
-        help="array_record is read at random from a disk; tfrecord from any file "
-        "system that TensorFlow knows, and is then held in memory",
+        help="array_record: random access from a disk; tfrecord: from any file system "
+        "that TensorFlow supports, then held in memory",
     )
-    parser.add_argument("--num_shards", type=int, help="per split; default: by size")
+    parser.add_argument("--num_shards", type=int, help="per split (default: by size)")
     return parser
 
 

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""TFDS builders over the same readers: shards for pods, the same records.
+"""TFDS builders on top of the same readers: shards for pods with the same records.
 
     python -m data_pipeline.datasets.tfds cuhk_pedes --manual_dir=ROOT --data_dir=OUT
 
-or, where apache-beam and mlcroissant are installed, which the `tfds` script imports
-before it looks at its command, from the checkout
+or, from the checkout, if apache-beam and mlcroissant are installed (the `tfds` script
+imports them before it looks at its command):
 
     PYTHONPATH=. tfds build cuhk_pedes --imports=data_pipeline.datasets.tfds.builders \
         --manual_dir=ROOT --data_dir=OUT --file_format=array_record
 
-An example is one picture: its encoded bytes as they are in the file, the file's name,
-the person, the captions. The annotation is also written once as metadata.json, so that
-opening a prepared data set reads no picture. Examples keep the annotation's order:
-example i of a split is picture i of the Split.
+An example is one picture: its encoded bytes as in the file, the file's name, the person
+and the captions. The annotation is also written once as metadata.json, so that opening
+a prepared data set reads no pictures. Examples keep the annotation's order: example i
+of a split is picture i of the Split.
 """
 
 from collections.abc import Iterator
@@ -30,11 +30,11 @@ VERSION = "1.0.0"
 
 
 class _PersonBuilder(tfds.core.GeneratorBasedBuilder):
-    """Writes what the reader of the same name reads."""
+    """Writes whatever the reader of the same name reads."""
 
     VERSION = tfds.core.Version(VERSION)
-    # Said outright because working it out needs importlib_resources, which TFDS 4.9.10
-    # imports and does not declare (tensorflow/datasets#11212).
+    # Set explicitly because inferring it needs importlib_resources, which TFDS 4.9.10
+    # imports but does not declare (tensorflow/datasets#11212).
     code_path = tfds.core.Path(__file__)
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
         "The authors send the data set on request, for research only. --manual_dir is "
@@ -58,7 +58,7 @@ class _PersonBuilder(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager):
-        """Read the annotation, note it as metadata, and name the splits."""
+        """Read the annotation, store it as metadata and name the splits."""
         dataset = READERS[self.name](str(dl_manager.manual_dir))
         self.info.metadata.update(metadata_of(dataset))
         return {
@@ -83,7 +83,7 @@ class _PersonBuilder(tfds.core.GeneratorBasedBuilder):
 
 
 class CuhkPedes(_PersonBuilder):
-    """CUHK-PEDES, and drawn populations, which lie in its layout."""
+    """CUHK-PEDES, and drawn populations, which share its layout."""
 
 
 class IcfgPedes(_PersonBuilder):
@@ -106,7 +106,7 @@ BUILDERS = {b.name: b for b in (CuhkPedes, IcfgPedes, RstpReid, Ufine6926, Folde
 
 
 def metadata_of(dataset: PersonDataset) -> dict[str, Any]:
-    """Return what is written beside the shards: all but the pictures, as JSON."""
+    """Return the metadata written beside the shards: everything but the pictures."""
     return {
         "fingerprint": dataset.fingerprint,
         "person_names": list(dataset.person_names),

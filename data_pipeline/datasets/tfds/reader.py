@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Reads what the builders prepared, into the same PersonDataset as the file reader."""
+"""Reads what the builders prepared into the same PersonDataset as the file readers."""
 
 import logging
 import threading
@@ -25,11 +25,11 @@ _RAW = {"image": tfds.decode.SkipDecoding()}
 
 
 def read_prepared(name: str, data_dir: str) -> PersonDataset:
-    """Open the data set `name` that lies prepared under TFDS's `data_dir`.
+    """Open the data set `name` as prepared under TFDS's `data_dir`.
 
     Raises:
-        DatasetMissing: it is not prepared there.
-        AnnotationError: its metadata is not what was prepared.
+        DatasetMissing: If it has not been prepared there.
+        AnnotationError: If its metadata is not what was prepared.
     """
     folder = Path(data_dir).expanduser().absolute() / name / VERSION
     if not (folder / "dataset_info.json").is_file():
@@ -75,7 +75,7 @@ def _sources(
 
 @dataclass(frozen=True)
 class _RandomAccess:
-    """array_record shards: each picture is read when it is asked for."""
+    """array_record shards: each picture is read on request."""
 
     builder: tfds.core.DatasetBuilder
     split: str
@@ -92,7 +92,7 @@ class _RandomAccess:
 
 
 class _InMemory:
-    """tfrecord shards know no index: all encoded pictures are read once and kept."""
+    """tfrecord shards have no index: all encoded pictures are read once and kept."""
 
     def __init__(
         self, builder: tfds.core.DatasetBuilder, split: str, files: list[str]
@@ -123,13 +123,13 @@ class _InMemory:
 
     def read(self, index: int) -> bytes:
         """Return the encoded bytes of picture `index`."""
-        with self._lock:  # many threads ask at once, and one reading is enough
+        with self._lock:  # many threads ask at once, but reading once is enough
             images = self._images
         return images[index]
 
 
 def _checked(record: dict[str, Any], file: str, split: str, index: int) -> bytes:
-    """Return the record's picture, if it is the one that the annotation speaks of."""
+    """Return the record's picture if it is the one the annotation refers to."""
     came = record["file"].decode()
     if came != file:
         raise AnnotationError(
