@@ -83,7 +83,8 @@ def _jax(
     import jax
     import jax.numpy as jnp
 
-    from fmfa_jax.methods.weak import mine, take_rows
+    from fmfa_jax.methods.weak.memory import take_rows
+    from fmfa_jax.methods.weak.mining import mine
 
     jax.block_until_ready(jax.random.normal(jax.random.key(0), (8, WIDTH)))
     base = common.peak_gb()
@@ -115,27 +116,26 @@ def _dense(bank: Bank, image: Any) -> Any:
 def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
     """Return all four losses, their gradient, and the update of the donated bank."""
     import jax
+    import jax.numpy as jnp
 
-    from fmfa_jax.methods.weak import (
-        WeakInputs,
-        WeakOptions,
-        update_bank,
-        weak_objective,
-    )
+    from fmfa_jax.methods.weak import Recipe, Weak
+    from fmfa_jax.methods.weak.recipe import TERMS
+    from fmfa_jax.models import PRESETS
 
-    weights = dict.fromkeys(("itc", "local", "global", "consistency"), 1.0)
-    options = WeakOptions(block=block)
+    recipe = Recipe(losses=dict.fromkeys(TERMS, 1.0))
+    method = Weak(PRESETS["vit-b-16"], recipe, block=block)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(bank: Bank, image: Any) -> tuple[Bank, Any]:
         def loss(image: Any) -> Any:
-            inputs = WeakInputs(image, image, index, image, image)
-            result = weak_objective(inputs, bank, weights, ready=True, options=options)
-            return result.losses["total"]
+            features = dict.fromkeys(
+                ("image", "text", "image_view", "text_view"), image
+            )
+            state = {"memory": bank, "step": jnp.int32(0)}
+            return method.compare(features, {}, {"pair": index}, state)
 
-        total, gradient = jax.value_and_grad(loss)(image)
-        new = update_bank(bank, image, image, index, ready=True, after=total)
-        return new.bank, gradient
+        (_, measured), gradient = jax.value_and_grad(loss, has_aux=True)(image)
+        return measured.state["memory"], gradient
 
     state = {"bank": bank}
 
@@ -151,7 +151,7 @@ def _filled(rows: int, dtype: str) -> Bank:
     import jax
     import jax.numpy as jnp
 
-    from fmfa_jax.methods.weak import init_bank, update_bank
+    from fmfa_jax.methods.weak.memory import init_bank, update_bank
 
     def write(number: Any, bank: Bank) -> Bank:
         key = jax.random.fold_in(jax.random.key(0), number)

@@ -65,8 +65,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.train_step_case import LR, TERMS, make_batch, make_config, train
     from fmfa_jax import models
     from fmfa_jax.machines.mesh import check_batch_size, make_mesh, to_devices
-    from fmfa_jax.methods import fmfa as supervised
-    from fmfa_jax.training.optimizer import make_optimizer
+    from fmfa_jax.methods.fmfa import FMFA, Recipe
+    from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
     from fmfa_jax.training.step import make_state, make_step
 
     mesh = make_mesh(devices=jax.devices()[: options.only])
@@ -78,13 +78,11 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         irr_layers=options.layers or 4,
         dtype=options.dtype,
     )
-    loss = supervised.make_loss(
-        config, supervised.Recipe(weights=dict.fromkeys(TERMS, 1.0))
-    )
-    optimizer = make_optimizer(lambda step: LR)
-    state = make_state(models.init_params(config, 0), optimizer, mesh)
+    method = FMFA(config, Recipe(losses=dict.fromkeys(TERMS, 1.0)))
+    optimizer = make_optimizer(lambda step: LR, AdamOptions())
+    state = make_state(models.init_params(config, 0), optimizer, mesh, method)
     step = make_step(
-        loss, optimizer, state, mesh=mesh, seed=0, schedule=lambda step: LR
+        method, optimizer, state, mesh=mesh, seed=0, schedule=lambda step: LR
     )
     batch = to_devices(make_batch(vars(config), options.batch), mesh)
     found, taken = train(step, state, batch, options.steps)

@@ -26,32 +26,39 @@ from benchmarks.train_step_case import (
 from fmfa_jax import models, weights
 from fmfa_jax.machines.flops import count_flops, peak_flops
 from fmfa_jax.machines.mesh import make_mesh, to_devices
-from fmfa_jax.methods import fmfa as supervised
-from fmfa_jax.training.gradients import Loss, loss_and_gradient
-from fmfa_jax.training.optimizer import make_optimizer
+from fmfa_jax.methods.fmfa import FMFA, Masking, Recipe
+from fmfa_jax.methods.views import Augmentation
+from fmfa_jax.training.gradients import loss_and_gradient
+from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
 from fmfa_jax.training.step import make_state, make_step
 
 
-def make_loss(config: models.ModelConfig) -> Loss:
-    """Return FMFA's official loss with unchanged views and fixed masks."""
-    recipe = supervised.Recipe(
-        weights=dict.fromkeys(TERMS, 1.0),
-        mask_rate=MASK_RATE,
-        augmentation=supervised.Augmentation(flip=0.0, pad=0, erase=0.0),
+class FixedMasks(FMFA):
+    """FMFA that hides the same words in every step."""
+
+    def encode(self, params: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:
+        """Encode with the key that the peer's masks were made with."""
+        return super().encode(params, batch, step_key())
+
+
+def make_method(config: models.ModelConfig) -> FixedMasks:
+    """Return official FMFA with unchanged views and fixed masks."""
+    recipe = Recipe(
+        losses=dict.fromkeys(TERMS, 1.0),
+        mask=Masking(rate=MASK_RATE),
+        augment=Augmentation(flip=0.0, pad=0, erase=0.0),
     )
-    loss = supervised.make_loss(config, recipe)
-    return dataclasses.replace(
-        loss, encode=lambda params, batch, key: loss.encode(params, batch, step_key())
-    )
+    return FixedMasks(config, recipe)
 
 
 def ready(folder: Path, config: models.ModelConfig) -> tuple[Any, Any, Any]:
     """Return the compiled step (from JAX's cache if there), the state and the batch."""
     mesh = make_mesh(devices=jax.devices()[:1])
-    optimizer = make_optimizer(lambda step: LR)
-    state = make_state(_params(folder, config), optimizer, mesh)
+    optimizer = make_optimizer(lambda step: LR, AdamOptions())
+    method = make_method(config)
+    state = make_state(_params(folder, config), optimizer, mesh, method)
     step = make_step(
-        make_loss(config),
+        method,
         optimizer,
         state,
         mesh=mesh,
@@ -90,7 +97,7 @@ def features(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
 def flops(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
     """Return the FLOPs of value and gradient, and the device's peak per second."""
     config = dataclasses.replace(config, remat="none")
-    gradient = loss_and_gradient(make_loss(config), chunks=1, mesh=make_mesh())
+    gradient = loss_and_gradient(make_method(config), chunks=1, mesh=make_mesh())
 
     def step(params: Any, batch: Any) -> Any:
         return gradient(params, batch, step_key(), None)
