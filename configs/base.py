@@ -9,6 +9,8 @@ is an error that suggests similar ones. Any key can be set on the command line:
 
 from ml_collections import ConfigDict
 
+from fmfa_jax.losses.matching import ALPHA
+
 
 def base() -> ConfigDict:
     """Return FMFA as its official code computes it: ViT-B/16, batch 64, 60 epochs.
@@ -67,7 +69,7 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.loss = ConfigDict()  # how the losses are computed
     c.loss.scale = 50.0  # 1 / tau
     c.loss.a_sdm_weight = "official"  # official | paper | plus
-    c.loss.a_sdm_alpha = 0.1  # strength of that weight
+    c.loss.a_sdm_alpha = ALPHA["official"]  # strength of that weight
     c.loss.efa_rule = "official"  # official | plus (ignores padding, by person)
     c.loss.mlm_rule = "official"  # official | plus (ignores padding)
     c.loss.itc_positives = "pair"  # pair | person (same identity counts as a match)
@@ -100,7 +102,9 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.optimizer.b2 = 0.999
     c.optimizer.eps = 1e-3  # large on purpose: it affects the effective step size
     c.optimizer.weight_decay = 4e-5  # added to the gradient
-    c.optimizer.groups = "uniform"  # uniform | irra (see training/optimizer.py)
+    c.optimizer.groups = (
+        "uniform"  # uniform | irra (see fmfa_jax/training/optimizer.py)
+    )
     c.optimizer.head_factor = 5.0  # irra groups: of lr, interaction encoder and heads
     c.optimizer.bias_factor = 2.0  # irra groups: of lr, biases, which do not decay
     c.optimizer.clip_norm = 0.0  # 0: gradients are not clipped
@@ -146,7 +150,7 @@ PRESETS = ("official", "paper", "plus", "weak", "weak-paper", "weak-plus")
 
 
 def with_preset(
-    config: ConfigDict, preset: str, *, paper_alpha: float = 10.0
+    config: ConfigDict, preset: str, *, paper_alpha: float = ALPHA["paper"]
 ) -> ConfigDict:
     """Turn `config`, which is `official`, into the requested preset.
 
@@ -170,7 +174,7 @@ def with_preset(
         config.optimizer.groups = "irra"
     if preset == "plus":
         config.loss.a_sdm_weight = "plus"
-        config.loss.a_sdm_alpha = 2.0
+        config.loss.a_sdm_alpha = ALPHA["plus"]
         config.loss.efa_rule = "plus"
         config.loss.mlm_rule = "plus"
         config.optimizer.groups = "irra"
