@@ -19,8 +19,8 @@ from pathlib import Path
 from PIL import Image
 
 from data_pipeline.images import ImageError
-from fmfa_jax.search import build, store
-from fmfa_jax.search.encoder import Encoder, open_encoder, reopen_encoder
+from fmfa_jax.search import index, store
+from fmfa_jax.search.encoder import IndexModel, open_model, reopen_model
 from fmfa_jax.search.query import Searcher, contact_sheet, open_searcher
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
@@ -30,14 +30,14 @@ _SHOWN_BAD = 10
 
 
 class ProgressLine:
-    """One line on standard error that is overwritten; in a log, one each 30 seconds."""
+    """A line on standard error, drawn over itself; in a log, one every 30 seconds."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
         self._last = 0.0
 
     def __call__(self, done: int, wanted: int, bad: int) -> None:
-        """Show how far it is; see `pending.Progress`."""
+        """Show how far it is; see `index.Progress`."""
         now = time.monotonic()
         if self._start is None:
             self._start = now, done
@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 2 where something cannot be used, with the reason on standard error; 130
-        after an interruption.
+        0 for success, 2 for an error, which is printed in one line, and 130 after an
+        interruption.
     """
     args = _parser().parse_args(arguments)
     try:
@@ -77,17 +77,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    encoder = open_encoder(
+    model = open_model(
         args.model,
         tokenizer=args.tokenizer,
         image_size=args.image_size,
         stride=args.stride,
         source_grid=args.source_grid,
     )
-    change = build.index_gallery(
+    change = index.index_gallery(
         args.gallery,
         args.out,
-        encoder,
+        model,
         storage=args.storage,
         engine=args.engine,
         batch_size=args.batch_size,
@@ -98,9 +98,9 @@ def _index(args: argparse.Namespace) -> None:
 
 
 def _add(args: argparse.Namespace) -> None:
-    change = build.add(
+    change = index.add(
         args.index,
-        _encoder(args),
+        _model(args),
         _given(args.paths),
         batch_size=args.batch_size,
         save_every=args.save_every,
@@ -112,7 +112,7 @@ def _add(args: argparse.Namespace) -> None:
 def _remove(args: argparse.Namespace) -> None:
     if bool(args.paths) == args.missing:
         raise SearchError("wanted either files and folders to remove, or --missing")
-    _report(args.index, build.remove(args.index, _given(args.paths), model=args.model))
+    _report(args.index, index.remove(args.index, _given(args.paths), model=args.model))
 
 
 def _query(args: argparse.Namespace) -> None:
@@ -151,25 +151,39 @@ def _check_sheet(path: Path) -> None:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from fmfa_jax.search.server import SearchServer
+    try:
+        from fmfa_jax.search.server import SearchServer
+    except ModuleNotFoundError as error:
+        raise SearchError(
+            f"the page needs {error.name}, which is not installed: pip install "
+            "starlette uvicorn"
+        ) from error
     from fmfa_jax.search.service import Service
 
+    if args.ssl_keyfile and not args.ssl_certfile:
+        raise SearchError("--ssl-keyfile is the key of a certificate: --ssl-certfile")
     searcher = open_searcher(args.index, model=args.model)
     _warm(searcher)
     password = args.password or os.environ.get(PASSWORD, "")
     server = SearchServer(
-        Service(searcher), host=args.host, port=args.port, password=password
+        Service(searcher),
+        host=args.host,
+        port=args.port,
+        password=password,
+        names=args.allow_host,
+        root_path=args.root_path,
+        certificate=args.ssl_certfile,
+        key=args.ssl_keyfile,
     )
     if not server.loopback:
         print(
             "note: other machines can reach this page"
             + ("" if password else ", WITHOUT a password (--password)")
-            + "; what they send is not encrypted",
+            + ("" if args.ssl_certfile else "; what they send is not encrypted"),
             file=sys.stderr,
         )
     print(f"{len(searcher.gallery)} pictures at {server.url} (Ctrl-C ends)", flush=True)
-    with server:
-        server.serve_forever()
+    server.run()
 
 
 def _warm(searcher: Searcher) -> None:
@@ -178,26 +192,26 @@ def _warm(searcher: Searcher) -> None:
     searcher.explain("a person", 0)
 
 
-def _encoder(args: argparse.Namespace) -> Encoder:
+def _model(args: argparse.Namespace) -> IndexModel:
     folder = Path(args.index).resolve()
-    return reopen_encoder(folder, store.read_manifest(folder), args.model)
+    return reopen_model(folder, store.read_record(folder), args.model)
 
 
 def _given(paths: Sequence[str]) -> list[str]:
-    """Take a path as the shell completed it, where it exists; else by the gallery."""
+    """Take paths that exist as they are, and others as relative to the gallery."""
     return [
         str(Path(path).absolute()) if Path(path).exists() else path for path in paths
     ]
 
 
-def _report(index: str, change: build.Change) -> None:
-    """Print what a command did; nothing is left out in silence."""
+def _report(folder: str, change: index.Change) -> None:
+    """Print what a command did, with everything that was left out."""
     print(
-        f"{index}: {_count(change.rows, 'picture')} ({change.added} added, "
+        f"{folder}: {_count(change.rows, 'picture')} ({change.added} added, "
         f"{change.removed} removed)"
     )
     if change.others:
-        print(f"left alone, by the name no picture: {_count(change.others, 'file')}")
+        print(f"left alone, not pictures by name: {_count(change.others, 'file')}")
     if change.excluded:
         excluded = _count(change.excluded, "picture")
         print(f"left out, because removed before: {excluded}; `add` them by name")
@@ -206,7 +220,7 @@ def _report(index: str, change: build.Change) -> None:
         print("`remove --missing` takes them out")
     if change.bad:
         bad = _count(len(change.bad), "file")
-        print(f"unusable: {bad}, listed in {Path(index) / store.BAD_LIST}")
+        print(f"unusable: {bad}, listed in {Path(folder) / store.BAD_LIST}")
     for bad in change.met[:_SHOWN_BAD]:
         print(f"  {_plain(bad.file)}: {_plain(bad.reason)}")
     if len(change.met) > _SHOWN_BAD:
@@ -214,8 +228,8 @@ def _report(index: str, change: build.Change) -> None:
     if change.faiss:
         print(
             f"FAISS: recall@10 against exact search {change.faiss.recall:.4f} "
-            f"(the worse of sentences and pictures), looking into "
-            f"{change.faiss.probes} cells"
+            f"(the worse of sentences and pictures), visiting {change.faiss.probes} "
+            "cells"
         )
 
 
@@ -277,7 +291,7 @@ def _parser() -> argparse.ArgumentParser:
             type=_positive,
             default=1024,
             metavar="N",
-            help="pictures that a killed process loses at most",
+            help="most pictures that a killed process loses",
         )
     grow.add_argument("paths", nargs="*", help="files and folders; none: all")
     shrink.add_argument("paths", nargs="*", help="files and folders of the gallery")
@@ -293,6 +307,25 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=int, default=7860)
     serve.add_argument(
         "--password", default="", help=f"asked for by the page; safer in ${PASSWORD}"
+    )
+    serve.add_argument(
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="name that browsers use for a reverse proxy in front; may be repeated",
+    )
+    serve.add_argument(
+        "--root-path",
+        default="",
+        metavar="PATH",
+        help="path below which a reverse proxy serves the page, like /people",
+    )
+    serve.add_argument(
+        "--ssl-certfile", metavar="PEM", help="certificate that turns on TLS"
+    )
+    serve.add_argument(
+        "--ssl-keyfile", metavar="PEM", help="its key, if not in the same file"
     )
     return parser
 

@@ -20,7 +20,7 @@ from fmfa_jax.search.store import BadFile, SearchError
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 )
-"""Names that are taken for pictures; whatever else lies in the folder is left."""
+"""Names that count as pictures; other files in the folder are left alone."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Listing:
     """What lies in a gallery.
 
     Attributes:
-        pictures: by name.
-        others: how many further files were left alone, by their names no pictures.
+        pictures: Sorted by name.
+        others: Number of further files, left alone because their names are not
+            those of pictures.
     """
 
     pictures: tuple[Stamp, ...]
@@ -42,12 +43,12 @@ def list_gallery(
     """List the pictures of a folder and its subfolders, sorted by name.
 
     Args:
-        gallery: the folder; hidden files and folders in it are left.
-        below: files and folders in it, relative to it, that are wanted.
-        leave: a folder that is no part of the gallery: the index.
+        gallery: The folder; hidden files and folders in it are skipped.
+        below: Files and folders to list, relative to the gallery.
+        leave: A folder that is not part of the gallery: the index.
 
     Raises:
-        SearchError: one of `below` is not there.
+        SearchError: One of `below` does not exist.
     """
     found: dict[str, Stamp] = {}
     others = 0
@@ -88,7 +89,7 @@ def inside(gallery: Path, file: str) -> Path:
     """Return the path of a gallery's file.
 
     Raises:
-        SearchError: the name or a link in it leads out of the gallery.
+        SearchError: The name or a link in it leads out of the gallery.
     """
     path = (gallery / file).resolve()
     if not path.is_relative_to(gallery.resolve()):
@@ -97,14 +98,14 @@ def inside(gallery: Path, file: str) -> Path:
 
 
 def read_file(gallery: Path, file: str) -> bytes:
-    """Return what a gallery's file holds.
+    """Return the content of a gallery's file.
 
     Raises:
-        SearchError: the name or a link in it leads out of the gallery.
-        OSError: it is not there, cannot be read, or is no regular file.
+        SearchError: The name or a link in it leads out of the gallery.
+        OSError: It does not exist, cannot be read, or is not a regular file.
     """
     path = inside(gallery, file)
-    # A pipe would be waited for without end.
+    # Opening a pipe would wait forever.
     if path.exists() and not path.is_file():
         raise OSError("a pipe, device or folder, no regular file")
     return path.read_bytes()
@@ -119,10 +120,10 @@ def read_pictures(
     """Yield each file with its pixels, or with why there are none, in order.
 
     Args:
-        gallery: the folder.
-        stamps: the files.
-        image_size: height and width.
-        ahead: how many are read ahead.
+        gallery: The folder.
+        stamps: The files.
+        image_size: Height and width to resize to.
+        ahead: Number of files to read ahead.
     """
     waiting: deque[Future[Read]] = deque()
     rest = iter(stamps)
@@ -141,3 +142,25 @@ def _read(gallery: Path, stamp: Stamp, image_size: tuple[int, int]) -> Read:
     except (ImageError, OSError, SearchError) as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         return stamp, BadFile(stamp.file, stamp.size, stamp.mtime_ns, reason)
+
+
+def relative_name(gallery: Path, path: str | Path) -> str:
+    """Return the name in the gallery of a file or folder.
+
+    Args:
+        gallery: The folder.
+        path: Relative to the gallery, or absolute.
+
+    Raises:
+        SearchError: It is not in the gallery.
+    """
+    whole = Path(os.path.normpath(gallery / path))
+    if not whole.is_relative_to(gallery):
+        raise SearchError(f"{path} is not in the gallery {gallery}")
+    name = whole.relative_to(gallery).as_posix()
+    return "" if name == "." else name
+
+
+def is_below(file: str, names: Sequence[str]) -> bool:
+    """Whether a file or folder is one of the names, or lies below one."""
+    return any(not n or file == n or file.startswith(f"{n}/") for n in names)

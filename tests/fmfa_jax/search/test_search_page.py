@@ -36,11 +36,10 @@ DRAWN = (
 @pytest.fixture(scope="module")
 def server(searcher):
     server = SearchServer(Service(searcher), host="127.0.0.1", port=0)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread = threading.Thread(target=server.run)
     thread.start()
     yield server
-    server.shutdown()
-    server.server_close()
+    server.stop()
     thread.join()
 
 

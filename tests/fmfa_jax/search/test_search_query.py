@@ -10,7 +10,7 @@ from PIL import Image
 from data_pipeline import images
 from fmfa_jax import search
 from fmfa_jax.search.__main__ import ProgressLine, main
-from fmfa_jax.search.encoder import unit_rows
+from fmfa_jax.search.encoder import embeddings
 from fmfa_jax.search.query import MAX_LETTERS
 from fmfa_jax.search.store import SearchError
 
@@ -22,8 +22,8 @@ def rows_of(searcher):
 
 
 def test_a_sentence_ranks_the_gallery_by_cosine(searcher):
-    tokens = searcher.encoder.tokenizer.encode([SENTENCE], 24)
-    text = np.asarray(searcher.encoder.model.encode_text(tokens))[0]
+    tokens = searcher.model.tokenizer.encode([SENTENCE], 24)
+    text = np.asarray(searcher.model.model.encode_text(tokens))[0]
     cosines = rows_of(searcher) @ (text / np.linalg.norm(text))
     found = searcher.search(searcher.vector(SENTENCE), 24)
     assert found.rows.tolist() == np.argsort(-cosines, kind="stable").tolist()
@@ -62,10 +62,10 @@ def test_unusable_queries_are_told(searcher):
 def test_a_model_that_has_diverged_is_told():
     rows = np.ones((3, 4), np.float32)
     rows[1, 2] = np.nan
-    with pytest.raises(SearchError, match="for 1 of 3 inputs"):
-        unit_rows(rows)
+    with pytest.raises(SearchError, match=r"1 of 3 rows hold NaN .* has diverged"):
+        embeddings(rows)
     rows[1] = 0
-    np.testing.assert_allclose(np.linalg.norm(unit_rows(rows), axis=1), [1, 0, 1])
+    np.testing.assert_allclose(np.linalg.norm(embeddings(rows), axis=1), [1, 0, 1])
 
 
 def test_words_are_compared_with_the_regions_of_a_picture(searcher):
@@ -99,7 +99,7 @@ def test_the_commands_as_a_user_types_them(
     tokenizer = str(population / "tokenizer")
     (gallery / "broken.jpg").write_bytes(b"?")
     model = ["--model", str(model_file), "--tokenizer", tokenizer]
-    storage = ["--storage", "int16", "--batch-size", "8"]
+    storage = ["--storage", "float16", "--batch-size", "8"]
     assert main(["index", str(gallery), "--out", out, *model, *storage]) == 0
     told = capsys.readouterr()
     assert "24 pictures (24 added, 0 removed)" in told.out
@@ -153,5 +153,5 @@ def test_a_log_gets_few_progress_lines(capsys):
 
 def test_a_decoded_example_has_the_models_size(searcher):
     encoded = searcher.gallery.read(0)
-    shown = images.decode_resized(encoded, searcher.encoder.image_size)
+    shown = images.decode_resized(encoded, searcher.model.image_size)
     np.testing.assert_array_equal(searcher._example(encoded), shown)
