@@ -145,8 +145,10 @@ class SearchServer:
             ) from error
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         try:
+            if not 0 <= port < 65536:
+                raise OSError("no such port")
             self._socket = socket.create_server((host, port), family=family)
-        except (OSError, OverflowError) as error:
+        except OSError as error:
             raise SearchError(
                 f"cannot listen on {host}:{port} ({error}); try another --port"
             ) from error

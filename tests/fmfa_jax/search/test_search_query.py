@@ -2,6 +2,13 @@
 """Queries by sentence and picture, and the commands as a user types them."""
 
 import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -137,6 +144,9 @@ def test_mistakes_end_with_a_reason_and_code_2(index, tmp_path, capsys):
         ["query", str(index), "a", "--sheet", str(tmp_path / "a.txt")],
         ["remove", str(index)],
         ["remove", str(index), "a", "--missing"],
+        ["serve", str(index), "--port", "99999"],
+        ["serve", str(index), "--ssl-keyfile", str(tmp_path / "key.pem")],
+        ["serve", str(index), "--ssl-certfile", str(tmp_path / "none.pem")],
     ):
         assert main(command) == 2, command
         told = capsys.readouterr()
@@ -155,3 +165,45 @@ def test_a_decoded_example_has_the_models_size(searcher):
     encoded = searcher.gallery.read(0)
     shown = images.decode_resized(encoded, searcher.model.image_size)
     np.testing.assert_array_equal(searcher._example(encoded), shown)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_serve_says_one_line_and_ends_cleanly(index, end):
+    command = [sys.executable, "-m", "fmfa_jax.search", "serve", index, "--port", "0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        said = process.stdout.readline()
+        found = re.fullmatch(r"24 pictures at (http:\S+/) \(Ctrl-C ends\)\n", said)
+        assert found, said + process.stderr.read()
+        with urllib.request.urlopen(found[1] + "api/gallery", timeout=20) as answer:
+            assert json.load(answer)["pictures"] == 24
+        host, port = found[1][7:-1].split(":")
+        with socket.create_connection((host, int(port))) as idle:
+            idle.sendall(b"nonsense\r\n\r\n")
+            idle.recv(100)
+            start = time.monotonic()
+            process.send_signal(end)
+            out, told = process.communicate(timeout=20)
+        assert time.monotonic() - start < 10
+    interrupted = end == signal.SIGINT
+    assert process.returncode == (130 if interrupted else -signal.SIGTERM)
+    assert (out, told) == ("", "\ninterrupted\n" if interrupted else "")
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_serve_names_what_is_not_installed(index, capsys, monkeypatch, missing):
+    for module in [name for name in sys.modules if name.startswith(missing)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "fmfa_jax.search.server", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["serve", str(index)]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: the page needs ") and not told.out
+    assert told.err.endswith("not installed: pip install starlette uvicorn\n")
+
+
+def test_only_the_server_needs_starlette_and_uvicorn():
+    code = "import sys, fmfa_jax.search.__main__, fmfa_jax.search.service;"
+    code += "print({'starlette', 'uvicorn'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr
