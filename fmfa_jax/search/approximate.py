@@ -17,7 +17,7 @@ from jaxtyping import Float32
 
 from fmfa_jax import files
 from fmfa_jax.search.encoder import IndexModel
-from fmfa_jax.search.exact import Found
+from fmfa_jax.search.exact import ExactSearch, Found
 from fmfa_jax.search.shards import Shard, checksum
 from fmfa_jax.search.store import FaissRecord, SearchError
 
@@ -28,7 +28,6 @@ SENTENCES = tuple(
 )
 _PICTURES = 64
 _TOP = 10
-_ROWS_AT_ONCE = 8192
 _FEWEST_PER_CELL = 39  # FAISS warns below it
 
 
@@ -53,12 +52,6 @@ def build(
 ) -> FaissRecord:
     """Write a FAISS index over shards, and measure its recall.
 
-    Args:
-        folder: Folder of the index.
-        name: Name of the file to write.
-        shards: The shards in order.
-        model: Embeds the sentences that recall is measured with.
-
     Raises:
         SearchError: FAISS is not installed.
     """
@@ -71,7 +64,7 @@ def build(
     for shard in shards:
         made.add(shard.unit(slice(None)))
     queries = [model.sentences(SENTENCES), _sample(shards, min(total, _PICTURES))]
-    probes, recall = _fewest_probes(made, shards, queries, cells)
+    probes, recall = _fewest_probes(made, ExactSearch(shards), queries, cells)
     with files.replacing(folder / name) as draft:
         faiss.write_index(made, str(draft))
     return FaissRecord(name, probes, recall, _checksum(folder / name))
@@ -113,46 +106,24 @@ def _checksum(path: Path) -> str:
 
 def _fewest_probes(
     made: Any,
-    shards: Sequence[Shard],
+    find: ExactSearch,
     queries: Sequence[Float32[np.ndarray, "_ d"]],
     cells: int,
 ) -> tuple[int, float]:
     """Double the visited cells until both kinds of queries have the wanted recall."""
-    exact = [_exact_top(shards, each) for each in queries]
+    exact = [[set(find(q, _TOP).rows.tolist()) for q in each] for each in queries]
     probes = 1
     while True:
         made.nprobe = min(probes, cells)
-        found = [made.search(each, _TOP)[1] for each in queries]
-        recall = min(map(_recall, found, exact))
+        recall = 1.0
+        for each, wanted in zip(queries, exact, strict=True):
+            found = made.search(each, _TOP)[1].tolist()
+            pairs = zip(found, wanted, strict=True)
+            hits = sum(len(set(rows) & best) for rows, best in pairs)
+            recall = min(recall, hits / sum(map(len, wanted)))
         if recall >= RECALL_WANTED or probes >= cells:
             return made.nprobe, recall
         probes *= 2
-
-
-def _recall(found: np.ndarray, exact: np.ndarray) -> float:
-    hits = [len(set(a) & set(b)) for a, b in zip(found, exact, strict=True)]
-    return float(np.mean(hits) / exact.shape[1])
-
-
-def _exact_top(
-    shards: Sequence[Shard], queries: Float32[np.ndarray, "q d"]
-) -> np.ndarray:
-    """Return the numbers of each query's nearest rows, computed by NumPy."""
-    best = np.empty((len(queries), 0), np.float32)
-    numbers = np.empty((len(queries), 0), np.int64)
-    start = 0
-    for shard in shards:
-        for first in range(0, len(shard.rows), _ROWS_AT_ONCE):
-            block = shard.unit(slice(first, first + _ROWS_AT_ONCE))
-            scores = np.concatenate([best, queries @ block.T], 1)
-            new = np.arange(start + first, start + first + len(block))
-            new = np.broadcast_to(new, (len(queries), len(block)))
-            known = np.concatenate([numbers, new], 1)
-            top = np.argsort(-scores, axis=1, kind="stable")[:, :_TOP]
-            best = np.take_along_axis(scores, top, 1)
-            numbers = np.take_along_axis(known, top, 1)
-        start += len(shard.rows)
-    return numbers
 
 
 def _sample(shards: Sequence[Shard], count: int) -> Float32[np.ndarray, "count d"]:

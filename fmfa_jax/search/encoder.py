@@ -47,19 +47,11 @@ class IndexModel:
     def pictures(
         self, images: UInt8[np.ndarray, "b h w 3"]
     ) -> Float32[np.ndarray, "b d"]:
-        """Embed pictures of the model's size.
-
-        Raises:
-            SearchError: The model gives values that are not finite.
-        """
+        """Embed pictures of the model's size; see `embeddings`."""
         return embeddings(np.asarray(self.model.encode_image(images)))
 
     def sentences(self, sentences: Sequence[str]) -> Float32[np.ndarray, "b d"]:
-        """Embed sentences, truncated as in training.
-
-        Raises:
-            SearchError: The model gives values that are not finite.
-        """
+        """Embed sentences, truncated as in training; see `embeddings`."""
         tokens = self.tokenizer.encode(sentences, self.model.config.context_length)
         return embeddings(np.asarray(self.model.encode_text(tokens)))
 
@@ -68,7 +60,7 @@ def embeddings(features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]
     """Return features with length 1; a row of zeros stays.
 
     Raises:
-        SearchError: A row holds NaN or infinity.
+        SearchError: A row holds NaN or infinity: the model has diverged.
     """
     try:
         return unit_rows(features, name="embedding")
@@ -90,8 +82,8 @@ def open_model(
         path: See `weights.load_model`.
         tokenizer: "clip" or a folder with vocab.json and merges.txt. By default what
             the run's config.json names, or "clip" if the vocabulary has CLIP's size.
-        image_size: Needed where the file does not state it.
-        stride: Needed where the file does not state it.
+        image_size: See `weights.load_model`.
+        stride: See `weights.load_model`.
         source_grid: See `weights.load_model`.
 
     Raises:
@@ -174,8 +166,7 @@ def _tokenizer(name: str, vocabulary: int) -> WordTokenizer:
 
 def _of_run(path: str | Path, key: str) -> str | None:
     """Return what a run's config.json names, or None outside of run folders."""
-    path = Path(path)
-    config = (path if path.is_dir() else path.parent) / "config.json"
+    config = (Path(path) if Path(path).is_dir() else Path(path).parent) / "config.json"
     try:
         name = json.loads(config.read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):

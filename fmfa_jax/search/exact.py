@@ -65,8 +65,7 @@ class ExactSearch:
         while self._unchecked:
             self._unchecked[-1].check()
             self._unchecked.pop()
-        best = _Best(top)
-        matches, lowest, highest = 0, np.inf, -np.inf
+        best, matches, lowest, highest = [], 0, np.inf, -np.inf
         # All products are started before the first is awaited.
         products = [_products(rows, query) for rows in self._rows]
         for start, product in zip(self._starts, products, strict=True):
@@ -74,30 +73,12 @@ class ExactSearch:
             matches += int(np.count_nonzero(scores >= minimum))
             lowest = min(lowest, float(scores.min()))
             highest = max(highest, float(scores.max()))
-            best.offer(scores, start)
-        keep = best.scores >= minimum
-        return Found(best.rows[keep], best.scores[keep], matches, lowest, highest)
-
-
-class _Best:
-    """The largest scores of the shards so far, best first."""
-
-    def __init__(self, size: int) -> None:
-        self.size = size
-        self.rows = np.empty(0, np.int64)
-        self.scores = np.empty(0, np.float32)
-
-    def offer(self, scores: Float32[np.ndarray, "g"], start: int) -> None:
-        """Take in the scores of a shard whose first row has the number `start`."""
-        # Later rows have higher numbers: one that ties with the last does not enter.
-        if len(self.scores) == self.size:
-            chosen = np.flatnonzero(scores > self.scores[-1])
-        else:
-            chosen = _largest(scores, self.size)
-        rows = np.concatenate([self.rows, start + chosen])
-        values = np.concatenate([self.scores, scores[chosen]])
-        order = np.lexsort((rows, -values))[: self.size]
-        self.rows, self.scores = rows[order], values[order]
+            chosen = _largest(scores, top)
+            best.append((start + chosen, scores[chosen]))
+        rows, similarity = map(np.concatenate, zip(*best, strict=True))
+        order = np.lexsort((rows, -similarity))[:top]
+        order = order[similarity[order] >= minimum]
+        return Found(rows[order], similarity[order], matches, lowest, highest)
 
 
 def _largest(scores: Float32[np.ndarray, "g"], size: int) -> Int64[np.ndarray, "k"]:

@@ -25,13 +25,7 @@ SUFFIXES = frozenset(
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a gallery.
-
-    Attributes:
-        pictures: Sorted by name.
-        others: Number of further files, left alone because their names are not
-            those of pictures.
-    """
+    """The pictures of a gallery, sorted, and the number of its other files."""
 
     pictures: tuple[Stamp, ...]
     others: int
@@ -58,7 +52,7 @@ def list_gallery(
             raise SearchError(f"no file or folder {name!r} in the gallery {gallery}")
         for file in _files(path, leave):
             if file.suffix.lower() in SUFFIXES:
-                stamp = stamp_of(gallery, file.relative_to(gallery).as_posix())
+                stamp = _stamp(gallery, file.relative_to(gallery).as_posix())
                 found[stamp.file] = stamp
             else:
                 others += 1
@@ -76,25 +70,12 @@ def _files(path: Path, leave: Path | None) -> Iterator[Path]:
         yield from (Path(folder, file) for file in files if file[0] != ".")
 
 
-def stamp_of(gallery: Path, file: str) -> Stamp:
-    """Return a file's size and time; zeros for a link that leads nowhere."""
+def _stamp(gallery: Path, file: str) -> Stamp:
     try:
         status = (gallery / file).stat()
     except OSError:
-        return Stamp(file, 0, 0)
+        return Stamp(file, 0, 0)  # a dangling link
     return Stamp(file, status.st_size, status.st_mtime_ns)
-
-
-def inside(gallery: Path, file: str) -> Path:
-    """Return the path of a gallery's file.
-
-    Raises:
-        SearchError: The name or a link in it leads out of the gallery.
-    """
-    path = (gallery / file).resolve()
-    if not path.is_relative_to(gallery.resolve()):
-        raise SearchError(f"{file} leads out of the gallery; index where it lies")
-    return path
 
 
 def read_file(gallery: Path, file: str) -> bytes:
@@ -104,7 +85,9 @@ def read_file(gallery: Path, file: str) -> bytes:
         SearchError: The name or a link in it leads out of the gallery.
         OSError: It does not exist, cannot be read, or is not a regular file.
     """
-    path = inside(gallery, file)
+    path = (gallery / file).resolve()
+    if not path.is_relative_to(gallery.resolve()):
+        raise SearchError(f"{file} leads out of the gallery; index where it lies")
     # Opening a pipe would wait forever.
     if path.exists() and not path.is_file():
         raise OSError("a pipe, device or folder, no regular file")
@@ -119,11 +102,7 @@ def read_pictures(
 ) -> Iterator[Read]:
     """Yield each file with its pixels, or with why there are none, in order.
 
-    Args:
-        gallery: The folder.
-        stamps: The files.
-        image_size: Height and width to resize to.
-        ahead: Number of files to read ahead.
+    The pixels have the height and width `image_size`; `ahead` files are read ahead.
     """
     waiting: deque[Future[Read]] = deque()
     rest = iter(stamps)
@@ -145,11 +124,7 @@ def _read(gallery: Path, stamp: Stamp, image_size: tuple[int, int]) -> Read:
 
 
 def relative_name(gallery: Path, path: str | Path) -> str:
-    """Return the name in the gallery of a file or folder.
-
-    Args:
-        gallery: The folder.
-        path: Relative to the gallery, or absolute.
+    """Return a path, absolute or relative to the gallery, as a name in the gallery.
 
     Raises:
         SearchError: It is not in the gallery.

@@ -31,21 +31,6 @@ def silent(done: int, wanted: int, bad: int) -> None:
 
 
 @dataclass(frozen=True)
-class Pace:
-    """How pictures are embedded.
-
-    Attributes:
-        batch_size: Pictures that are embedded at a time.
-        save_every: Pictures in a commit: what a killed process loses at most.
-        progress: Called after each batch.
-    """
-
-    batch_size: int = 64
-    save_every: int = 1024
-    progress: Progress = silent
-
-
-@dataclass(frozen=True)
 class Change:
     """What a command did to an index.
 
@@ -79,7 +64,9 @@ def index_gallery(
     *,
     storage: str = "float32",
     engine: str = "exact",
-    **pace: int | Progress,
+    batch_size: int = 64,
+    save_every: int = 1024,
+    progress: Progress = silent,
 ) -> Change:
     """Embed every picture below a folder; continue where an earlier call stopped.
 
@@ -90,9 +77,11 @@ def index_gallery(
         gallery: The folder.
         out: Folder of the index.
         model: The model.
-        storage: "float32" or "float16".
-        engine: "exact" or "faiss".
-        pace: See `Pace`.
+        storage: One of `store.STORAGES`.
+        engine: One of `store.ENGINES`.
+        batch_size: Pictures to embed at a time.
+        save_every: Pictures in a commit: the most that a killed process loses.
+        progress: Called after each batch.
 
     Raises:
         SearchError: The gallery cannot be used, `out` holds another index, or another
@@ -128,22 +117,23 @@ def index_gallery(
             raise SearchError(
                 f"no pictures below {root}: wanted names that end in .jpg, .png, ..."
             )
-        return _update(IndexWriter(out, record), model, listing, Pace(**pace))
+        work = _Work(out, model, batch_size, save_every, progress)
+        return _update(work, record, listing)
 
 
 def add(
     index: str | Path,
     model: IndexModel,
     paths: Sequence[str | Path] = (),
-    **pace: int | Progress,
+    *,
+    batch_size: int = 64,
+    save_every: int = 1024,
+    progress: Progress = silent,
 ) -> Change:
     """Embed the pictures of the gallery that are new or changed.
 
-    Args:
-        index: Folder of the index.
-        model: The model of the index, from `reopen_model`.
-        paths: Files and folders of the gallery; by default all of it.
-        pace: See `Pace`.
+    Of all of the gallery, or of the files and folders in it that `paths` names, by the
+    index's own model; for the other arguments see `index_gallery`.
 
     Raises:
         SearchError: A path is not in the gallery, or another process writes.
@@ -164,8 +154,8 @@ def add(
         if paths:
             kept = tuple(e for e in record.excluded if not is_below(e, below))
             record = replace(record, excluded=kept)
-        writer = IndexWriter(folder, record)
-        return _update(writer, model, listing, Pace(**pace), named=bool(paths))
+        work = _Work(folder, model, batch_size, save_every, progress)
+        return _update(work, record, listing, named=bool(paths))
 
 
 def remove(
@@ -205,6 +195,15 @@ def remove(
         return Change(0, old.rows - new.rows, new.bad, new.rows, faiss=new.faiss)
 
 
+@dataclass(frozen=True)
+class _Work:
+    folder: Path
+    model: IndexModel
+    batch_size: int
+    save_every: int
+    progress: Progress
+
+
 def _below(known: Sequence[str], names: Sequence[str]) -> set[str]:
     drop: set[str] = set()
     for name in names:
@@ -216,29 +215,25 @@ def _below(known: Sequence[str], names: Sequence[str]) -> set[str]:
 
 
 def _update(
-    writer: IndexWriter,
-    model: IndexModel,
-    listing: Listing,
-    pace: Pace,
-    *,
-    named: bool = False,
+    work: _Work, old: IndexRecord, listing: Listing, *, named: bool = False
 ) -> Change:
     """Embed what is new or changed; with `named` also what was removed before."""
-    old, known = writer.record, writer.known()
+    writer = IndexWriter(work.folder, old)
+    known = writer.known()
     root = Path(old.gallery)
     wanted, excluded = _wanted(old, known, listing, named)
     fresh = {stamp.file for stamp in wanted}
     bad = [b for b in old.bad if b.file not in fresh and os.path.lexists(root / b.file)]
     met: list[BadFile] = []
     added = 0
-    for parts, worse, last in _embedded(root, wanted, model, pace):
+    for parts, worse, last in _embedded(root, wanted, work):
         met += worse
         done = {stamp.file for part in parts for stamp in part.stamps}
         added += len(done)
         # Rows of changed pictures leave in the commit that replaces them.
         drop = (done | {entry.file for entry in worse}) & known.keys()
         listed = tuple(sorted([*bad, *met], key=lambda entry: entry.file))
-        writer.commit(parts, drop, last=last, model=model, bad=listed)
+        writer.commit(parts, drop, last=last, model=work.model, bad=listed)
     new = writer.record
     return Change(
         added=added,
@@ -271,43 +266,39 @@ def _wanted(
 
 
 def _embedded(
-    root: Path, wanted: Sequence[Stamp], model: IndexModel, pace: Pace
+    root: Path, wanted: Sequence[Stamp], work: _Work
 ) -> Iterator[tuple[list[Part], list[BadFile], bool]]:
     """Yield what each commit adds: embeddings, bad files, and whether it is the last.
 
     Every batch is padded to one size, so that it compiles once.
     """
-    size = model.image_size
-    reads = read_pictures(root, wanted, size, ahead=2 * pace.batch_size)
+    size = work.model.image_size
+    reads = read_pictures(root, wanted, size, ahead=2 * work.batch_size)
     rows, stamps, bad, done, bad_count = [], [], [], 0, 0
-    pace.progress(0, len(wanted), 0)
+    work.progress(0, len(wanted), 0)
     while True:
-        batch = list(islice(reads, pace.batch_size))
+        batch = list(islice(reads, work.batch_size))
         good = [(s, read) for s, read in batch if not isinstance(read, BadFile)]
         bad += [read for _, read in batch if isinstance(read, BadFile)]
         if good:
-            pixels = np.zeros((pace.batch_size, *size, 3), np.uint8)
+            pixels = np.zeros((work.batch_size, *size, 3), np.uint8)
             pixels[: len(good)] = [picture for _, picture in good]
-            rows.append(model.pictures(pixels)[: len(good)])
+            rows.append(work.model.pictures(pixels)[: len(good)])
             stamps += [stamp for stamp, _ in good]
         done += len(batch)
         bad_count += len(batch) - len(good)
         last = done == len(wanted)
-        if last or len(stamps) + len(bad) >= pace.save_every:
+        if last or len(stamps) + len(bad) >= work.save_every:
             part = [Part(np.concatenate(rows), tuple(stamps))] if rows else []
             yield part, bad, last
             rows, stamps, bad = [], [], []
-        pace.progress(done, len(wanted), bad_count)
+        work.progress(done, len(wanted), bad_count)
         if last:
             return
 
 
 def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
-    """Refuse to go on with an index that was asked for otherwise.
-
-    Raises:
-        SearchError: Naming all differences.
-    """
+    """Refuse to go on with an index that was asked for otherwise."""
     there, wanted = asdict(old), asdict(new)
     for values in (there, wanted):
         values["model sizes"] = values["model"]["config"]
@@ -319,7 +310,5 @@ def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
         if there[name] != wanted[name]
     ]
     if differing:
-        raise SearchError(
-            f"{out} is another index already; choose another --out. "
-            + "; ".join(differing)
-        )
+        reason = f"{out} is another index already; choose another --out. "
+        raise SearchError(reason + "; ".join(differing))

@@ -29,7 +29,16 @@ class Gallery:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
         self.record = read_record(self.folder)
-        self.shards = open_shards(self.folder, self.record)
+        while True:
+            try:
+                self.shards = open_shards(self.folder, self.record)
+                break
+            except SearchError:
+                # A writer may have replaced shards since the record was read.
+                newer = read_record(self.folder)
+                if newer == self.record:
+                    raise
+                self.record = newer
         starts = np.cumsum([0, *(len(shard.rows) for shard in self.shards)])
         self._starts: list[int] = starts.tolist()
 
@@ -130,11 +139,7 @@ def mixed(*vectors: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
 
 
 def open_searcher(folder: str | Path, *, model: str | None = None) -> Searcher:
-    """Open an index and its model.
-
-    Args:
-        folder: Folder of the index.
-        model: Where the model lies now; by default where it lay.
+    """Open an index and its model, which may lie elsewhere now.
 
     Raises:
         SearchError: The index cannot be used, or the model is another one.

@@ -12,7 +12,6 @@ body, within seconds; work that does not fit is refused with 503.
 
 import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
@@ -27,8 +26,9 @@ from typing import Any
 import uvicorn
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import FileResponse, RedirectResponse, Response
 from starlette.routing import Mount, Route
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -42,17 +42,9 @@ UPLOADS = 8
 """Example pictures that are received at a time."""
 REQUEST_SECONDS = 10
 BODY_SECONDS = 30
-SHUTDOWN_SECONDS = 5
 FAILURE_DELAY = 0.5
 """Seconds between the answers to wrong passwords, from whomever they come."""
 _PAGE = Path(__file__).parent / "page"
-_PAGES = {
-    "/": ("index.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-    "/detail.js": ("detail.js", "text/javascript"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' blob:; style-src 'self'; "
@@ -66,27 +58,26 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+_UVICORN = {
+    "ws": "none",
+    "lifespan": "off",
+    "log_config": None,
+    "log_level": logging.CRITICAL,
+    "access_log": False,
+    "proxy_headers": False,
+    "server_header": False,
+    "headers": list(_HEADERS.items()),
+    "timeout_graceful_shutdown": 5,
+}
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _log = logging.getLogger(__name__)
 Act = Callable[[Request], Awaitable[Response]]
 
 
-class RefusedError(Exception):
-    """A request that is not answered as it was meant."""
-
-    def __init__(self, status: int, reason: str, **headers: str) -> None:
-        super().__init__(reason)
-        self.status = status
-        self.headers = {name.replace("_", "-"): text for name, text in headers.items()}
-
-
 class SearchServer:
-    """Serves one index until it is stopped.
+    """Serves one index at `url` until it is stopped.
 
-    Attributes:
-        service: What answers.
-        loopback: Whether only this machine reaches it.
-        url: Where the page is.
+    `loopback` tells whether only this machine reaches its `address`.
     """
 
     def __init__(
@@ -114,7 +105,7 @@ class SearchServer:
             key: PEM file of the certificate's key, if it is not in the same file.
 
         Raises:
-            SearchError: The address cannot be bound, or the certificate not be used.
+            SearchError: The certificate or the address cannot be used.
         """
         self.service, self.loopback = service, is_loopback(host)
         self._password = hashlib.sha256(password.encode()).digest() if password else b""
@@ -122,68 +113,49 @@ class SearchServer:
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._failing = asyncio.Lock()
         self._drawing = CapacityLimiter(2)
-        config = uvicorn.Config(
-            self._app("/" + root_path.strip("/")),
-            http=_Connection,
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            log_level=logging.CRITICAL,
-            access_log=False,
-            proxy_headers=False,
-            server_header=False,
-            headers=list(_HEADERS.items()),
-            timeout_graceful_shutdown=SHUTDOWN_SECONDS,
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
-        )
+        app = self._app("/" + root_path.strip("/"))
+        tls = {"ssl_certfile": certificate, "ssl_keyfile": key}
+        config = uvicorn.Config(app, http=_Connection, **_UVICORN, **tls)
         try:
             config.load()
         except OSError as error:
-            raise SearchError(
-                f"the certificate {certificate} cannot be used ({error})"
-            ) from error
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        try:
-            if not 0 <= port < 65536:
-                raise OSError("no such port")
-            self._socket = socket.create_server((host, port), family=family)
-        except OSError as error:
-            raise SearchError(
-                f"cannot listen on {host}:{port} ({error}); try another --port"
-            ) from error
+            reason = f"the certificate {certificate} cannot be used ({error})"
+            raise SearchError(reason) from error
+        self._server = uvicorn.Server(config)
+        self._socket = _listening(host, port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         name = f"[{host}]" if ":" in host else self.address[0]
         scheme = "https" if certificate else "http"
         self.url = f"{scheme}://{name}:{self.address[1]}/"
-        self._server = uvicorn.Server(config)
 
     def run(self) -> None:
         """Serve until `stop` is called or, in the main thread, a signal comes."""
         self._server.run(sockets=[self._socket])
 
     def stop(self) -> None:
-        """Make `run` return once the answers under way are sent; from any thread."""
+        """Make `run` return after the current answers are sent; from any thread."""
         self._server.should_exit = True
 
     def _app(self, root: str) -> Starlette:
-        pages = {path: self._page for path in _PAGES}
-        gets = {**pages, "/api/gallery": self._about}
-        gets["/picture/{version}/{row}/{size}"] = self._picture
+        pages = ("page.css", "page.js", "detail.js", "icon.svg")
+        acts: dict[str, Act] = {f"/{name}": _page(name) for name in pages}
+        acts |= {
+            "/": _page("index.html"),
+            "/api/gallery": self._about,
+            "/picture/{version}/{row}/{size}": self._picture,
+        }
         posts = {
             "/api/search": self._asked("search"),
             "/api/explain": self._asked("explain"),
             "/api/example": self._example,
         }
-        routes = [Route(path, self._guarded(act)) for path, act in gets.items()]
-        routes += [
-            Route(path, self._guarded(act), methods=["POST"])
-            for path, act in posts.items()
-        ]
-        nothing = Route("/{path:path}", self._guarded(_nothing), methods=_METHODS)
+        guarded = self._guarded
+        routes: list[Route | Mount] = [Route(p, guarded(a)) for p, a in acts.items()]
+        routes += [Route(p, guarded(a), methods=["POST"]) for p, a in posts.items()]
+        nothing = Route("/{path:path}", guarded(_nothing), methods=_METHODS)
         if root != "/":
-            # Some proxies take the prefix off before they pass a request on.
-            routes.append(Route(root, self._guarded(_to_folder)))
+            # Some proxies strip the prefix before they pass a request on, some do not.
+            routes.append(Route(root, guarded(_to_folder)))
             routes.append(Mount(root, routes=[*routes, nothing]))
         return Starlette(routes=[*routes, nothing])
 
@@ -194,63 +166,56 @@ class SearchServer:
             try:
                 await self._check_caller(request)
                 return await act(request)
-            except RefusedError as error:
-                status, reason, more = error.status, str(error), error.headers
+            except HTTPException as error:
+                told = error
             except SearchError as error:
-                status, reason, more = 400, str(error), {}
+                told = HTTPException(400, str(error))
             except BusyError as error:
-                status, reason, more = 503, str(error), {"Retry-After": "1"}
+                told = HTTPException(503, str(error), {"Retry-After": "1"})
             except ClientDisconnect:
-                status, reason, more = 400, "the request broke off", {}
+                told = HTTPException(400, "the request broke off")
             except Exception:
                 _log.exception("%s %s failed", request.method, request.scope["path"])
-                status, reason, more = 500, "the server failed; see its log", {}
+                told = HTTPException(500, "the server failed; see its log")
             # What is left of the request's body must not pass for the next request.
-            return _json({"error": reason}, status, {"Connection": "close", **more})
+            headers = {"Connection": "close", **(told.headers or {})}
+            return _json({"error": told.detail}, told.status_code, headers)
 
         return answer
 
     async def _check_caller(self, request: Request) -> None:
         host = request.headers.get("Host", "").lower()
-        if (self.loopback or self._names) and not self._is_own(_name(host)):
-            raise RefusedError(403, "this server does not answer to that name")
+        if self.loopback or self._names:
+            name = _name(host)
+            if not (name in self._names or is_loopback(name)):
+                raise HTTPException(403, "this server does not answer to that name")
         origin = request.headers.get("Origin")
         if origin is not None:
-            netloc = origin.lower().partition("://")[2]
-            if netloc != host and _name(netloc) not in self._names:
-                raise RefusedError(403, "another site's page asked")
+            asker = origin.lower().partition("://")[2]
+            if asker != host and _name(asker) not in self._names:
+                raise HTTPException(403, "another site's page asked")
         if self._password and not self._knows_password(request):
             async with self._failing:
                 await asyncio.sleep(FAILURE_DELAY)
-            challenge = 'Basic realm="search", charset="UTF-8"'
-            raise RefusedError(401, "wanted the password", WWW_Authenticate=challenge)
-
-    def _is_own(self, name: str) -> bool:
-        return name in self._names or is_loopback(name)
+            challenge = {"WWW-Authenticate": 'Basic realm="search", charset="UTF-8"'}
+            raise HTTPException(401, "wanted the password", challenge)
 
     def _knows_password(self, request: Request) -> bool:
         header = request.headers.get("Authorization", "")
         scheme, _, encoded = header.partition(" ")
         try:
             given = base64.b64decode(encoded, validate=True).partition(b":")[2]
-        except (binascii.Error, ValueError):
+        except ValueError:
             return False
         # Digests have one length, so that the comparison says nothing of the password.
         same = hmac.compare_digest(hashlib.sha256(given).digest(), self._password)
         return scheme.lower() == "basic" and same
 
-    async def _page(self, request: Request) -> Response:
-        name, kind = _PAGES["/" + request.scope["path"].rpartition("/")[2]]
-        body = (_PAGE / name).read_bytes()
-        return Response(body, 200, {"Cache-Control": "no-cache"}, kind)
-
     async def _about(self, _: Request) -> Response:
         return _json(self.service.about())
 
     async def _picture(self, request: Request) -> Response:
-        version, row, size = (
-            request.path_params[k] for k in ("version", "row", "size")
-        )
+        version, row, size = map(request.path_params.get, ("version", "row", "size"))
         if not (row.isascii() and row.isdigit() and len(row) < 12):
             return await _nothing(request)
         draw = partial(self.service.picture, version, int(row), size)
@@ -296,18 +261,38 @@ class _Connection(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
-        if self._deadline:
-            self._deadline.cancel()
+        self._stop_clock()
 
     def _watch(self) -> None:
         """Start the clock of a request that is not there yet, or stop it."""
         if self.cycle and not self.cycle.response_complete:
-            if self._deadline:
-                self._deadline.cancel()
-            self._deadline = None
+            self._stop_clock()
         elif self._deadline is None:
             close = self.transport.abort
             self._deadline = self.loop.call_later(REQUEST_SECONDS, close)
+
+    def _stop_clock(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = None
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if not 0 <= port < 65536:
+            raise OSError("no such port")
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = f"cannot listen on {host}:{port} ({error}); try another --port"
+        raise SearchError(reason) from error
+
+
+def _page(name: str) -> Act:
+    async def act(_: Request) -> Response:
+        return FileResponse(_PAGE / name, headers={"Cache-Control": "no-cache"})
+
+    return act
 
 
 async def _to_folder(request: Request) -> Response:
@@ -315,29 +300,30 @@ async def _to_folder(request: Request) -> Response:
 
 
 async def _nothing(_: Request) -> Response:
-    raise RefusedError(404, "there is nothing at this address")
+    raise HTTPException(404, "there is nothing at this address")
 
 
 async def _body(request: Request, kind: str, limit: int) -> bytes:
     """Read a body of the wanted type; other sites' pages cannot send either."""
     if request.headers.get("Content-Type", "").partition(";")[0].strip() != kind:
-        raise RefusedError(415, f"wanted {kind}")
+        raise HTTPException(415, f"wanted {kind}")
     length = request.headers.get("Content-Length", "")
     chunked = "Transfer-Encoding" in request.headers
     if chunked or not (length.isascii() and length.isdigit()):
-        raise RefusedError(411, "wanted a Content-Length")
+        raise HTTPException(411, "wanted a Content-Length")
     if len(length) > 12 or int(length) > limit:
-        raise RefusedError(
-            413, f"{length[:12]} bytes are too many, at most {limit} are taken"
-        )
+        many = f"{length[:12]} bytes are too many, at most {limit} are taken"
+        raise HTTPException(413, many)
     try:
         async with asyncio.timeout(BODY_SECONDS):
             return await request.body()
     except TimeoutError as error:
-        raise RefusedError(408, "the request came too slowly") from error
+        raise HTTPException(408, "the request came too slowly") from error
 
 
-def _json(value: Any, status: int = 200, headers: Any = None) -> Response:
+def _json(
+    value: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
     body = json.dumps(value).encode("ascii")
     headers = {"Cache-Control": "no-store", **(headers or {})}
     return Response(body, status, headers, "application/json")

@@ -8,7 +8,6 @@ import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from pathlib import Path
@@ -41,24 +40,18 @@ class BusyError(RuntimeError):
     """Too many requests at once."""
 
 
-@dataclass
 class Service:
     """Answers for one index; threads may share it."""
 
-    searcher: Searcher
-    _turn: threading.Lock = field(default_factory=threading.Lock)
-    _places: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(WAITING + 1)
-    )
-    _examples: OrderedDict[str, Float32[np.ndarray, "d"]] = field(
-        default_factory=OrderedDict
-    )
-
-    def __post_init__(self) -> None:
-        self._sentence = lru_cache(256)(self._embedded)
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+        self._turn = threading.Lock()
+        self._places = threading.BoundedSemaphore(WAITING + 1)
+        self._examples: OrderedDict[str, Float32[np.ndarray, "d"]] = OrderedDict()
+        self._sentence = lru_cache(256)(searcher.vector)
         self._small = lru_cache(512)(self._drawn)
         # Row numbers mean other pictures once the index has changed.
-        record = repr(self.searcher.gallery.record).encode()
+        record = repr(searcher.gallery.record).encode()
         self.version = hashlib.sha256(record).hexdigest()[:16]
 
     def about(self) -> dict[str, Any]:
@@ -144,17 +137,18 @@ class Service:
             ((count - 1) * config.stride + config.patch) / side
             for count, side in zip(config.grid, config.image_size, strict=True)
         ]
+        strength = maps.strength.tolist()
         words = [
             {
                 "word": word,
                 # Punctuation is part of the sentence but matches no region.
                 "shown": is_word(word),
                 "content": is_content_word(word),
-                "strength": round(strength, 4),
+                "strength": round(strong, 4),
                 "cells": cells.astype(float).round(5).reshape(config.grid).tolist(),
             }
-            for word, strength, cells in zip(
-                maps.words, maps.strength.tolist(), maps.patches, strict=True
+            for word, strong, cells in zip(
+                maps.words, strength, maps.patches, strict=True
             )
         ]
         return {"words": words, "covered": covered}
@@ -162,14 +156,9 @@ class Service:
     def picture(self, version: str, row: int, size: str) -> bytes:
         """Return a picture of the gallery, decoded and encoded anew as a JPEG.
 
-        Args:
-            version: Version of the search that gave the row.
-            row: Number of the picture.
-            size: One of SIDES.
-
         Raises:
-            SearchError: No such picture, it can no longer be read, or the index has
-                changed.
+            SearchError: No such picture or size, it can no longer be read, or the
+                index is no longer the one of that version.
         """
         self._check_version(version)
         if size not in SIDES:
@@ -201,9 +190,6 @@ class Service:
         if sentence.strip():
             vector = mixed(vector, self._sentence(sentence))
         return vector
-
-    def _embedded(self, sentence: str) -> Float32[np.ndarray, "d"]:
-        return self.searcher.vector(sentence)
 
     def _drawn(self, row: int, size: str) -> bytes:
         encoded = self.searcher.gallery.read(row)

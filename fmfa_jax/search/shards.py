@@ -11,31 +11,32 @@ A shard is one safetensors file that is written once:
 The rows begin on a multiple of 64 bytes, where JAX on a CPU takes them without a copy.
 """
 
+import itertools
 import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 
 from fmfa_jax import files
-from fmfa_jax.search.store import SHARDS, IndexRecord, SearchError
+from fmfa_jax.search.store import SHARDS, STORAGES, IndexRecord, SearchError
 from fmfa_jax.weights import read_archive
 
 SHARD_ROWS = 65536
 """Pictures in a full shard."""
 _ALIGNED = 64
-_KINDS = {
-    "rows": {"<f4": "F32", "<f2": "F16"},
-    "ends": {"<i8": "I64"},
-    "sizes": {"<i8": "I64"},
-    "mtimes": {"<i8": "I64"},
-    "names": {"|u1": "U8"},
+_TYPES = {"float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8"}
+_TENSORS = {
+    "rows": STORAGES,
+    **dict.fromkeys(("ends", "sizes", "mtimes"), ("int64",)),
+    "names": ("uint8",),
 }
-"""The tensors in the file's order, with NumPy's and safetensors' names of types."""
+"""The tensors in the file's order, with the types that they may have."""
 
 
 @dataclass(frozen=True)
@@ -83,17 +84,10 @@ class Shard:
         ends = self.ends[here].tolist()
         start = int(self.ends[first - 1]) if first else 0
         names = self.names[start : ends[-1]].tobytes()
-        bounds = [end - start for end in (start, *ends)]
-        return [
-            Stamp(os.fsdecode(names[begin:end]), size, mtime_ns)
-            for begin, end, size, mtime_ns in zip(
-                bounds[:-1],
-                bounds[1:],
-                self.sizes[here].tolist(),
-                self.mtimes[here].tolist(),
-                strict=True,
-            )
-        ]
+        cuts = itertools.pairwise([0, *(end - start for end in ends)])
+        found = [os.fsdecode(names[begin:end]) for begin, end in cuts]
+        sizes, mtimes = self.sizes[here].tolist(), self.mtimes[here].tolist()
+        return list(map(Stamp, found, sizes, mtimes))
 
     def check(self) -> None:
         """Read everything once and compare it with the checksum.
@@ -101,7 +95,7 @@ class Shard:
         Raises:
             SearchError: The file has changed since it was written.
         """
-        if checksum(getattr(self, name) for name in _KINDS) != self.checksum:
+        if checksum(getattr(self, name) for name in _TENSORS) != self.checksum:
             raise SearchError(_damaged(self.path, "its content has changed"))
 
 
@@ -126,16 +120,12 @@ def open_shards(folder: Path, record: IndexRecord) -> list[Shard]:
     Raises:
         SearchError: One is missing or damaged.
     """
-    shards = []
-    for each in record.shards:
-        shard = open_shard(shard_path(folder, each.name))
+    shards = [open_shard(shard_path(folder, each.name)) for each in record.shards]
+    for each, shard in zip(record.shards, shards, strict=True):
         if len(shard.rows) != each.rows or shard.rows.dtype != record.storage:
-            raise SearchError(
-                f"shard {each.name} of {folder} has {len(shard.rows)} rows of "
-                f"{shard.rows.dtype}, {each.rows} of {record.storage} wanted; index "
-                "the gallery again"
-            )
-        shards.append(shard)
+            found = f"{len(shard.rows)} rows of {shard.rows.dtype}"
+            wanted = f"{each.rows} of {record.storage}"
+            raise SearchError(_damaged(shard.path, f"{found}, {wanted} wanted"))
     return shards
 
 
@@ -152,18 +142,16 @@ def open_shard(path: Path) -> Shard:
     """
     try:
         archive = read_archive(path)
-        arrays = {name: archive.tensors[name].read() for name in _KINDS}
+        arrays = {name: archive.tensors[name].read() for name in _TENSORS}
         shard = Shard(path, **arrays, checksum=archive.metadata["checksum"])
     except (OSError, ValueError, KeyError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise SearchError(_damaged(path, reason)) from error
-    right = all(a.dtype.str in _KINDS[name] for name, a in arrays.items())
-    count = len(shard.rows) if shard.rows.ndim == 2 else 0
-    lengths = {a.shape for a in (shard.ends, shard.sizes, shard.mtimes)}
-    if not (right and count and lengths == {(count,)} and shard.names.ndim == 1):
+    right = all(str(array.dtype) in _TENSORS[name] for name, array in arrays.items())
+    right &= [array.ndim for array in arrays.values()] == [2, 1, 1, 1, 1]
+    lengths = {len(arrays[name]) for name in ("rows", "ends", "sizes", "mtimes")}
+    if not right or len(lengths) > 1 or 0 in lengths:
         raise SearchError(_damaged(path, "its tensors do not fit each other"))
-    if shard.ends[-1] != len(shard.names):
-        raise SearchError(_damaged(path, "its names do not fit its table"))
     return shard
 
 
@@ -184,17 +172,12 @@ def write_shard(path: Path, part: Part, storage: str) -> None:
         "mtimes": np.array([stamp.mtime_ns for stamp in part.stamps], np.int64),
         "names": np.frombuffer(b"".join(names), np.uint8),
     }
-    header: dict[str, object] = {
-        "__metadata__": {"checksum": checksum(arrays.values())}
-    }
+    header: dict[str, Any] = {"__metadata__": {"checksum": checksum(arrays.values())}}
     end = 0
     for name, array in arrays.items():
         start, end = end, end + array.nbytes
-        header[name] = {
-            "dtype": _KINDS[name][array.dtype.str],
-            "shape": array.shape,
-            "data_offsets": (start, end),
-        }
+        kind, place = _TYPES[str(array.dtype)], (start, end)
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": place}
     text = json.dumps(header).encode()
     # safetensors' own writer aligns the data to 8 bytes and sorts the tensors.
     text += b" " * (-(8 + len(text)) % _ALIGNED)
@@ -204,7 +187,7 @@ def write_shard(path: Path, part: Part, storage: str) -> None:
             stream.write(array.data)
 
 
-def packed(parts: Iterator[Part], rows: int = SHARD_ROWS) -> Iterator[Part]:
+def packed(parts: Iterator[Part], rows: int) -> Iterator[Part]:
     """Cut and join parts, in order, so that each but the last has `rows` rows."""
     waiting: list[Part] = []
     for part in parts:

@@ -47,13 +47,10 @@ class BadFile:
 
 @dataclass(frozen=True)
 class ModelRecord:
-    """Which model made the embeddings.
+    """Which model made the embeddings, identified by the digest of its weight file.
 
-    Attributes:
-        path: Where it lay; only a hint.
-        sha256: Digest of its weight file, which identifies it.
-        config: Its ModelConfig as JSON.
-        source_grid: As given when the file was loaded, or None.
+    `path` is a hint where it lay; `config` is its ModelConfig as JSON, `source_grid`
+    what was given when the file was loaded.
     """
 
     path: str
@@ -74,11 +71,8 @@ class ShardRecord:
 class FaissRecord:
     """A FAISS index over all shards, in order.
 
-    Attributes:
-        file: Name in the folder of the index.
-        probes: Cells that a query visits.
-        recall: recall@10 against exact search, measured when it was built.
-        checksum: See `shards.checksum`.
+    A query visits `probes` cells; `recall` is recall@10 against exact search, measured
+    when the file was built, and `checksum` that of `shards.checksum`.
     """
 
     file: str
@@ -100,10 +94,8 @@ class IndexRecord:
         engine: One of ENGINES.
         shards: In order; rows are numbered across them.
         bad: Files that are not usable pictures.
-        excluded: Files and folders that were removed; they stay out until they are
-            added by name.
-        faiss: The approximate index. None with the engine "exact", and until the
-            gallery has been embedded to its end.
+        excluded: Files and folders that stay out until they are added by name.
+        faiss: None with the engine "exact", and until an embedding run has ended.
     """
 
     gallery: str
@@ -132,34 +124,29 @@ def read_record(folder: str | Path) -> IndexRecord:
     path = Path(folder) / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("version", None) if isinstance(values, dict) else None
+        if version == VERSION:
+            return _record(values)
     except FileNotFoundError as error:
         raise SearchError(
             f"no index at {folder}; make one: python -m fmfa_jax.search index GALLERY "
             f"--model RUN_OR_WEIGHTS --out {folder}"
         ) from error
-    except (ValueError, RecursionError) as error:
-        raise SearchError(
-            f"{path} is damaged ({error}); index the gallery again"
-        ) from error
-    version = values.get("version") if isinstance(values, dict) else None
-    if version != VERSION:
-        raise SearchError(
-            f"{path} has version {version}, this code reads {VERSION}; index the "
-            "gallery again into another folder"
-        )
-    try:
-        return _record(values)
     except (KeyError, TypeError, AttributeError) as error:
-        raise SearchError(
-            f"{path} lacks an entry or has a wrong one ({error}); index the gallery "
-            "again"
-        ) from error
+        reason = f"lacks an entry or has a wrong one ({error})"
+        raise SearchError(f"{path} {reason}; index the gallery again") from error
+    except (ValueError, RecursionError) as error:
+        reason = f"is damaged ({error})"
+        raise SearchError(f"{path} {reason}; index the gallery again") from error
+    raise SearchError(
+        f"{path} has version {version}, this code reads {VERSION}; index the "
+        "gallery again into another folder"
+    )
 
 
 def _record(values: dict[str, Any]) -> IndexRecord:
     model, faiss = values["model"], values["faiss"]
     grid = model["source_grid"]
-    given = {key: value for key, value in values.items() if key != "version"}
     typed = {
         "model": ModelRecord(**{**model, "source_grid": grid and tuple(grid)}),
         "shards": tuple(ShardRecord(**shard) for shard in values["shards"]),
@@ -167,7 +154,7 @@ def _record(values: dict[str, Any]) -> IndexRecord:
         "excluded": tuple(values["excluded"]),
         "faiss": faiss and FaissRecord(**faiss),
     }
-    record = IndexRecord(**{**given, **typed})
+    record = IndexRecord(**{**values, **typed})
     texts = (record.gallery, record.tokenizer, record.preprocessing, model["path"])
     right = all(isinstance(text, str) for text in texts)
     right &= record.storage in STORAGES and record.engine in ENGINES

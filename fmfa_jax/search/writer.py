@@ -119,7 +119,7 @@ class IndexWriter:
         return [held for held in self._held if held in changed or held in small]
 
     def _written(self, parts: Iterator[Part]) -> Iterator[_Held]:
-        for number, part in enumerate(packed(parts), self._next()):
+        for number, part in enumerate(packed(parts, SHARD_ROWS), self._next()):
             path = shard_path(self.folder, f"{number:08d}")
             write_shard(path, part, self.record.storage)
             record = ShardRecord(path.stem, len(part.rows))

@@ -18,7 +18,7 @@ from PIL import Image
 from data_pipeline import images
 from fmfa_jax import search
 from fmfa_jax.search import gallery as files
-from fmfa_jax.search import store
+from fmfa_jax.search import query, store, writer
 from fmfa_jax.search.store import SearchError
 
 ROOT = Path(__file__).parents[3]
@@ -396,3 +396,72 @@ def test_an_index_with_another_tokenizer_is_refused(
 def test_names_below_a_folder():
     assert files.is_below("a/b.jpg", ["a"]) and files.is_below("a", ["a"])
     assert not files.is_below("ab.jpg", ["a"]) and files.is_below("x", [""])
+
+
+def test_a_reader_follows_a_writer_that_replaces_shards(
+    gallery, encoder, tmp_path, monkeypatch
+):
+    out = tmp_path / "index"
+    search.index_gallery(gallery, out, encoder)
+    original = query.open_shards
+
+    def late(folder, record):
+        monkeypatch.setattr(query, "open_shards", original)
+        search.remove(out, [search.Gallery(out).file(0)])
+        return original(folder, record)
+
+    monkeypatch.setattr(query, "open_shards", late)
+    assert len(search.Gallery(out)) == 23
+    (path,) = (out / "shards").iterdir()
+    path.unlink()
+    with pytest.raises(SearchError, match="missing or damaged"):
+        search.Gallery(out)
+
+
+def test_every_commit_is_a_valid_index_and_small_shards_are_joined(
+    gallery, encoder, tmp_path, monkeypatch
+):
+    """With shards of 10 pictures, commits of 4, and pictures that have changed."""
+    monkeypatch.setattr(writer, "SHARD_ROWS", 10)
+    out = tmp_path / "index"
+    seen = []
+
+    def look(done, wanted, bad):
+        if (out / "index.json").exists():
+            record = search.read_record(out)
+            files = {f"{shard.name}.safetensors" for shard in record.shards}
+            assert files == {path.name for path in (out / "shards").iterdir()}
+            seen.append([shard.rows for shard in record.shards])
+            assert len(content(out)) == record.rows
+
+    pace = {"batch_size": 4, "save_every": 4, "progress": look}
+    search.index_gallery(gallery, out, encoder, **pace)
+    assert seen == [[4], [4, 4], [10, 2], [10, 2, 4], [10, 10], [10, 10, 4]]
+    before = content(out)
+    changed = sorted(before)[3:17]
+    for file in changed:
+        Image.new("RGB", (30, 60), "red").save(gallery / file)
+    seen.clear()
+    search.add(out, encoder, **pace)
+    assert [sum(rows) for rows in seen] == [24] * 5
+    assert seen[-1] == [10, 10, 4]
+    after = content(out)
+    kept = before.keys() - set(changed)
+    assert same({f: after[f] for f in kept}, {f: before[f] for f in kept})
+    assert all(not np.allclose(after[f], before[f]) for f in changed)
+
+
+def test_a_damaged_shard_is_not_carried_on(gallery, encoder, tmp_path):
+    out = tmp_path / "index"
+    search.index_gallery(gallery, out, encoder)
+    (path,) = (out / "shards").iterdir()
+    damaged = bytearray(path.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    path.unlink()
+    path.write_bytes(damaged)
+    for command in (lambda: search.add(out, encoder), lambda: search.remove(out)):
+        with pytest.raises(SearchError, match="its content has changed"):
+            command()
+    searcher = search.open_searcher(out)
+    with pytest.raises(SearchError, match="its content has changed"):
+        searcher.search(searcher.vector("a man"), 1)
