@@ -100,7 +100,7 @@ def flops(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
     gradient = loss_and_gradient(make_method(config), chunks=1, mesh=make_mesh())
 
     def step(params: Any, batch: Any) -> Any:
-        return gradient(params, batch, step_key(), None)
+        return gradient(params, batch, step_key(), {})
 
     arguments = models.param_shapes(config), _inputs(folder)
     return {

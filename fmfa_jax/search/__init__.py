@@ -1,27 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Find people by sentence in a gallery of any size."""
 
-from fmfa_jax.search.build import Change, add, index_gallery, remove
-from fmfa_jax.search.encoder import Encoder, open_encoder, reopen_encoder
+from fmfa_jax.search.encoder import IndexModel, open_model, reopen_model
 from fmfa_jax.search.exact import ExactSearch, Found
+from fmfa_jax.search.index import Change, add, index_gallery, remove
 from fmfa_jax.search.query import Gallery, Searcher, contact_sheet, open_searcher
-from fmfa_jax.search.store import Manifest, SearchError, read_manifest
+from fmfa_jax.search.store import IndexRecord, SearchError, read_record
 
 __all__ = [
     "Change",
-    "Encoder",
     "ExactSearch",
     "Found",
     "Gallery",
-    "Manifest",
+    "IndexModel",
+    "IndexRecord",
     "SearchError",
     "Searcher",
     "add",
     "contact_sheet",
     "index_gallery",
-    "open_encoder",
+    "open_model",
     "open_searcher",
-    "read_manifest",
+    "read_record",
     "remove",
-    "reopen_encoder",
+    "reopen_model",
 ]

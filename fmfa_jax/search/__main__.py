@@ -15,13 +15,14 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from data_pipeline.images import ImageError
-from fmfa_jax.search import build, store
-from fmfa_jax.search.encoder import Encoder, open_encoder, reopen_encoder
-from fmfa_jax.search.query import Searcher, contact_sheet, open_searcher
+from fmfa_jax.search import index, store
+from fmfa_jax.search.encoder import IndexModel, open_model, reopen_model
+from fmfa_jax.search.query import contact_sheet, open_searcher
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
 
@@ -30,21 +31,19 @@ _SHOWN_BAD = 10
 
 
 class ProgressLine:
-    """One line on standard error that is overwritten; in a log, one each 30 seconds."""
+    """A line on standard error, drawn over itself; in a log, one every 30 seconds."""
 
     def __init__(self) -> None:
         self._start: tuple[float, int] | None = None
         self._last = 0.0
 
     def __call__(self, done: int, wanted: int, bad: int) -> None:
-        """Show how far it is; see `pending.Progress`."""
-        now = time.monotonic()
+        """Show how far it is; see `index.Progress`."""
+        now, live = time.monotonic(), sys.stderr.isatty()
         if self._start is None:
             self._start = now, done
-        live = sys.stderr.isatty()
-        if not wanted:
-            return
-        if done < wanted and now - self._last < (0.2 if live else 30):
+        early = done < wanted and now - self._last < (0.2 if live else 30)
+        if early or not wanted:
             return
         self._last = now
         rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
@@ -61,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0; 2 where something cannot be used, with the reason on standard error; 130
-        after an interruption.
+        0 for success, 2 for an error, which is printed in one line, and 130 after an
+        interruption.
     """
     args = _parser().parse_args(arguments)
     try:
@@ -77,42 +76,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    encoder = open_encoder(
-        args.model,
-        tokenizer=args.tokenizer,
-        image_size=args.image_size,
-        stride=args.stride,
-        source_grid=args.source_grid,
+    sizes = {"image_size": args.image_size, "stride": args.stride}
+    model = open_model(
+        args.model, tokenizer=args.tokenizer, source_grid=args.source_grid, **sizes
     )
-    change = build.index_gallery(
-        args.gallery,
-        args.out,
-        encoder,
-        storage=args.storage,
-        engine=args.engine,
-        batch_size=args.batch_size,
-        save_every=args.save_every,
-        progress=ProgressLine(),
-    )
+    kept = {"storage": args.storage, "engine": args.engine}
+    change = index.index_gallery(args.gallery, args.out, model, **kept, **_pace(args))
     _report(args.out, change)
 
 
 def _add(args: argparse.Namespace) -> None:
-    change = build.add(
-        args.index,
-        _encoder(args),
-        _given(args.paths),
-        batch_size=args.batch_size,
-        save_every=args.save_every,
-        progress=ProgressLine(),
-    )
-    _report(args.index, change)
+    paths = _given(args.paths)
+    _report(args.index, index.add(args.index, _model(args), paths, **_pace(args)))
 
 
 def _remove(args: argparse.Namespace) -> None:
     if bool(args.paths) == args.missing:
         raise SearchError("wanted either files and folders to remove, or --missing")
-    _report(args.index, build.remove(args.index, _given(args.paths), model=args.model))
+    _report(args.index, index.remove(args.index, _given(args.paths), model=args.model))
 
 
 def _query(args: argparse.Namespace) -> None:
@@ -141,82 +122,87 @@ def _query(args: argparse.Namespace) -> None:
 
 def _check_sheet(path: Path) -> None:
     """Refuse a picture that could not be written, before the search and not after."""
-    known = {
-        end for end, kind in Image.registered_extensions().items() if kind in Image.SAVE
-    }
-    if path.suffix.lower() not in known:
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    if kind not in Image.SAVE:
         raise SearchError(f"--sheet {path}: wanted a name that ends in .png or .jpg")
     if not path.parent.is_dir():
         raise SearchError(f"--sheet {path}: there is no folder {path.parent}")
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from fmfa_jax.search.server import SearchServer
+    try:
+        from fmfa_jax.search.server import SearchServer
+    except ModuleNotFoundError as error:
+        raise SearchError(
+            f"the page needs {error.name}, which is not installed: pip install "
+            "starlette uvicorn"
+        ) from error
     from fmfa_jax.search.service import Service
 
+    if args.ssl_keyfile and not args.ssl_certfile:
+        raise SearchError("--ssl-keyfile is the key of a certificate: --ssl-certfile")
     searcher = open_searcher(args.index, model=args.model)
-    _warm(searcher)
-    password = args.password or os.environ.get(PASSWORD, "")
-    server = SearchServer(
-        Service(searcher), host=args.host, port=args.port, password=password
-    )
-    if not server.loopback:
-        print(
-            "note: other machines can reach this page"
-            + ("" if password else ", WITHOUT a password (--password)")
-            + "; what they send is not encrypted",
-            file=sys.stderr,
-        )
-    print(f"{len(searcher.gallery)} pictures at {server.url} (Ctrl-C ends)", flush=True)
-    with server:
-        server.serve_forever()
-
-
-def _warm(searcher: Searcher) -> None:
-    """Compile what the first search would wait for."""
+    # Compile what the first search would wait for.
     searcher.search(searcher.vector("a person"), 1)
     searcher.explain("a person", 0)
+    password = args.password or os.environ.get(PASSWORD, "")
+    server = SearchServer(
+        Service(searcher),
+        host=args.host,
+        port=args.port,
+        password=password,
+        names=args.allow_host,
+        root_path=args.root_path,
+        certificate=args.ssl_certfile,
+        key=args.ssl_keyfile,
+    )
+    if not server.loopback:
+        note = "note: other machines can reach this page"
+        note += "" if password else ", WITHOUT a password (--password)"
+        note += "" if args.ssl_certfile else "; what they send is not encrypted"
+        print(note, file=sys.stderr)
+    print(f"{len(searcher.gallery)} pictures at {server.url} (Ctrl-C ends)", flush=True)
+    server.run()
 
 
-def _encoder(args: argparse.Namespace) -> Encoder:
+def _model(args: argparse.Namespace) -> IndexModel:
     folder = Path(args.index).resolve()
-    return reopen_encoder(folder, store.read_manifest(folder), args.model)
+    return reopen_model(folder, store.read_record(folder), args.model)
+
+
+def _pace(args: argparse.Namespace) -> dict[str, Any]:
+    sizes = {"batch_size": args.batch_size, "save_every": args.save_every}
+    return {**sizes, "progress": ProgressLine()}
 
 
 def _given(paths: Sequence[str]) -> list[str]:
-    """Take a path as the shell completed it, where it exists; else by the gallery."""
-    return [
-        str(Path(path).absolute()) if Path(path).exists() else path for path in paths
-    ]
+    """Take paths that exist as they are, and others as relative to the gallery."""
+    return [str(Path(p).absolute()) if Path(p).exists() else p for p in paths]
 
 
-def _report(index: str, change: build.Change) -> None:
-    """Print what a command did; nothing is left out in silence."""
-    print(
-        f"{index}: {_count(change.rows, 'picture')} ({change.added} added, "
-        f"{change.removed} removed)"
-    )
+def _report(folder: str, change: index.Change) -> None:
+    """Print what a command did, with everything that was left out."""
+    pictures, counts = _count(change.rows, "picture"), (change.added, change.removed)
+    print(f"{folder}: {pictures} ({counts[0]} added, {counts[1]} removed)")
     if change.others:
-        print(f"left alone, by the name no picture: {_count(change.others, 'file')}")
+        print(f"left alone, not pictures by name: {_count(change.others, 'file')}")
     if change.excluded:
         excluded = _count(change.excluded, "picture")
         print(f"left out, because removed before: {excluded}; `add` them by name")
     if change.gone:
-        print(f"no longer on the disk: {_count(change.gone, 'picture')}; ", end="")
-        print("`remove --missing` takes them out")
+        gone = _count(change.gone, "picture")
+        print(f"no longer on the disk: {gone}; `remove --missing` takes them out")
     if change.bad:
         bad = _count(len(change.bad), "file")
-        print(f"unusable: {bad}, listed in {Path(index) / store.BAD_LIST}")
+        print(f"unusable: {bad}, listed in {Path(folder) / store.BAD_LIST}")
     for bad in change.met[:_SHOWN_BAD]:
         print(f"  {_plain(bad.file)}: {_plain(bad.reason)}")
     if len(change.met) > _SHOWN_BAD:
         print(f"  and {len(change.met) - _SHOWN_BAD} more")
     if change.faiss:
-        print(
-            f"FAISS: recall@10 against exact search {change.faiss.recall:.4f} "
-            f"(the worse of sentences and pictures), looking into "
-            f"{change.faiss.probes} cells"
-        )
+        recall, probes = change.faiss.recall, _count(change.faiss.probes, "cell")
+        print(f"FAISS: recall@10 against exact search {recall:.4f} ", end="")
+        print(f"(the worse of sentences and pictures), visiting {probes}")
 
 
 def _count(number: int, what: str) -> str:
@@ -229,7 +215,7 @@ def _clock(seconds: float) -> str:
 
 
 def _plain(text: str) -> str:
-    """Spell out what is not UTF-8 or would steer a terminal."""
+    """Escape what is not UTF-8 or would control a terminal."""
     text = text.encode("utf-8", "backslashreplace").decode()
     return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
@@ -270,48 +256,49 @@ def _parser() -> argparse.ArgumentParser:
     for each in (grow, shrink, ask, serve):
         each.add_argument("index", help="folder of the index")
         each.add_argument("--model", help="where the index's model lies now")
+    lost = {"metavar": "N", "help": "most pictures that a killed process loses"}
     for each in (make, grow):
         each.add_argument("--batch-size", type=_positive, default=64)
-        each.add_argument(
-            "--save-every",
-            type=_positive,
-            default=1024,
-            metavar="N",
-            help="pictures that a killed process loses at most",
-        )
+        each.add_argument("--save-every", type=_positive, default=1024, **lost)
+    missing = "what is no longer on the disk"
     grow.add_argument("paths", nargs="*", help="files and folders; none: all")
     shrink.add_argument("paths", nargs="*", help="files and folders of the gallery")
-    shrink.add_argument(
-        "--missing", action="store_true", help="what is no longer on the disk"
-    )
+    shrink.add_argument("--missing", action="store_true", help=missing)
     ask.add_argument("sentence", nargs="?", default="")
     ask.add_argument("--image", help="an example picture, alone or with the sentence")
     ask.add_argument("--top", type=_positive, default=10)
     ask.add_argument("--json", action="store_true")
     ask.add_argument("--sheet", help="picture file to draw the results to")
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=7860)
-    serve.add_argument(
-        "--password", default="", help=f"asked for by the page; safer in ${PASSWORD}"
-    )
+    _serve_options(serve)
     return parser
 
 
 def _index_options(make: argparse.ArgumentParser) -> None:
+    unstated = "where the weights do not state it"
     make.add_argument("gallery", help="folder of pictures, subfolders included")
     make.add_argument("--model", required=True, help="run folder or weight file")
     make.add_argument("--out", required=True, help="folder of the index")
     make.add_argument("--tokenizer", help='"clip" or a folder; default: the run\'s')
     make.add_argument("--storage", choices=store.STORAGES, default="float32")
     make.add_argument("--engine", choices=store.ENGINES, default="exact")
-    make.add_argument(
-        "--image-size",
-        type=_pair,
-        metavar="HxW",
-        help="where the weights do not state it",
-    )
+    make.add_argument("--image-size", type=_pair, metavar="HxW", help=unstated)
     make.add_argument("--stride", type=_positive)
     make.add_argument("--source-grid", type=_pair, metavar="RxC")
+
+
+def _serve_options(serve: argparse.ArgumentParser) -> None:
+    password = f"asked for by the page; safer in ${PASSWORD}"
+    names = "name by which browsers reach a reverse proxy in front; may be repeated"
+    root = "path below which a reverse proxy serves the page, like /people"
+    names_of_host = {"action": "append", "default": [], "metavar": "NAME"}
+    certificate, key = "certificate that turns on TLS", "its key, if in another file"
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=7860)
+    serve.add_argument("--password", default="", help=password)
+    serve.add_argument("--allow-host", help=names, **names_of_host)
+    serve.add_argument("--root-path", default="", metavar="PATH", help=root)
+    serve.add_argument("--ssl-certfile", metavar="PEM", help=certificate)
+    serve.add_argument("--ssl-keyfile", metavar="PEM", help=key)
 
 
 if __name__ == "__main__":

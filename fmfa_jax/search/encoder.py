@@ -11,10 +11,11 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
+from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.losses.alignment import RULES
 from fmfa_jax.models import Retriever
 from fmfa_jax.search import store
-from fmfa_jax.search.store import SearchError
+from fmfa_jax.search.store import IndexRecord, SearchError
 from fmfa_jax.weights import load_model
 from fmfa_jax.weights.source import open_source
 
@@ -22,21 +23,21 @@ CLIP_VOCABULARY = 49408
 
 
 @dataclass(frozen=True)
-class Encoder:
+class IndexModel:
     """Pictures and sentences -> unit rows of one space.
 
     Attributes:
-        model: both towers.
-        tokenizer: the model's.
+        model: Both towers.
+        tokenizer: The model's tokenizer.
         tokenizer_name: "clip" or a folder.
-        record: what an index notes of the model.
-        efa_rule: by which the model was trained to compare words and patches.
+        record: What an index notes about the model.
+        efa_rule: Rule by which the model was trained to compare words and patches.
     """
 
     model: Retriever
     tokenizer: WordTokenizer
     tokenizer_name: str
-    record: store.Model
+    record: store.ModelRecord
     efa_rule: str = "official"
 
     @property
@@ -47,131 +48,108 @@ class Encoder:
     def pictures(
         self, images: UInt8[np.ndarray, "b h w 3"]
     ) -> Float32[np.ndarray, "b d"]:
-        """Embed pictures of the model's size.
-
-        Raises:
-            SearchError: the model gives values that are not finite.
-        """
-        return unit_rows(np.asarray(self.model.encode_image(images)))
+        """Embed pictures of the model's size; see `embeddings`."""
+        return embeddings(np.asarray(self.model.encode_image(images)))
 
     def sentences(self, sentences: Sequence[str]) -> Float32[np.ndarray, "b d"]:
-        """Embed sentences; what is too long is cut as in training.
-
-        Raises:
-            SearchError: the model gives values that are not finite.
-        """
+        """Embed sentences, truncated as in training; see `embeddings`."""
         tokens = self.tokenizer.encode(sentences, self.model.config.context_length)
-        return unit_rows(np.asarray(self.model.encode_text(tokens)))
+        return embeddings(np.asarray(self.model.encode_text(tokens)))
 
 
-def unit_rows(rows: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Return the rows with length 1; a row of zeros stays.
+def embeddings(features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
+    """Return features with length 1; a row of zeros stays.
 
     Raises:
-        SearchError: a row holds NaN or infinity.
+        SearchError: A row holds NaN or infinity: the model has diverged.
     """
-    rows = rows.astype(np.float32)
-    length = np.linalg.norm(rows, axis=1, keepdims=True)
-    bad = int(np.count_nonzero(~np.isfinite(length)))
-    if bad:
-        raise SearchError(
-            f"the model gives NaN or infinity for {bad} of {len(rows)} inputs: it has "
-            "diverged, or its weights do not fit; take an earlier checkpoint"
-        )
-    return rows / np.maximum(length, 1e-12)
+    try:
+        return unit_rows(features, name="embedding")
+    except ValueError as error:
+        raise SearchError(str(error)) from error
 
 
-def open_encoder(
+def open_model(
     path: str | Path,
     *,
     tokenizer: str | None = None,
     image_size: tuple[int, int] | None = None,
     stride: int | None = None,
     source_grid: tuple[int, int] | None = None,
-) -> Encoder:
-    """Open a run folder or weight file, and the tokenizer that belongs to it.
+) -> IndexModel:
+    """Open a run folder or weight file with the tokenizer that belongs to it.
 
     Args:
-        path: see `weights.load_model`.
-        tokenizer: "clip" or a folder with vocab.json and merges.txt; None: what the
-            run's config.json names, or "clip" where the vocabulary has CLIP's size.
-        image_size: where the file does not state it.
-        stride: where the file does not state it.
-        source_grid: see `weights.load_model`.
+        path: See `weights.load_model`.
+        tokenizer: "clip" or a folder with vocab.json and merges.txt. By default what
+            the run's config.json names, or "clip" if the vocabulary has CLIP's size.
+        image_size: See `weights.load_model`.
+        stride: See `weights.load_model`.
+        source_grid: See `weights.load_model`.
 
     Raises:
-        WeightsError: the weights cannot be used.
-        SearchError: the tokenizer is unknown, or another model's.
+        WeightsError: The weights cannot be used.
+        SearchError: The tokenizer is unknown or belongs to another model.
     """
     model = load_model(
         path, image_size=image_size, stride=stride, source_grid=source_grid
     )
     vocabulary = model.config.vocab_size
     name = tokenizer or _of_run(path, "data.tokenizer") or _clip(vocabulary)
-    record = store.Model(
+    record = store.ModelRecord(
         path=str(Path(path).resolve()),
         sha256=model.report.sha256,
         config=json.loads(json.dumps(dataclasses.asdict(model.config))),
         source_grid=source_grid,
     )
     opened = _tokenizer(name, vocabulary)
-    return Encoder(model, opened, name, record, _efa_rule(path))
+    return IndexModel(model, opened, name, record, _efa_rule(path))
 
 
-def reopen_encoder(
-    folder: Path, manifest: store.Manifest, path: str | None = None
-) -> Encoder:
+def reopen_model(
+    folder: Path, record: IndexRecord, path: str | None = None
+) -> IndexModel:
     """Open the model that an index was made with.
 
     Args:
-        folder: of the index.
-        manifest: of the index.
-        path: where the model lies now; None: where it lay.
+        folder: Folder of the index.
+        record: What the index is.
+        path: Where the model lies now; by default where it lay.
 
     Raises:
-        SearchError: it is another model, or not there any more.
-        WeightsError: its file is damaged.
+        SearchError: It is another model, or no longer there.
+        WeightsError: Its file is damaged.
     """
-    check_preprocessing(manifest)
-    place = Path(path or manifest.model.path)
+    if record.preprocessing != store.PREPROCESSING:
+        raise SearchError(
+            f"this index was made with the preprocessing {record.preprocessing!r}, "
+            f"this code has {store.PREPROCESSING!r}; index the gallery again"
+        )
+    place = Path(path or record.model.path)
     if not place.exists():
         raise SearchError(
-            f"the model of this index is not at {place} any more; say where it lies "
-            f"with --model (its SHA-256 is {manifest.model.sha256})"
+            f"the model of this index is no longer at {place}; say where it lies "
+            f"with --model (its SHA-256 is {record.model.sha256})"
         )
     digest = open_source(place).sha256
-    if digest != manifest.model.sha256:
+    if digest != record.model.sha256:
         raise SearchError(
             f"{place} is not the model that this index was made with: the index has "
-            f"SHA-256 {manifest.model.sha256}, this file {digest}. Embeddings of two "
+            f"SHA-256 {record.model.sha256}, this file {digest}. Embeddings of two "
             "models cannot be compared: name the right one with --model, or index the "
             "gallery with this one into another folder"
         )
-    config = manifest.model.config
+    config = record.model.config
     model = load_model(
         place,
         image_size=tuple(config["image_size"]),
         stride=config["stride"],
         context_length=config["context_length"],
-        source_grid=manifest.model.source_grid,
+        source_grid=record.model.source_grid,
     )
-    name = manifest.tokenizer
-    name = name if name == "clip" else str(folder / name)
+    name = "clip" if record.tokenizer == "clip" else str(folder / record.tokenizer)
     tokenizer = _tokenizer(name, model.config.vocab_size)
-    return Encoder(model, tokenizer, name, manifest.model, _efa_rule(place))
-
-
-def check_preprocessing(manifest: store.Manifest) -> None:
-    """Refuse an index whose pictures were made ready in another way.
-
-    Raises:
-        SearchError: they were.
-    """
-    if manifest.preprocessing != store.PREPROCESSING:
-        raise SearchError(
-            f"this index was made with the preprocessing {manifest.preprocessing!r}, "
-            f"this code has {store.PREPROCESSING!r}; index the gallery again"
-        )
+    return IndexModel(model, tokenizer, name, record.model, _efa_rule(place))
 
 
 def _tokenizer(name: str, vocabulary: int) -> WordTokenizer:
@@ -189,8 +167,7 @@ def _tokenizer(name: str, vocabulary: int) -> WordTokenizer:
 
 def _of_run(path: str | Path, key: str) -> str | None:
     """Return what a run's config.json names, or None outside of run folders."""
-    path = Path(path)
-    config = (path if path.is_dir() else path.parent) / "config.json"
+    config = (Path(path) if Path(path).is_dir() else Path(path).parent) / "config.json"
     try:
         name = json.loads(config.read_text(encoding="utf-8")).get(key)
     except (OSError, ValueError, AttributeError):

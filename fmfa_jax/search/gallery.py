@@ -20,17 +20,12 @@ from fmfa_jax.search.store import BadFile, SearchError
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 )
-"""Names that are taken for pictures; whatever else lies in the folder is left."""
+"""Names that count as pictures; other files in the folder are left alone."""
 
 
 @dataclass(frozen=True)
 class Listing:
-    """What lies in a gallery.
-
-    Attributes:
-        pictures: by name.
-        others: how many further files were left alone, by their names no pictures.
-    """
+    """The pictures of a gallery, sorted, and the number of its other files."""
 
     pictures: tuple[Stamp, ...]
     others: int
@@ -42,12 +37,12 @@ def list_gallery(
     """List the pictures of a folder and its subfolders, sorted by name.
 
     Args:
-        gallery: the folder; hidden files and folders in it are left.
-        below: files and folders in it, relative to it, that are wanted.
-        leave: a folder that is no part of the gallery: the index.
+        gallery: The folder; hidden files and folders in it are skipped.
+        below: Files and folders to list, relative to the gallery.
+        leave: A folder that is not part of the gallery: the index.
 
     Raises:
-        SearchError: one of `below` is not there.
+        SearchError: One of `below` does not exist.
     """
     found: dict[str, Stamp] = {}
     others = 0
@@ -57,7 +52,7 @@ def list_gallery(
             raise SearchError(f"no file or folder {name!r} in the gallery {gallery}")
         for file in _files(path, leave):
             if file.suffix.lower() in SUFFIXES:
-                stamp = stamp_of(gallery, file.relative_to(gallery).as_posix())
+                stamp = _stamp(gallery, file.relative_to(gallery).as_posix())
                 found[stamp.file] = stamp
             else:
                 others += 1
@@ -75,36 +70,25 @@ def _files(path: Path, leave: Path | None) -> Iterator[Path]:
         yield from (Path(folder, file) for file in files if file[0] != ".")
 
 
-def stamp_of(gallery: Path, file: str) -> Stamp:
-    """Return a file's size and time; zeros for a link that leads nowhere."""
+def _stamp(gallery: Path, file: str) -> Stamp:
     try:
         status = (gallery / file).stat()
     except OSError:
-        return Stamp(file, 0, 0)
+        return Stamp(file, 0, 0)  # a dangling link
     return Stamp(file, status.st_size, status.st_mtime_ns)
 
 
-def inside(gallery: Path, file: str) -> Path:
-    """Return the path of a gallery's file.
+def read_file(gallery: Path, file: str) -> bytes:
+    """Return the content of a gallery's file.
 
     Raises:
-        SearchError: the name or a link in it leads out of the gallery.
+        SearchError: The name or a link in it leads out of the gallery.
+        OSError: It does not exist, cannot be read, or is not a regular file.
     """
     path = (gallery / file).resolve()
     if not path.is_relative_to(gallery.resolve()):
         raise SearchError(f"{file} leads out of the gallery; index where it lies")
-    return path
-
-
-def read_file(gallery: Path, file: str) -> bytes:
-    """Return what a gallery's file holds.
-
-    Raises:
-        SearchError: the name or a link in it leads out of the gallery.
-        OSError: it is not there, cannot be read, or is no regular file.
-    """
-    path = inside(gallery, file)
-    # A pipe would be waited for without end.
+    # Opening a pipe would wait forever.
     if path.exists() and not path.is_file():
         raise OSError("a pipe, device or folder, no regular file")
     return path.read_bytes()
@@ -118,11 +102,7 @@ def read_pictures(
 ) -> Iterator[Read]:
     """Yield each file with its pixels, or with why there are none, in order.
 
-    Args:
-        gallery: the folder.
-        stamps: the files.
-        image_size: height and width.
-        ahead: how many are read ahead.
+    The pixels have the height and width `image_size`; `ahead` files are read ahead.
     """
     waiting: deque[Future[Read]] = deque()
     rest = iter(stamps)
@@ -141,3 +121,21 @@ def _read(gallery: Path, stamp: Stamp, image_size: tuple[int, int]) -> Read:
     except (ImageError, OSError, SearchError) as error:
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         return stamp, BadFile(stamp.file, stamp.size, stamp.mtime_ns, reason)
+
+
+def relative_name(gallery: Path, path: str | Path) -> str:
+    """Return a path, absolute or relative to the gallery, as a name in the gallery.
+
+    Raises:
+        SearchError: It is not in the gallery.
+    """
+    whole = Path(os.path.normpath(gallery / path))
+    if not whole.is_relative_to(gallery):
+        raise SearchError(f"{path} is not in the gallery {gallery}")
+    name = whole.relative_to(gallery).as_posix()
+    return "" if name == "." else name
+
+
+def is_below(file: str, names: Sequence[str]) -> bool:
+    """Whether a file or folder is one of the names, or lies below one."""
+    return any(not n or file == n or file.startswith(f"{n}/") for n in names)

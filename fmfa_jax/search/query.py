@@ -11,14 +11,12 @@ from PIL import Image
 from data_pipeline.images import ImageError, decode, decode_resized
 from fmfa_jax.figures import Hit, Ranking, sheet
 from fmfa_jax.figures.words import WordMaps, word_maps
-from fmfa_jax.search import store
 from fmfa_jax.search.approximate import ApproximateSearch
-from fmfa_jax.search.build import open_shards
-from fmfa_jax.search.encoder import Encoder, reopen_encoder, unit_rows
+from fmfa_jax.search.encoder import IndexModel, embeddings, reopen_model
 from fmfa_jax.search.exact import ExactSearch, Found
 from fmfa_jax.search.gallery import read_file
-from fmfa_jax.search.shards import Shard
-from fmfa_jax.search.store import Manifest, SearchError
+from fmfa_jax.search.shards import open_shards
+from fmfa_jax.search.store import SearchError, read_record
 
 MAX_LETTERS = 1000
 """A longer sentence is refused; a model reads 77 tokens at most."""
@@ -26,18 +24,21 @@ MAX_EXAMPLE_PIXELS = 32_000_000
 
 
 class Gallery:
-    """The pictures of an index, by number.
-
-    Attributes:
-        folder: of the index.
-        manifest: what it is.
-        shards: in order.
-    """
+    """The pictures of an index, by number: its `folder`, `record` and `shards`."""
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).resolve()
-        self.manifest: Manifest = store.read_manifest(self.folder)
-        self.shards: list[Shard] = open_shards(self.folder, self.manifest)
+        self.record = read_record(self.folder)
+        while True:
+            try:
+                self.shards = open_shards(self.folder, self.record)
+                break
+            except SearchError:
+                # A writer may have replaced shards since the record was read.
+                newer = read_record(self.folder)
+                if newer == self.record:
+                    raise
+                self.record = newer
         starts = np.cumsum([0, *(len(shard.rows) for shard in self.shards)])
         self._starts: list[int] = starts.tolist()
 
@@ -48,7 +49,7 @@ class Gallery:
         """Return the name of a picture, relative to the gallery.
 
         Raises:
-            SearchError: there is no such picture.
+            SearchError: There is no such picture.
         """
         if not 0 <= row < len(self):
             raise SearchError(f"picture {row} of {len(self)}: there is none")
@@ -59,11 +60,11 @@ class Gallery:
         """Return the encoded picture.
 
         Raises:
-            SearchError: no such picture, or its file is gone or leads elsewhere.
+            SearchError: No such picture, or its file is gone or leads elsewhere.
         """
         file = self.file(row)
         try:
-            return read_file(Path(self.manifest.gallery), file)
+            return read_file(Path(self.record.gallery), file)
         except OSError as error:
             raise SearchError(
                 f"the picture {file} is no longer in the gallery: take it out of the "
@@ -76,29 +77,26 @@ class Searcher:
     """An index with its model."""
 
     gallery: Gallery
-    encoder: Encoder
+    model: IndexModel
     find: ExactSearch | ApproximateSearch
 
     def vector(
         self, sentence: str = "", picture: bytes = b""
     ) -> Float32[np.ndarray, "d"]:
-        """Embed a query; sentence and picture together count the same.
-
-        Args:
-            sentence: up to MAX_LETTERS long; empty: the picture alone.
-            picture: an encoded example; empty: the sentence alone.
+        """Embed a query: a sentence, an encoded picture, or both in equal shares.
 
         Raises:
-            SearchError: nothing came, too much came, or the picture cannot be read.
+            SearchError: Both are empty, the sentence is longer than MAX_LETTERS, or
+                the picture cannot be read.
         """
         parts = []
         if sentence.strip():
-            parts.append(self.encoder.sentences([checked(sentence)])[0])
+            parts.append(self.model.sentences([_checked(sentence)])[0])
         if picture:
-            parts.append(self.encoder.pictures(self._example(picture)[None])[0])
+            parts.append(self.model.pictures(self._example(picture)[None])[0])
         if not parts:
             raise SearchError("the query is empty: wanted a sentence or a picture")
-        return unit_rows(np.sum(parts, axis=0)[None])[0]
+        return mixed(*parts)
 
     def search(
         self, vector: Float32[np.ndarray, "d"], top: int, *, minimum: float = -2.0
@@ -111,63 +109,60 @@ class Searcher:
     def explain(self, sentence: str, row: int) -> WordMaps:
         """Tell which regions of a picture each word of a sentence goes with.
 
-        By EFA's similarity, which any model has, and by the rule of the model's run
-        where it lies in one; see `figures.words`.
+        Uses EFA's similarity, which any model has, with the rule of the model's run if
+        it lies in one; see `figures.words`.
 
         Raises:
-            SearchError: the sentence is empty or too long, or there is no such picture.
+            SearchError: The sentence is empty or too long, or there is no such picture.
         """
-        if not checked(sentence).strip():
+        if not _checked(sentence).strip():
             raise SearchError("no words came: wanted a sentence")
-        tokenizer, model = self.encoder.tokenizer, self.encoder.model
-        tokens = tokenizer.encode([sentence], model.config.context_length)
+        tokenizer, towers = self.model.tokenizer, self.model.model
+        tokens = tokenizer.encode([sentence], towers.config.context_length)
         picture = self._example(self.gallery.read(row))
-        image, text = model.forward_tokens(picture[None], tokens)
+        image, text = towers.forward_tokens(picture[None], tokens)
         words = tokenizer.words(tokens[0])
-        return word_maps(text[0], image[0], words, rule=self.encoder.efa_rule)[0]
+        return word_maps(text[0], image[0], words, rule=self.model.efa_rule)[0]
 
     def _example(self, encoded: bytes) -> np.ndarray:
         try:
             return decode_resized(
-                encoded, self.encoder.image_size, max_pixels=MAX_EXAMPLE_PIXELS
+                encoded, self.model.image_size, max_pixels=MAX_EXAMPLE_PIXELS
             )
         except ImageError as error:
             raise SearchError(f"the picture cannot be read: {error}") from error
 
 
-def open_searcher(folder: str | Path, *, model: str | None = None) -> Searcher:
-    """Open an index and its model.
+def mixed(*vectors: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
+    """Return the unit vector between unit vectors."""
+    return embeddings(np.sum(vectors, axis=0)[None])[0]
 
-    Args:
-        folder: of the index.
-        model: where the model lies now; None: where it lay when the index was made.
+
+def open_searcher(folder: str | Path, *, model: str | None = None) -> Searcher:
+    """Open an index and its model, which may lie elsewhere now.
 
     Raises:
-        SearchError: the index cannot be used, or the model is another one.
+        SearchError: The index cannot be used, or the model is another one.
     """
     gallery = Gallery(folder)
-    manifest = gallery.manifest
-    if not manifest.rows:
+    if not len(gallery):
         raise SearchError(f"the index {folder} holds no pictures; `add` some")
-    encoder = reopen_encoder(gallery.folder, manifest, model)
-    find = (
-        ExactSearch(gallery.shards)
-        if manifest.faiss is None
-        else ApproximateSearch(gallery.folder, manifest.faiss)
-    )
-    return Searcher(gallery, encoder, find)
+    opened = reopen_model(gallery.folder, gallery.record, model)
+    faiss = gallery.record.faiss
+    if faiss is None:
+        return Searcher(gallery, opened, ExactSearch(gallery.shards))
+    return Searcher(gallery, opened, ApproximateSearch(gallery.folder, faiss))
 
 
 def contact_sheet(searcher: Searcher, found: Found, caption: str) -> Image.Image:
     """Draw the pictures that were found, with rank, similarity and file.
 
     Raises:
-        SearchError: a picture is no longer in the gallery.
+        SearchError: A picture is no longer in the gallery.
     """
     hits = []
-    for rank, (row, cosine) in enumerate(
-        zip(found.rows.tolist(), found.similarity.tolist(), strict=True), 1
-    ):
+    pairs = zip(found.rows.tolist(), found.similarity.tolist(), strict=True)
+    for rank, (row, cosine) in enumerate(pairs, 1):
         labels = (f"{rank}.  {cosine:.3f}", searcher.gallery.file(row))
         pixels = decode(searcher.gallery.read(row))
         hits.append(Hit(pixels=pixels, verdict="found", labels=labels))
@@ -175,12 +170,7 @@ def contact_sheet(searcher: Searcher, found: Found, caption: str) -> Image.Image
     return sheet([Ranking(caption=caption, note=note, hits=tuple(hits))])
 
 
-def checked(sentence: str) -> str:
-    """Return the sentence.
-
-    Raises:
-        SearchError: it is longer than MAX_LETTERS.
-    """
+def _checked(sentence: str) -> str:
     if len(sentence) > MAX_LETTERS:
         raise SearchError(
             f"the sentence has {len(sentence)} letters, at most {MAX_LETTERS} are taken"

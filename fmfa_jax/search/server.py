@@ -1,49 +1,50 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The web page of an index: a small server over one static page.
-
-Gradio was weighed and not taken: regions laid over a picture word by word, focus that
-the arrow keys move, a phone's layout and strict headers would all have been custom HTML
-and JavaScript in it too, on top of dozens of packages, analytics that are on unless
-turned off, and files served by path. A page of our own needs the standard library
-alone, loads at once, and is tested as it is shipped.
+"""The web page of an index: Starlette on uvicorn over one static page.
 
 What the server gives away: its own page files, and pictures of the index by NUMBER,
-decoded and drawn anew, so that no other file can come out. It listens on the loopback
-unless told otherwise; there it answers to its own names only, which keeps other sites'
-pages from reaching it through a name that leads to 127.0.0.1.
+decoded and encoded anew, so that no other file can come out. It listens on the loopback
+by default; there it answers only to names of this machine, so that other sites' pages
+cannot reach it through a name of their own that resolves to 127.0.0.1.
+
+No client can hold up another: a connection must bring its request, and a request its
+body, within seconds; work that does not fit is refused with 503.
 """
 
+import asyncio
 import base64
-import binascii
 import hashlib
 import hmac
 import ipaddress
 import json
 import logging
 import socket
-import threading
-import time
-from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+
+import uvicorn
+from anyio import CapacityLimiter, to_thread
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.routing import Mount, Route
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmfa_jax.search.service import MAX_UPLOAD, BusyError, Service
 from fmfa_jax.search.store import SearchError
 
 MAX_JSON = 16 * 1024
-CONNECTIONS = 64
+CONNECTIONS = 512
+"""Further connections are closed at once."""
+UPLOADS = 8
+"""Example pictures that are received at a time."""
+REQUEST_SECONDS = 10
+BODY_SECONDS = 30
 FAILURE_DELAY = 0.5
-"""Seconds before a wrong password is answered."""
+"""Seconds between the answers to wrong passwords, from whomever they come."""
 _PAGE = Path(__file__).parent / "page"
-_PAGES = {
-    "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
-    "/detail.js": ("detail.js", "text/javascript; charset=utf-8"),
-    "/icon.svg": ("icon.svg", "image/svg+xml"),
-}
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' blob:; style-src 'self'; "
@@ -57,214 +58,280 @@ _HEADERS = {
     "Cross-Origin-Opener-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
 }
+_UVICORN = {
+    "ws": "none",
+    "lifespan": "off",
+    "log_config": None,
+    "log_level": logging.CRITICAL,
+    "access_log": False,
+    "proxy_headers": False,
+    "server_header": False,
+    "headers": list(_HEADERS.items()),
+    "timeout_graceful_shutdown": 5,
+}
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _log = logging.getLogger(__name__)
+Act = Callable[[Request], Awaitable[Response]]
 
 
-class RefusedError(Exception):
-    """A request that is not answered as it was meant."""
+class SearchServer:
+    """Serves one index at `url` until it is stopped.
 
-    def __init__(self, status: HTTPStatus, reason: str) -> None:
-        super().__init__(reason)
-        self.status = status
-
-
-class SearchServer(ThreadingHTTPServer):
-    """Serves one index until it is shut down."""
-
-    daemon_threads = True
+    `loopback` tells whether only this machine reaches its `address`.
+    """
 
     def __init__(
-        self, service: Service, *, host: str, port: int, password: str = ""
+        self,
+        service: Service,
+        *,
+        host: str,
+        port: int,
+        password: str = "",
+        names: Sequence[str] = (),
+        root_path: str = "",
+        certificate: str | None = None,
+        key: str | None = None,
     ) -> None:
         """Listen.
 
         Args:
-            service: what answers.
-            host: the address to bind.
-            port: 0: a free one.
-            password: asked for by the browser; empty: none.
+            service: What answers.
+            host: The address to bind.
+            port: The port to bind; 0 for a free one.
+            password: Asked for by the browser; empty for none.
+            names: Host names by which a reverse proxy is reached.
+            root_path: Path below which a reverse proxy serves the page.
+            certificate: PEM file that turns on TLS.
+            key: PEM file of the certificate's key, if it is not in the same file.
 
         Raises:
-            SearchError: the address cannot be bound.
+            SearchError: The certificate or the address cannot be used.
         """
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        self.service = service
-        self.password = password
-        self.loopback = is_loopback(host)
-        self._slots = threading.BoundedSemaphore(CONNECTIONS)
+        self.service, self.loopback = service, is_loopback(host)
+        self._password = hashlib.sha256(password.encode()).digest() if password else b""
+        self._names = {name.lower() for name in names}
+        self._uploads = asyncio.Semaphore(UPLOADS)
+        self._failing = asyncio.Lock()
+        self._drawing = CapacityLimiter(2)
+        app = self._app("/" + root_path.strip("/"))
+        tls = {"ssl_certfile": certificate, "ssl_keyfile": key}
+        config = uvicorn.Config(app, http=_Connection, **_UVICORN, **tls)
         try:
-            super().__init__((host, port), Handler)
+            config.load()
         except OSError as error:
-            raise SearchError(
-                f"cannot listen on {host}:{port} ({error}); try another --port"
-            ) from error
+            reason = f"the certificate {certificate} cannot be used ({error})"
+            raise SearchError(reason) from error
+        self._server = uvicorn.Server(config)
+        self._socket = _listening(host, port)
+        self.address: tuple[str, int] = self._socket.getsockname()[:2]
+        name = f"[{host}]" if ":" in host else self.address[0]
+        scheme = "https" if certificate else "http"
+        self.url = f"{scheme}://{name}:{self.address[1]}/"
 
-    @property
-    def url(self) -> str:
-        """Where the page is."""
-        host, port = self.server_address[:2]
-        return (
-            f"http://[{host}]:{port}/" if ":" in str(host) else f"http://{host}:{port}/"
-        )
+    def run(self) -> None:
+        """Serve until `stop` is called or, in the main thread, a signal comes."""
+        self._server.run(sockets=[self._socket])
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        """Start a thread, unless there are too many."""
-        if not self._slots.acquire(blocking=False):
-            self.shutdown_request(request)
-            return
-        super().process_request(request, client_address)
+    def stop(self) -> None:
+        """Make `run` return after the current answers are sent; from any thread."""
+        self._server.should_exit = True
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection in its thread."""
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._slots.release()
+    def _app(self, root: str) -> Starlette:
+        pages = ("page.css", "page.js", "detail.js", "icon.svg")
+        acts: dict[str, Act] = {f"/{name}": _page(name) for name in pages}
+        acts |= {
+            "/": _page("index.html"),
+            "/api/gallery": self._about,
+            "/picture/{version}/{row}/{size}": self._picture,
+        }
+        posts = {
+            "/api/search": self._asked("search"),
+            "/api/explain": self._asked("explain"),
+            "/api/example": self._example,
+        }
+        guarded = self._guarded
+        routes: list[Route | Mount] = [Route(p, guarded(a)) for p, a in acts.items()]
+        routes += [Route(p, guarded(a), methods=["POST"]) for p, a in posts.items()]
+        nothing = Route("/{path:path}", guarded(_nothing), methods=_METHODS)
+        if root != "/":
+            # Some proxies strip the prefix before they pass a request on, some do not.
+            routes.append(Route(root, guarded(_to_folder)))
+            routes.append(Mount(root, routes=[*routes, nothing]))
+        return Starlette(routes=[*routes, nothing])
 
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """Log what went wrong with a connection, such as one that broke off."""
-        _log.info("connection with %s ended", client_address, exc_info=True)
+    def _guarded(self, act: Act) -> Act:
+        """Refuse strangers, and turn errors into answers that tell no secrets."""
 
+        async def answer(request: Request) -> Response:
+            try:
+                await self._check_caller(request)
+                return await act(request)
+            except HTTPException as error:
+                told = error
+            except SearchError as error:
+                told = HTTPException(400, str(error))
+            except BusyError as error:
+                told = HTTPException(503, str(error), {"Retry-After": "1"})
+            except ClientDisconnect:
+                told = HTTPException(400, "the request broke off")
+            except Exception:
+                _log.exception("%s %s failed", request.method, request.scope["path"])
+                told = HTTPException(500, "the server failed; see its log")
+            # What is left of the request's body must not pass for the next request.
+            headers = {"Connection": "close", **(told.headers or {})}
+            return _json({"error": told.detail}, told.status_code, headers)
 
-class Handler(BaseHTTPRequestHandler):
-    """Answers one request after another of a connection."""
+        return answer
 
-    server: SearchServer
-    protocol_version = "HTTP/1.1"
-    server_version, sys_version = "search", ""
-    timeout = 30
+    async def _check_caller(self, request: Request) -> None:
+        host = request.headers.get("Host", "").lower()
+        if self.loopback or self._names:
+            name = _name(host)
+            if not (name in self._names or is_loopback(name)):
+                raise HTTPException(403, "this server does not answer to that name")
+        origin = request.headers.get("Origin")
+        if origin is not None:
+            asker = origin.lower().partition("://")[2]
+            if asker != host and _name(asker) not in self._names:
+                raise HTTPException(403, "another site's page asked")
+        if self._password and not self._knows_password(request):
+            async with self._failing:
+                await asyncio.sleep(FAILURE_DELAY)
+            challenge = {"WWW-Authenticate": 'Basic realm="search", charset="UTF-8"'}
+            raise HTTPException(401, "wanted the password", challenge)
 
-    def do_GET(self) -> None:
-        """Send a page file, a picture, or what is searched."""
-        self._answer(self._get)
-
-    def do_POST(self) -> None:
-        """Search, explain, or take an example picture."""
-        self._answer(self._post)
-
-    def _answer(self, act: Any) -> None:
-        try:
-            self._check_caller()
-            body, kind, cache = act()
-            status = HTTPStatus.OK
-        except (RefusedError, SearchError, BusyError) as error:
-            status, cache = _status(error), "no-store"
-            kind, body = _JSON, _json({"error": str(error)})
-        except Exception:
-            _log.exception("%s %s failed", self.command, self.path)
-            status, cache = HTTPStatus.INTERNAL_SERVER_ERROR, "no-store"
-            kind, body = _JSON, _json({"error": "the server failed; see its log"})
-        if status != HTTPStatus.OK or self._has_unread_body():
-            self.close_connection = True
-        self.send_response(status)
-        self.send_header("Content-Type", kind)
-        self.send_header("Content-Length", str(len(body)))
-        self.send_header("Cache-Control", cache)
-        if self.close_connection:
-            self.send_header("Connection", "close")
-        if status == HTTPStatus.UNAUTHORIZED:
-            self.send_header(
-                "WWW-Authenticate", 'Basic realm="search", charset="UTF-8"'
-            )
-        if status == HTTPStatus.SERVICE_UNAVAILABLE:
-            self.send_header("Retry-After", "1")
-        self.end_headers()
-        self.wfile.write(body)
-
-    def _has_unread_body(self) -> bool:
-        """Whether bytes may follow that would be taken for the next request."""
-        named = ("Content-Length", "Transfer-Encoding")
-        return self.command == "GET" and any(name in self.headers for name in named)
-
-    def _get(self) -> tuple[bytes, str, str]:
-        path = urlsplit(self.path).path
-        if path in _PAGES:
-            name, kind = _PAGES[path]
-            return (_PAGE / name).read_bytes(), kind, "no-cache"
-        if path == "/api/gallery":
-            return _json(self.server.service.about()), _JSON, "no-store"
-        match path.split("/"):
-            case ["", "picture", version, row, size] if _is_number(row):
-                body = self.server.service.picture(version, int(row), size)
-                return body, "image/jpeg", "private, max-age=600"
-        raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing at this address")
-
-    def _post(self) -> tuple[bytes, str, str]:
-        service, path = self.server.service, urlsplit(self.path).path
-        if path == "/api/example":
-            body = self._body("application/octet-stream", MAX_UPLOAD)
-            return _json(service.keep_example(body)), _JSON, "no-store"
-        acts = {"/api/search": service.search, "/api/explain": service.explain}
-        if path not in acts:
-            raise RefusedError(HTTPStatus.NOT_FOUND, "there is nothing at this address")
-        try:
-            asked = json.loads(self._body("application/json", MAX_JSON))
-        except (ValueError, RecursionError) as error:
-            raise SearchError("wanted one JSON object") from error
-        if not isinstance(asked, dict):
-            raise SearchError("wanted one JSON object")
-        return _json(acts[path](asked)), _JSON, "no-store"
-
-    def _body(self, kind: str, limit: int) -> bytes:
-        """Read the body of the wanted type; other sites' pages cannot send either."""
-        if self.headers.get_content_type() != kind:
-            raise RefusedError(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, f"wanted {kind}")
-        length = self.headers.get("Content-Length", "")
-        chunked = "Transfer-Encoding" in self.headers
-        if chunked or not (length.isascii() and length.isdigit()):
-            raise RefusedError(HTTPStatus.LENGTH_REQUIRED, "wanted a Content-Length")
-        if len(length) > 12 or int(length) > limit:
-            raise RefusedError(
-                HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
-                f"{length[:12]} bytes are too many, at most {limit} are taken",
-            )
-        body = self.rfile.read(int(length))
-        if len(body) < int(length):
-            raise RefusedError(HTTPStatus.BAD_REQUEST, "the request broke off")
-        return body
-
-    def _check_caller(self) -> None:
-        host = self.headers.get("Host", "")
-        name = host.rsplit(":", 1)[0] if not host.endswith("]") else host
-        if self.server.loopback and not is_loopback(name.lower().strip("[]")):
-            raise RefusedError(
-                HTTPStatus.FORBIDDEN, "this server answers to localhost only"
-            )
-        origin = self.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != host:
-            raise RefusedError(HTTPStatus.FORBIDDEN, "another site's page asked")
-        if self.server.password and not self._knows_password():
-            time.sleep(FAILURE_DELAY)
-            raise RefusedError(HTTPStatus.UNAUTHORIZED, "wanted the password")
-
-    def _knows_password(self) -> bool:
-        scheme, _, encoded = self.headers.get("Authorization", "").partition(" ")
+    def _knows_password(self, request: Request) -> bool:
+        header = request.headers.get("Authorization", "")
+        scheme, _, encoded = header.partition(" ")
         try:
             given = base64.b64decode(encoded, validate=True).partition(b":")[2]
-        except (binascii.Error, ValueError):
+        except ValueError:
             return False
-        # Digests have one length, so that the comparison tells nothing of the password.
-        wanted = hashlib.sha256(self.server.password.encode()).digest()
-        same = hmac.compare_digest(hashlib.sha256(given).digest(), wanted)
+        # Digests have one length, so that the comparison says nothing of the password.
+        same = hmac.compare_digest(hashlib.sha256(given).digest(), self._password)
         return scheme.lower() == "basic" and same
 
-    def end_headers(self) -> None:
-        """Add the headers that every answer has."""
-        for name, value in _HEADERS.items():
-            self.send_header(name, value)
-        super().end_headers()
+    async def _about(self, _: Request) -> Response:
+        return _json(self.service.about())
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Log requests, which hold no sentence, where the user wants to see them."""
-        _log.info("%s %s", self.address_string(), format % args)
+    async def _picture(self, request: Request) -> Response:
+        version, row, size = map(request.path_params.get, ("version", "row", "size"))
+        if not (row.isascii() and row.isdigit() and len(row) < 12):
+            return await _nothing(request)
+        draw = partial(self.service.picture, version, int(row), size)
+        body = await to_thread.run_sync(draw, limiter=self._drawing)
+        headers = {"Cache-Control": "private, max-age=600"}
+        return Response(body, 200, headers, "image/jpeg")
+
+    def _asked(self, name: str) -> Act:
+        async def act(request: Request) -> Response:
+            body = await _body(request, "application/json", MAX_JSON)
+            try:
+                asked = json.loads(body)
+            except (ValueError, RecursionError) as error:
+                raise SearchError("wanted one JSON object") from error
+            if not isinstance(asked, dict):
+                raise SearchError("wanted one JSON object")
+            return _json(await to_thread.run_sync(getattr(self.service, name), asked))
+
+        return act
+
+    async def _example(self, request: Request) -> Response:
+        if self._uploads.locked():
+            raise BusyError("too many example pictures at once; try again in a moment")
+        async with self._uploads:
+            body = await _body(request, "application/octet-stream", MAX_UPLOAD)
+            return _json(await to_thread.run_sync(self.service.keep_example, body))
 
 
-_JSON = "application/json"
+class _Connection(H11Protocol):
+    """Closes connections that are too many, or too slow to bring a request."""
+
+    _deadline: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._watch()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._stop_clock()
+
+    def _watch(self) -> None:
+        """Start the clock of a request that is not there yet, or stop it."""
+        if self.cycle and not self.cycle.response_complete:
+            self._stop_clock()
+        elif self._deadline is None:
+            close = self.transport.abort
+            self._deadline = self.loop.call_later(REQUEST_SECONDS, close)
+
+    def _stop_clock(self) -> None:
+        if self._deadline:
+            self._deadline.cancel()
+        self._deadline = None
 
 
-def _is_number(text: str) -> bool:
-    """Whether a text is a number that a row can have."""
-    return text.isascii() and text.isdigit() and len(text) < 12
+def _listening(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        if not 0 <= port < 65536:
+            raise OSError("no such port")
+        return socket.create_server((host, port), family=family)
+    except OSError as error:
+        reason = f"cannot listen on {host}:{port} ({error}); try another --port"
+        raise SearchError(reason) from error
+
+
+def _page(name: str) -> Act:
+    async def act(_: Request) -> Response:
+        return FileResponse(_PAGE / name, headers={"Cache-Control": "no-cache"})
+
+    return act
+
+
+async def _to_folder(request: Request) -> Response:
+    return RedirectResponse(f"{request.scope['path']}/")
+
+
+async def _nothing(_: Request) -> Response:
+    raise HTTPException(404, "there is nothing at this address")
+
+
+async def _body(request: Request, kind: str, limit: int) -> bytes:
+    """Read a body of the wanted type; other sites' pages cannot send either."""
+    if request.headers.get("Content-Type", "").partition(";")[0].strip() != kind:
+        raise HTTPException(415, f"wanted {kind}")
+    length = request.headers.get("Content-Length", "")
+    chunked = "Transfer-Encoding" in request.headers
+    if chunked or not (length.isascii() and length.isdigit()):
+        raise HTTPException(411, "wanted a Content-Length")
+    if len(length) > 12 or int(length) > limit:
+        many = f"{length[:12]} bytes are too many, at most {limit} are taken"
+        raise HTTPException(413, many)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await request.body()
+    except TimeoutError as error:
+        raise HTTPException(408, "the request came too slowly") from error
+
+
+def _json(
+    value: Any, status: int = 200, headers: dict[str, str] | None = None
+) -> Response:
+    body = json.dumps(value).encode("ascii")
+    headers = {"Cache-Control": "no-store", **(headers or {})}
+    return Response(body, status, headers, "application/json")
+
+
+def _name(host: str) -> str:
+    """Return a Host header without its port and brackets."""
+    return (host if host.endswith("]") else host.rsplit(":", 1)[0]).strip("[]")
 
 
 def is_loopback(host: str) -> bool:
@@ -273,15 +340,3 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value).encode("ascii")
-
-
-def _status(error: Exception) -> HTTPStatus:
-    if isinstance(error, RefusedError):
-        return error.status
-    if isinstance(error, BusyError):
-        return HTTPStatus.SERVICE_UNAVAILABLE
-    return HTTPStatus.BAD_REQUEST

@@ -1,16 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What the web page asks for: plain values in, plain values out, limits kept."""
+"""What the web page asks for: plain values in, plain values out, within limits."""
 
 import contextlib
 import hashlib
 import io
-import math
 import secrets
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,7 @@ from PIL import Image
 
 from data_pipeline.images import ImageError, decode
 from fmfa_jax.figures.words import is_content_word, is_word
-from fmfa_jax.search.encoder import unit_rows
-from fmfa_jax.search.query import MAX_LETTERS, Searcher
+from fmfa_jax.search.query import MAX_LETTERS, Searcher, mixed
 from fmfa_jax.search.store import SearchError
 
 MAX_UPLOAD = 8 * 2**20
@@ -31,47 +29,38 @@ DEPTH = 1000
 PAGE = 20
 LARGEST_PAGE = 100
 SIDES = {"small": (240, 320), "large": (900, 1200)}
-"""Largest width and height of the pictures that are sent."""
+"""Largest width and height of the pictures that are sent out."""
 WAITING = 8
-"""Requests for the model that may wait; a further one is told to come again."""
+"""Requests that may wait for the model; further ones are told to come again."""
 EXAMPLES = 64
-"""Example pictures (their embeddings only) that are remembered."""
+"""Example pictures whose embeddings are remembered."""
 
 
 class BusyError(RuntimeError):
-    """Too many requests wait for the model."""
+    """Too many requests at once."""
 
 
-@dataclass
 class Service:
-    """Answers for one index; safe to share by threads."""
+    """Answers for one index; threads may share it."""
 
-    searcher: Searcher
-    _turn: threading.Lock = field(default_factory=threading.Lock)
-    _places: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(WAITING + 1)
-    )
-    _drawing: threading.BoundedSemaphore = field(
-        default_factory=lambda: threading.BoundedSemaphore(2)
-    )
-    _examples: OrderedDict[str, Float32[np.ndarray, "d"]] = field(
-        default_factory=OrderedDict
-    )
-
-    def __post_init__(self) -> None:
-        self._sentence = lru_cache(256)(self._embedded)
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+        self._turn = threading.Lock()
+        self._places = threading.BoundedSemaphore(WAITING + 1)
+        self._examples: OrderedDict[str, Float32[np.ndarray, "d"]] = OrderedDict()
+        self._sentence = lru_cache(256)(searcher.vector)
         self._small = lru_cache(512)(self._drawn)
-        # Numbers mean other pictures once the index has changed.
-        manifest = repr(self.searcher.gallery.manifest).encode()
-        self.version = hashlib.sha256(manifest).hexdigest()[:16]
+        # Row numbers mean other pictures once the index has changed.
+        record = repr(searcher.gallery.record).encode()
+        self.version = hashlib.sha256(record).hexdigest()[:16]
 
     def about(self) -> dict[str, Any]:
-        """Tell what is searched, and the limits."""
+        """Describe the gallery and the limits."""
         gallery = self.searcher.gallery
         return {
-            "name": Path(gallery.manifest.gallery).name,
+            "name": Path(gallery.record.gallery).name,
             "pictures": len(gallery),
-            "engine": gallery.manifest.engine,
+            "engine": "faiss" if gallery.record.faiss else "exact",
             "page": PAGE,
             "letters": MAX_LETTERS,
             "upload": MAX_UPLOAD,
@@ -81,34 +70,31 @@ class Service:
         """Find pictures.
 
         Args:
-            asked: sentence (text), example (a key from `keep_example`), minimum
-                (cosine or None), offset and limit (a page); all may be absent.
+            asked: "sentence", "example" (a key from `keep_example`), "minimum" (cosine
+                or None), "offset" and "limit" (a page); all may be absent.
 
         Raises:
-            SearchError: a value that cannot be used.
-            BusyError: too many requests wait.
+            SearchError: A value cannot be used.
+            BusyError: Too many requests wait.
         """
-        sentence = _text(asked, "sentence")
-        example = _text(asked, "example")
+        sentence, example = _text(asked, "sentence"), _text(asked, "example")
         offset = _whole(asked, "offset", 0, 0, DEPTH - 1)
         limit = _whole(asked, "limit", PAGE, 1, LARGEST_PAGE)
         top = min(offset + limit, DEPTH)
         with self._alone():
             vector = self._query(sentence, example)
             found = self.searcher.search(vector, top, minimum=_minimum(asked))
-        rows, similarity = found.rows[offset:], found.similarity[offset:]
+        hits = zip(found.rows.tolist(), found.similarity.tolist(), strict=True)
         return {
             "results": [
                 {
                     "row": row,
-                    "rank": offset + place,
+                    "rank": rank,
                     "similarity": round(cosine, 4),
                     "file": self.searcher.gallery.file(row),
                     "picture": f"/picture/{self.version}/{row}",
                 }
-                for place, (row, cosine) in enumerate(
-                    zip(rows.tolist(), similarity.tolist(), strict=True), 1
-                )
+                for rank, (row, cosine) in islice(enumerate(hits, 1), offset, None)
             ],
             "version": self.version,
             "matches": found.matches,
@@ -121,8 +107,8 @@ class Service:
         """Embed an example picture; the picture itself is not kept.
 
         Raises:
-            SearchError: it is no picture.
-            BusyError: too many requests wait.
+            SearchError: It is not a picture.
+            BusyError: Too many requests wait.
         """
         with self._alone():
             vector = self.searcher.vector(picture=encoded)
@@ -136,47 +122,43 @@ class Service:
         """Tell which regions of a picture each word matched.
 
         Args:
-            asked: sentence, row, and the version of the search that gave the row.
+            asked: "sentence", "row", and "version" of the search that gave the row.
 
         Raises:
-            SearchError: no such picture, no words, or the index has changed.
-            BusyError: too many requests wait.
+            SearchError: No such picture, no words, or the index has changed.
+            BusyError: Too many requests wait.
         """
         self._check_version(_text(asked, "version"))
         row = _whole(asked, "row", -1, 0, len(self.searcher.gallery) - 1)
         with self._alone():
             maps = self.searcher.explain(_text(asked, "sentence"), row)
-        config = self.searcher.encoder.model.config
+        config = self.searcher.model.model.config
         covered = [
             ((count - 1) * config.stride + config.patch) / side
             for count, side in zip(config.grid, config.image_size, strict=True)
         ]
+        strength = maps.strength.tolist()
         words = [
             {
                 "word": word,
-                # Marks stand in the sentence, but have no regions worth showing.
+                # Punctuation is part of the sentence but matches no region.
                 "shown": is_word(word),
                 "content": is_content_word(word),
-                "strength": round(strength, 4),
+                "strength": round(strong, 4),
                 "cells": cells.astype(float).round(5).reshape(config.grid).tolist(),
             }
-            for word, strength, cells in zip(
-                maps.words, maps.strength.tolist(), maps.patches, strict=True
+            for word, strong, cells in zip(
+                maps.words, strength, maps.patches, strict=True
             )
         ]
         return {"words": words, "covered": covered}
 
     def picture(self, version: str, row: int, size: str) -> bytes:
-        """Return a picture of the gallery as a JPEG of this server's own making.
-
-        Args:
-            version: of the search that gave the row.
-            row: its number.
-            size: one of SIDES.
+        """Return a picture of the gallery, decoded and encoded anew as a JPEG.
 
         Raises:
-            SearchError: no such picture, it cannot be read any more, or the index has
-                changed.
+            SearchError: No such picture or size, it can no longer be read, or the
+                index is no longer the one of that version.
         """
         self._check_version(version)
         if size not in SIDES:
@@ -206,23 +188,19 @@ class Service:
         self._examples.move_to_end(example)
         vector = self._examples[example]
         if sentence.strip():
-            vector = unit_rows((vector + self._sentence(sentence))[None])[0]
+            vector = mixed(vector, self._sentence(sentence))
         return vector
-
-    def _embedded(self, sentence: str) -> Float32[np.ndarray, "d"]:
-        return self.searcher.vector(sentence)
 
     def _drawn(self, row: int, size: str) -> bytes:
         encoded = self.searcher.gallery.read(row)
-        with self._drawing:
-            try:
-                image = Image.fromarray(decode(encoded))
-            except ImageError as error:
-                file = self.searcher.gallery.file(row)
-                raise SearchError(f"{file} cannot be read any more") from error
-            image.thumbnail(SIDES[size], Image.Resampling.LANCZOS)
-            out = io.BytesIO()
-            image.save(out, format="JPEG", quality=88)
+        try:
+            image = Image.fromarray(decode(encoded))
+        except ImageError as error:
+            file = self.searcher.gallery.file(row)
+            raise SearchError(f"{file} can no longer be read") from error
+        image.thumbnail(SIDES[size], Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, format="JPEG", quality=88)
         return out.getvalue()
 
 
@@ -246,6 +224,7 @@ def _minimum(asked: Mapping[str, Any]) -> float:
     value = asked.get("minimum")
     if value is None:
         return -2.0
-    if type(value) not in (int, float) or not math.isfinite(value):
+    # False for NaN, infinities and integers beyond any float.
+    if type(value) not in (int, float) or not -1e9 <= value <= 1e9:
         raise SearchError("minimum: wanted a number")
     return float(value)

@@ -1,38 +1,42 @@
 # SPDX-License-Identifier: Apache-2.0
 """Embeddings on disk with the files they belong to, read by memory mapping.
 
-A shard is a folder that is written once:
+A shard is one safetensors file that is written once:
 
-    rows.npy     float32 unit rows [g, d]; or int16, each row with a scale of its own
-    scales.npy   float32 [g] of int16 rows: row = integers * scale
-    codes.npy    int8 [g, d], the integers / 258, for the storage "int8"
-    table.npy    int64 [g, 3]: where the name ends in names.bin, size, mtime in ns
-    names.bin    the files' names, relative to the gallery, one after the other
+    rows            float32 or float16 [g, d], unit rows
+    ends            int64 [g], where each file's name ends in `names`
+    sizes, mtimes   int64 [g], the files' sizes and times in nanoseconds
+    names           uint8, the files' names relative to the gallery, joined
 
-With "int8" a search reads the codes alone and ranks its short list anew by the rows.
-Two bytes are int16 and not float16, because unit rows have no use for an exponent: the
-rounding is finer at the same size and speed. Of the ten best of a million, int16 keeps
-0.9997 and float16 would keep 0.9995 (benchmarks/search.py).
+The rows begin on a multiple of 64 bytes, where JAX on a CPU takes them without a copy.
 """
 
-import contextlib
-import mmap
+import itertools
+import json
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+import struct
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int8, Int16, Int64, UInt8
+from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 
-from fmfa_jax.search.store import SearchError, sync_folder
+from fmfa_jax import files
+from fmfa_jax.search.store import SHARDS, STORAGES, IndexRecord, SearchError
+from fmfa_jax.weights import read_archive
 
 SHARD_ROWS = 65536
 """Pictures in a full shard."""
-CODE_STEP = 258
-"""Steps of an int16 row in one of its int8 code: 32767 of them are 127 codes."""
+_ALIGNED = 64
+_TYPES = {"float32": "F32", "float16": "F16", "int64": "I64", "uint8": "U8"}
+_TENSORS = {
+    "rows": STORAGES,
+    **dict.fromkeys(("ends", "sizes", "mtimes"), ("int64",)),
+    "names": ("uint8",),
+}
+"""The tensors in the file's order, with the types that they may have."""
 
 
 @dataclass(frozen=True)
@@ -46,139 +50,144 @@ class Stamp:
 
 @dataclass(frozen=True)
 class Part:
-    """Embeddings in memory, with their files: what a shard is made from."""
+    """Embeddings in memory with their files: what a shard is made from."""
 
     rows: Float32[np.ndarray, "g d"]
     stamps: tuple[Stamp, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Shard:
-    """Embeddings on disk; nothing is read until it is asked for."""
+    """Embeddings on disk; nothing is read until it is needed."""
 
-    rows: Float32[np.ndarray, "g d"] | Int16[np.ndarray, "g d"]
-    scales: Float32[np.ndarray, "g"] | None
-    codes: Int8[np.ndarray, "g d"] | None
-    table: Int64[np.ndarray, "g 3"]
+    path: Path
+    rows: Shaped[np.ndarray, "g d"]
+    ends: Int64[np.ndarray, "g"]
+    sizes: Int64[np.ndarray, "g"]
+    mtimes: Int64[np.ndarray, "g"]
     names: UInt8[np.ndarray, "bytes"]
+    checksum: str
 
     def unit(
         self, chosen: slice | Int64[np.ndarray, "k"] | Bool[np.ndarray, "g"]
     ) -> Float32[np.ndarray, "k d"]:
-        """Return rows as the model gave them, as exactly as they are kept."""
-        rows = np.asarray(self.rows[chosen], np.float32)
-        return rows if self.scales is None else rows * self.scales[chosen][:, None]
+        """Return rows in float32."""
+        return np.asarray(self.rows[chosen], np.float32)
 
     def stamp(self, row: int) -> Stamp:
         """Return the file of a row."""
-        start = int(self.table[row - 1, 0]) if row else 0
-        end, size, mtime_ns = self.table[row].tolist()
-        return Stamp(os.fsdecode(self.names[start:end].tobytes()), size, mtime_ns)
+        return self.stamps(row, row + 1)[0]
 
-    def stamps(self) -> list[Stamp]:
-        """Return the files of all rows."""
-        names = self.names.tobytes()
-        starts = np.concatenate([[0], self.table[:-1, 0]]).tolist()
-        return [
-            Stamp(os.fsdecode(names[start:end]), size, mtime_ns)
-            for start, (end, size, mtime_ns) in zip(
-                starts, self.table.tolist(), strict=True
-            )
-        ]
+    def stamps(self, first: int = 0, last: int | None = None) -> list[Stamp]:
+        """Return the files of the rows from `first` up to `last`, by default of all."""
+        here = slice(first, last)
+        ends = self.ends[here].tolist()
+        start = int(self.ends[first - 1]) if first else 0
+        names = self.names[start : ends[-1]].tobytes()
+        cuts = itertools.pairwise([0, *(end - start for end in ends)])
+        found = [os.fsdecode(names[begin:end]) for begin, end in cuts]
+        sizes, mtimes = self.sizes[here].tolist(), self.mtimes[here].tolist()
+        return list(map(Stamp, found, sizes, mtimes))
+
+    def check(self) -> None:
+        """Read everything once and compare it with the checksum.
+
+        Raises:
+            SearchError: The file has changed since it was written.
+        """
+        if checksum(getattr(self, name) for name in _TENSORS) != self.checksum:
+            raise SearchError(_damaged(self.path, "its content has changed"))
 
 
-def open_shard(folder: Path) -> Shard:
+def checksum(arrays: Iterable[np.ndarray]) -> str:
+    """Add up the arrays' bytes as 64-bit words.
+
+    A changed bit always changes the sum. It runs at the speed of memory, so that a
+    gallery can be checked whenever it is opened; a cryptographic digest could not.
+    """
+    total = 0
+    for array in arrays:
+        data = array.reshape(-1).view(np.uint8)
+        whole = len(data) // 8 * 8
+        total += int(data[:whole].view(np.uint64).sum(dtype=np.uint64))
+        total += int.from_bytes(data[whole:].tobytes(), "little")
+    return f"{total % 2**64:016x}"
+
+
+def open_shards(folder: Path, record: IndexRecord) -> list[Shard]:
+    """Map all shards of an index, in order.
+
+    Raises:
+        SearchError: One is missing or damaged.
+    """
+    shards = [open_shard(shard_path(folder, each.name)) for each in record.shards]
+    for each, shard in zip(record.shards, shards, strict=True):
+        if len(shard.rows) != each.rows or shard.rows.dtype != record.storage:
+            found = f"{len(shard.rows)} rows of {shard.rows.dtype}"
+            wanted = f"{each.rows} of {record.storage}"
+            raise SearchError(_damaged(shard.path, f"{found}, {wanted} wanted"))
+    return shards
+
+
+def shard_path(folder: Path, name: str) -> Path:
+    """Return the file of a shard."""
+    return folder / SHARDS / f"{name}.safetensors"
+
+
+def open_shard(path: Path) -> Shard:
     """Map a shard.
 
     Raises:
-        SearchError: a file is missing, damaged or does not fit the others.
+        SearchError: It is missing or damaged.
     """
     try:
-        there = {path.name for path in folder.iterdir()}
-        shard = Shard(
-            rows=_mapped(folder / "rows.npy"),
-            scales=_mapped(folder / "scales.npy") if "scales.npy" in there else None,
-            codes=_mapped(folder / "codes.npy") if "codes.npy" in there else None,
-            table=_mapped(folder / "table.npy"),
-            names=np.memmap(folder / "names.bin", np.uint8, "r"),
-        )
-    except (OSError, ValueError, TypeError) as error:
-        raise SearchError(
-            f"the shard {folder} is missing or damaged ({error}); index the gallery "
-            "again into another folder"
-        ) from error
-    count = len(shard.rows)
-    if (shard.rows.dtype == np.int16) != (shard.scales is not None):
-        raise SearchError(f"the shard {folder} lacks its scales, or has some too many")
-    if len(shard.table) != count or shard.table[-1, 0] != len(shard.names):
-        raise SearchError(f"the files of the shard {folder} do not fit each other")
+        archive = read_archive(path)
+        arrays = {name: archive.tensors[name].read() for name in _TENSORS}
+        shard = Shard(path, **arrays, checksum=archive.metadata["checksum"])
+    except (OSError, ValueError, KeyError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
+        raise SearchError(_damaged(path, reason)) from error
+    right = all(str(array.dtype) in _TENSORS[name] for name, array in arrays.items())
+    right &= [array.ndim for array in arrays.values()] == [2, 1, 1, 1, 1]
+    lengths = {len(arrays[name]) for name in ("rows", "ends", "sizes", "mtimes")}
+    if not right or len(lengths) > 1 or 0 in lengths:
+        raise SearchError(_damaged(path, "its tensors do not fit each other"))
     return shard
 
 
-def _mapped(path: Path) -> np.ndarray:
-    return np.asarray(np.load(path, mmap_mode="r"))
+def _damaged(path: Path, reason: str) -> str:
+    return (
+        f"the shard {path} is missing or damaged ({reason}); index the gallery again "
+        "into another folder"
+    )
 
 
-def expect_single_rows(rows: np.ndarray) -> None:
-    """Tell the system that few rows of a mapped array will be read, here and there.
-
-    Otherwise it reads megabytes around each, and a short list the whole file.
-    """
-    base = rows
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = getattr(base, "base", None)
-    if base is not None and hasattr(mmap, "MADV_RANDOM"):
-        base.madvise(mmap.MADV_RANDOM)
-
-
-def write_shard(folder: Path, part: Part, storage: str) -> None:
+def write_shard(path: Path, part: Part, storage: str) -> None:
     """Write a shard that appears whole under its name, or not at all."""
-    draft = folder.with_name(f".{folder.name}.unfinished")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    arrays: dict[str, np.ndarray] = {"rows": part.rows}
-    if storage != "float32":
-        arrays["rows"], arrays["scales"] = quantize(part.rows)
-    if storage == "int8":
-        arrays["codes"] = np.rint(arrays["rows"] / np.float32(CODE_STEP)).astype(
-            np.int8
-        )
     names = [os.fsencode(stamp.file) for stamp in part.stamps]
-    ends = np.cumsum([len(name) for name in names])
-    sizes = [(stamp.size, stamp.mtime_ns) for stamp in part.stamps]
-    arrays["table"] = np.column_stack([ends, sizes]).astype(np.int64)
+    arrays = {
+        "rows": np.ascontiguousarray(part.rows, storage),
+        "ends": np.cumsum([len(name) for name in names], dtype=np.int64),
+        "sizes": np.array([stamp.size for stamp in part.stamps], np.int64),
+        "mtimes": np.array([stamp.mtime_ns for stamp in part.stamps], np.int64),
+        "names": np.frombuffer(b"".join(names), np.uint8),
+    }
+    header: dict[str, Any] = {"__metadata__": {"checksum": checksum(arrays.values())}}
+    end = 0
     for name, array in arrays.items():
-        with _synced(draft / f"{name}.npy") as stream:
-            np.save(stream, array)
-    with _synced(draft / "names.bin") as stream:
-        stream.write(b"".join(names))
-    sync_folder(draft)
-    os.replace(draft, folder)
-    sync_folder(folder.parent)
+        start, end = end, end + array.nbytes
+        kind, place = _TYPES[str(array.dtype)], (start, end)
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": place}
+    text = json.dumps(header).encode()
+    # safetensors' own writer aligns the data to 8 bytes and sorts the tensors.
+    text += b" " * (-(8 + len(text)) % _ALIGNED)
+    with files.replacing(path) as draft, draft.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        for array in arrays.values():
+            stream.write(array.data)
 
 
-@contextlib.contextmanager
-def _synced(path: Path) -> Iterator[BinaryIO]:
-    """Open a new file that is on the disk when the block ends."""
-    with path.open("wb") as stream:
-        yield stream
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def quantize(
-    rows: Float32[np.ndarray, "g d"],
-) -> tuple[Int16[np.ndarray, "g d"], Float32[np.ndarray, "g"]]:
-    """Round each row to 65535 levels of its own; row = integers * scale, nearly."""
-    scales = (np.maximum(np.abs(rows).max(1), 1e-12) / 32767).astype(np.float32)
-    integers = np.empty(rows.shape, np.int16)
-    for first in range(0, len(rows), 4096):
-        here = slice(first, first + 4096)
-        integers[here] = np.rint(rows[here] / scales[here, None]).clip(-32767, 32767)
-    return integers, scales
-
-
-def packed(parts: Iterator[Part], rows: int = SHARD_ROWS) -> Iterator[Part]:
+def packed(parts: Iterator[Part], rows: int) -> Iterator[Part]:
     """Cut and join parts, in order, so that each but the last has `rows` rows."""
     waiting: list[Part] = []
     for part in parts:
@@ -192,5 +201,6 @@ def packed(parts: Iterator[Part], rows: int = SHARD_ROWS) -> Iterator[Part]:
 
 
 def _joined(parts: Sequence[Part]) -> Part:
+    """Join parts in order."""
     rows = np.concatenate([part.rows for part in parts if len(part.rows)])
     return Part(rows, tuple(stamp for part in parts for stamp in part.stamps))

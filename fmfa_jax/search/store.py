@@ -1,32 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
 """The folder of an index: what it holds, and how it changes whole or not at all.
 
-    index.json        what the index is; an index is what this file names, no more
-    shards/NAME/      embeddings with their files (see `shards`); never changed
-    tokenizer/        a copy of the tokenizer, where it is not CLIP's own
-    bad_images.tsv    pictures that could not be read, and why
-    pending/          finished parts of an `index` or `add` that has not ended yet
+    index.json                what the index is; only files that it names belong to it
+    shards/NAME.safetensors   embeddings with their files (see `shards`); never changed
+    NAME.faiss                the approximate index, where one was asked for
+    tokenizer/                a copy of the tokenizer, unless it is CLIP's own
+    bad_images.tsv            pictures that could not be read, and why
 
-A writer lays new shards beside the old ones, replaces index.json at one stroke, and
-only then deletes what nothing names any more. Killed at any time, it leaves the last
-good index, and its next run continues from pending/.
+A writer lays new shards beside the old ones, replaces index.json in one step, and only
+then deletes what nothing names any more. Killed at any time, it leaves a valid index.
 """
 
 import contextlib
 import dataclasses
 import fcntl
 import json
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-VERSION = 1
-STORAGES = ("float32", "int16", "int8")
+from fmfa_jax import files
+
+VERSION = 2
+STORAGES = ("float32", "float16")
 ENGINES = ("exact", "faiss")
-MANIFEST, SHARDS, PENDING, TOKENIZER = "index.json", "shards", "pending", "tokenizer"
+RECORD, SHARDS, TOKENIZER = "index.json", "shards", "tokenizer"
 BAD_LIST = "bad_images.tsv"
 PREPROCESSING = "upright RGB, Pillow bilinear antialiased resize, CLIP mean and std"
 """How a picture becomes the model's input; an index made otherwise is refused."""
@@ -38,7 +37,7 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that is no usable picture, as it was when it was tried."""
+    """A file that is not a usable picture, as it was when it was tried."""
 
     file: str
     size: int
@@ -47,14 +46,11 @@ class BadFile:
 
 
 @dataclass(frozen=True)
-class Model:
-    """Which model made the embeddings.
+class ModelRecord:
+    """Which model made the embeddings, identified by the digest of its weight file.
 
-    Attributes:
-        path: where it lay; only a hint.
-        sha256: of its weight file; this is what counts.
-        config: its ModelConfig as JSON holds it.
-        source_grid: as stated when the file was loaded, None where it was not.
+    `path` is a hint where it lay; `config` is its ModelConfig as JSON, `source_grid`
+    what was given when the file was loaded.
     """
 
     path: str
@@ -64,8 +60,8 @@ class Model:
 
 
 @dataclass(frozen=True)
-class ShardName:
-    """A shard that belongs to the index, and how many pictures it holds."""
+class ShardRecord:
+    """A shard of the index and its number of pictures."""
 
     name: str
     rows: int
@@ -73,153 +69,115 @@ class ShardName:
 
 @dataclass(frozen=True)
 class FaissRecord:
-    """A FAISS index over all shards, in their order.
+    """A FAISS index over all shards, in order.
 
-    Attributes:
-        file: in the folder of the index.
-        probes: cells that a query looks into.
-        recall: recall@10 against exact search, as measured when it was built.
+    A query visits `probes` cells; `recall` is recall@10 against exact search, measured
+    when the file was built, and `checksum` that of `shards.checksum`.
     """
 
     file: str
     probes: int
     recall: float
+    checksum: str
 
 
 @dataclass(frozen=True)
-class Manifest:
+class IndexRecord:
     """What an index is: the content of index.json.
 
     Attributes:
-        gallery: absolute folder of the pictures.
-        model: what embedded them.
+        gallery: Absolute folder of the pictures.
+        model: The model that embedded them.
         tokenizer: "clip", or "tokenizer" for the copy in the index.
-        preprocessing: how pictures became the model's input.
-        storage: one of STORAGES.
-        engine: one of ENGINES.
-        shards: in order; rows are numbered through them.
-        bad: files that are no usable pictures.
-        excluded: files and folders that were removed, and stay out until they are
-            added by name.
-        faiss: only where the engine is "faiss".
+        preprocessing: How pictures became the model's input.
+        storage: One of STORAGES.
+        engine: One of ENGINES.
+        shards: In order; rows are numbered across them.
+        bad: Files that are not usable pictures.
+        excluded: Files and folders that stay out until they are added by name.
+        faiss: None with the engine "exact", and until an embedding run has ended.
     """
 
     gallery: str
-    model: Model
+    model: ModelRecord
     tokenizer: str
     preprocessing: str
     storage: str
     engine: str
-    shards: tuple[ShardName, ...] = ()
+    shards: tuple[ShardRecord, ...] = ()
     bad: tuple[BadFile, ...] = ()
     excluded: tuple[str, ...] = ()
     faiss: FaissRecord | None = None
 
     @property
     def rows(self) -> int:
-        """Pictures in the index."""
+        """Number of pictures in the index."""
         return sum(shard.rows for shard in self.shards)
 
 
-def read_manifest(folder: str | Path) -> Manifest:
+def read_record(folder: str | Path) -> IndexRecord:
     """Read index.json.
 
     Raises:
-        SearchError: there is none, or it is not one that this code reads.
+        SearchError: It is missing, damaged or of another version.
     """
-    path = Path(folder) / MANIFEST
+    path = Path(folder) / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
+        version = values.pop("version", None) if isinstance(values, dict) else None
+        if version == VERSION:
+            return _record(values)
     except FileNotFoundError as error:
-        raise SearchError(_missing(Path(folder))) from error
-    except ValueError as error:
         raise SearchError(
-            f"{path} is damaged ({error}); index the gallery again"
+            f"no index at {folder}; make one: python -m fmfa_jax.search index GALLERY "
+            f"--model RUN_OR_WEIGHTS --out {folder}"
         ) from error
-    version = values.get("version") if isinstance(values, dict) else None
-    if version != VERSION:
-        raise SearchError(
-            f"{path} has version {version}, this code reads {VERSION}; index the "
-            "gallery again into another folder"
-        )
-    try:
-        return _manifest(values)
-    except (KeyError, TypeError) as error:
-        raise SearchError(
-            f"{path} lacks or mistakes an entry ({error}); index the gallery again"
-        ) from error
-
-
-def _missing(folder: Path) -> str:
-    if (folder / PENDING).is_dir():
-        return (
-            f"the index {folder} is not finished: run the same `index` command again, "
-            "it continues where it stopped"
-        )
-    return (
-        f"no index at {folder}; make one: python -m fmfa_jax.search index GALLERY "
-        f"--model RUN_OR_WEIGHTS --out {folder}"
+    except (KeyError, TypeError, AttributeError) as error:
+        reason = f"lacks an entry or has a wrong one ({error})"
+        raise SearchError(f"{path} {reason}; index the gallery again") from error
+    except (ValueError, RecursionError) as error:
+        reason = f"is damaged ({error})"
+        raise SearchError(f"{path} {reason}; index the gallery again") from error
+    raise SearchError(
+        f"{path} has version {version}, this code reads {VERSION}; index the "
+        "gallery again into another folder"
     )
 
 
-def _manifest(values: dict[str, Any]) -> Manifest:
+def _record(values: dict[str, Any]) -> IndexRecord:
     model, faiss = values["model"], values["faiss"]
     grid = model["source_grid"]
-    return Manifest(
-        gallery=values["gallery"],
-        model=Model(**{**model, "source_grid": None if grid is None else tuple(grid)}),
-        tokenizer=values["tokenizer"],
-        preprocessing=values["preprocessing"],
-        storage=values["storage"],
-        engine=values["engine"],
-        shards=tuple(ShardName(**shard) for shard in values["shards"]),
-        bad=tuple(BadFile(**bad) for bad in values["bad"]),
-        excluded=tuple(values["excluded"]),
-        faiss=None if faiss is None else FaissRecord(**faiss),
-    )
+    typed = {
+        "model": ModelRecord(**{**model, "source_grid": grid and tuple(grid)}),
+        "shards": tuple(ShardRecord(**shard) for shard in values["shards"]),
+        "bad": tuple(BadFile(**bad) for bad in values["bad"]),
+        "excluded": tuple(values["excluded"]),
+        "faiss": faiss and FaissRecord(**faiss),
+    }
+    record = IndexRecord(**{**values, **typed})
+    texts = (record.gallery, record.tokenizer, record.preprocessing, model["path"])
+    right = all(isinstance(text, str) for text in texts)
+    right &= record.storage in STORAGES and record.engine in ENGINES
+    right &= all(type(shard.rows) is int for shard in record.shards)
+    if not right or not {"image_size", "stride"} <= model["config"].keys():
+        raise TypeError("of another type than it should be")
+    return record
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Replace index.json at one stroke, then bring the list of bad files up to date."""
-    values = {"version": VERSION, **dataclasses.asdict(manifest)}
-    write_text(folder / MANIFEST, json.dumps(values, indent=1) + "\n")
-    lines = [
-        "\t".join((_one_line(bad.file), _one_line(bad.reason))) for bad in manifest.bad
-    ]
-    write_text(folder / BAD_LIST, "\n".join(["file\treason", *lines]) + "\n")
+def write_record(folder: Path, record: IndexRecord) -> None:
+    """Replace index.json in one step, then update the list of bad files."""
+    values = {"version": VERSION, **dataclasses.asdict(record)}
+    files.write_json(folder / RECORD, values)
+    rows = [(bad.file, bad.reason) for bad in record.bad]
+    files.write_table(folder / BAD_LIST, ("file", "reason"), rows)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file that is the old or the new one, whenever the machine stops."""
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    # A name that is not UTF-8 is written with escapes.
-    with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(unfinished, path)
-    sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder outlast a loss of power."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sweep(folder: Path, manifest: Manifest | None) -> None:
-    """Delete what no manifest names: remains of writers that were killed."""
-    named = {shard.name for shard in manifest.shards} if manifest else set()
-    if (folder / SHARDS).is_dir():
-        for entry in (folder / SHARDS).iterdir():
-            if entry.name not in named:
-                shutil.rmtree(entry)
-    kept = manifest.faiss.file if manifest and manifest.faiss else ""
-    for entry in folder.glob("*.faiss"):
-        if entry.name != kept:
+def sweep(folder: Path, record: IndexRecord) -> None:
+    """Delete what the record does not name: leftovers of replaced or killed writes."""
+    named = {f"{shard.name}.safetensors" for shard in record.shards}
+    named |= {record.faiss.file} if record.faiss else set()
+    for entry in [*(folder / SHARDS).glob("*.safetensors*"), *folder.glob("*.faiss*")]:
+        if entry.name not in named:
             entry.unlink()
 
 
@@ -228,7 +186,7 @@ def writing(folder: Path) -> Iterator[None]:
     """Hold the index for one writer; readers need no lock.
 
     Raises:
-        SearchError: another process writes to it.
+        SearchError: Another process writes to it.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as stream:
@@ -241,35 +199,27 @@ def writing(folder: Path) -> Iterator[None]:
         yield
 
 
-def tokenizer_files(folder: Path) -> tuple[Path, Path]:
-    """The two files that a folder's tokenizer is made of."""
-    return folder / "vocab.json", folder / "merges.txt"
-
-
 def keep_tokenizer(folder: Path, name: str) -> None:
-    """Copy a tokenizer into the index, which then stands alone; "clip" needs none.
+    """Copy a tokenizer into the index, so that it needs nothing else; not for "clip".
 
     Raises:
-        SearchError: the index was begun with another one.
+        SearchError: The index was begun with another one.
     """
     if name == "clip":
         return
     target = folder / TOKENIZER
-    files = [path.read_bytes() for path in tokenizer_files(Path(name))]
-    if target.is_dir():
-        if files != [path.read_bytes() for path in tokenizer_files(target)]:
-            raise SearchError(
-                f"{folder} was begun with another tokenizer than {name}; choose "
-                "another --out"
-            )
-        return
-    draft = folder / f".{TOKENIZER}.unfinished"
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
-    for path, content in zip(tokenizer_files(draft), files, strict=True):
-        path.write_bytes(content)
-    os.replace(draft, target)
+    content = _tokenizer(Path(name))
+    if not target.is_dir():
+        with files.replacing(target) as draft:
+            draft.mkdir()
+            for file, data in content.items():
+                (draft / file).write_bytes(data)
+    elif content != _tokenizer(target):
+        raise SearchError(
+            f"{folder} was begun with another tokenizer than {name}; choose "
+            "another --out"
+        )
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+def _tokenizer(folder: Path) -> dict[str, bytes]:
+    return {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt")}

@@ -13,7 +13,7 @@ const detail = (() => {
     answer = null;
     at("detail-title").textContent =
       `${hit.rank}. ${hit.file} (similarity ${hit.similarity.toFixed(3)})`;
-    picture.src = `${hit.picture}/large`;
+    picture.src = `.${hit.picture}/large`;
     picture.alt = `Picture ${hit.file}`;
     at("before").disabled = index === 0;
     at("after").disabled = index === results.length - 1;
@@ -27,7 +27,7 @@ const detail = (() => {
     }
     at("why-text").textContent = "Comparing the words with the picture …";
     try {
-      const found = await ask("/api/explain", { sentence, row: hit.row, version });
+      const found = await ask("api/explain", { sentence, row: hit.row, version });
       if (mine !== asked) return;
       answer = found;
       listWords();

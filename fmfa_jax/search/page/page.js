@@ -40,7 +40,7 @@ async function search({ remember = "push", focus = false } = {}) {
   const offset = state.page * limits.page;
   try {
     const { sentence, example, minimum } = state;
-    const answer = await ask("/api/search", {
+    const answer = await ask("api/search", {
       sentence, example, minimum, offset, limit: limits.page,
     });
     if (mine !== asked) return;
@@ -112,7 +112,7 @@ function tile(hit, place, answer) {
   const picture = new Image();
   picture.loading = "lazy";
   picture.alt = "";
-  picture.src = `${hit.picture}/small`;
+  picture.src = `.${hit.picture}/small`;
   picture.addEventListener("error", () => { picture.alt = "No longer in the gallery"; });
   const text = part("span", "text");
   const meter = part("span", "meter");
@@ -163,7 +163,7 @@ async function takeExample(file) {
   const mine = ++asked;
   setBusy("Reading the example picture …");
   try {
-    const answer = await request("/api/example", {
+    const answer = await request("api/example", {
       method: "POST",
       headers: { "Content-Type": "application/octet-stream" },
       body: file,
@@ -272,7 +272,7 @@ addEventListener("popstate", readAddress);
 
 (async () => {
   try {
-    limits = await request("/api/gallery");
+    limits = await request("api/gallery");
     $("sentence").maxLength = limits.letters;
     $("about").textContent = `${limits.pictures.toLocaleString("en")} pictures in ${limits.name}`
       + (limits.engine === "faiss" ? ", searched approximately" : "");

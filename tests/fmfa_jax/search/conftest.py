@@ -9,6 +9,7 @@ import pytest
 from data_pipeline.synthetic import write_population
 from data_pipeline.tokenizer import open_tokenizer
 from fmfa_jax import models, search, weights
+from tests.tiny_model import tiny_model
 
 
 @pytest.fixture(scope="session")
@@ -23,18 +24,8 @@ def population(tmp_path_factory) -> Path:
 
 
 def save_model(path: Path, tokenizer: Path, seed: int) -> Path:
-    config = models.ModelConfig(
-        image_size=(32, 16),
-        patch=8,
-        stride=8,
-        image_width=64,
-        image_layers=1,
-        context_length=24,
-        vocab_size=open_tokenizer(str(tokenizer)).vocab_size,
-        text_width=64,
-        text_layers=1,
-        embed_dim=64,
-    )
+    vocabulary = open_tokenizer(str(tokenizer)).vocab_size
+    config = tiny_model(context_length=24, vocab_size=vocabulary)
     return weights.save_native(path, models.init_params(config, seed), config)
 
 
@@ -52,8 +43,8 @@ def other_model_file(population, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def encoder(model_file, population) -> search.Encoder:
-    return search.open_encoder(model_file, tokenizer=str(population / "tokenizer"))
+def encoder(model_file, population) -> search.IndexModel:
+    return search.open_model(model_file, tokenizer=str(population / "tokenizer"))
 
 
 @pytest.fixture

@@ -15,6 +15,6 @@ def die(done: int, wanted: int, bad: int) -> None:
 
 if __name__ == "__main__":
     gallery, out, model, tokenizer = sys.argv[1:]
-    encoder = search.open_encoder(model, tokenizer=tokenizer)
+    encoder = search.open_model(model, tokenizer=tokenizer)
     settings = {"batch_size": 8, "save_every": 8, "progress": die}
     search.index_gallery(gallery, out, encoder, **settings)

@@ -24,16 +24,22 @@ FOCUS = (
     "(document.activeElement.getAttribute('aria-label') || document.activeElement.id)"
 )
 SETTLED = "!document.body.classList.contains('busy')"
+CLOSED = "!document.getElementById('detail').open"
+DRAWN = (
+    "(() => { const c = document.getElementById('overlay');"
+    "return document.getElementById('detail-picture').naturalWidth > 0"
+    " && c.width === c.clientWidth && c.height === c.clientHeight })()"
+)
+"""The picture is there, and its regions are drawn at the size that it is shown at."""
 
 
 @pytest.fixture(scope="module")
 def server(searcher):
     server = SearchServer(Service(searcher), host="127.0.0.1", port=0)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread = threading.Thread(target=server.run)
     thread.start()
     yield server
-    server.shutdown()
-    server.server_close()
+    server.stop()
     thread.join()
 
 
@@ -64,12 +70,21 @@ def visible(page, name):
 def search(page, sentence=SENTENCE):
     page.run("document.getElementById('sentence').value = ''")
     page.type_into("#sentence", sentence + webdriver.ENTER)
-    page.wait(f"{SETTLED} && {RANKS}.length")
+    # The address names the sentence from the moment the page begins to ask for it;
+    # what is shown before that may belong to the search before.
+    asked = "new URLSearchParams(location.hash.slice(1)).get('q')"
+    page.wait(f"{asked} === '{sentence}' && {SETTLED} && {RANKS}.length")
+
+
+def wait_for_focus(page, label):
+    """Wait until the focus is on the element whose label begins like this."""
+    page.wait(f"{FOCUS}.startsWith('{label}')")
 
 
 def test_the_keyboard_alone_finds_and_opens_a_picture(page, searcher):
     assert visible(page, "empty") and not visible(page, "filter")
     page.press("/")
+    wait_for_focus(page, "sentence")
     page.press(SENTENCE + webdriver.ENTER)
     page.wait(f"{RANKS}.length === 20")
     found = searcher.search(searcher.vector(SENTENCE), 20)
@@ -83,13 +98,13 @@ def test_the_keyboard_alone_finds_and_opens_a_picture(page, searcher):
         cosine = float(similarity.removeprefix("similarity "))
         assert cosine == pytest.approx(found.similarity[rank - 1], abs=6e-4)
     assert not visible(page, "empty") and visible(page, "filter")
-    assert page.run(f"return {FOCUS}").startswith("Rank 1,")
+    wait_for_focus(page, "Rank 1,")
     page.press(webdriver.RIGHT + webdriver.RIGHT + webdriver.LEFT + webdriver.DOWN)
     across = page.run(
         "const all = [...document.querySelectorAll('#results button')];"
         "return all.filter(x => x.offsetTop === all[0].offsetTop).length"
     )
-    assert page.run(f"return {FOCUS}").startswith(f"Rank {2 + across},")
+    wait_for_focus(page, f"Rank {2 + across},")
     page.press(webdriver.ENTER)
     page.wait("document.querySelectorAll('#words button').length === 6")
     page.press(webdriver.RIGHT)
@@ -98,8 +113,9 @@ def test_the_keyboard_alone_finds_and_opens_a_picture(page, searcher):
         f".startsWith('{3 + across}.')"
     )
     page.press(webdriver.ESCAPE)
-    page.wait("!document.getElementById('detail').open")
-    assert page.run(f"return {FOCUS}").startswith(f"Rank {3 + across},")
+    page.wait(CLOSED)
+    # The dialog's close event, which moves the focus, comes after it has closed.
+    wait_for_focus(page, f"Rank {3 + across},")
 
 
 def test_a_word_shows_its_regions(page, searcher):
@@ -111,7 +127,7 @@ def test_a_word_shows_its_regions(page, searcher):
     strength = dict(zip(maps.words, maps.strength, strict=True))
     # Articles match anywhere: the strongest word that names something is shown first.
     assert word == max(("man", "red", "jacket"), key=lambda each: strength[each])
-    page.wait("document.getElementById('detail-picture').naturalWidth > 0")
+    page.wait(DRAWN)
     inked = (
         "const c = document.getElementById('overlay');"
         "return c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
@@ -120,11 +136,13 @@ def test_a_word_shows_its_regions(page, searcher):
     first = page.run(inked)
     other = "[data-number='2']"
     page.click(f"#words button{other}")
-    assert page.run("return document.getElementById('overlay').dataset.word") == "in"
+    page.wait("document.getElementById('overlay').dataset.word === 'in'")
     assert first > 0 and page.run(inked) not in (0, first)
     page.click(f"#words button{other}")
+    page.wait("document.getElementById('overlay').dataset.word === undefined")
     assert page.run(inked) == 0
     page.click("#close")
+    page.wait(CLOSED)
     search(page, "a man")
     page.click("#results button")
     assert page.wait("document.getElementById('overlay').dataset.word") == "man"
@@ -179,6 +197,7 @@ def test_an_example_picture_finds_its_like(page, searcher, shared_gallery):
     page.click("#results button")
     page.wait("document.getElementById('why-text').textContent.includes('alone')")
     page.press(webdriver.ESCAPE)
+    page.wait(CLOSED)
     page.click("#forget")
     page.wait("document.getElementById('empty').offsetParent")
 
@@ -188,7 +207,7 @@ def test_a_file_that_is_no_picture_is_told_and_nothing_breaks(page, shared_galle
     page.wait("document.getElementById('failure').offsetParent")
     text = page.run("return document.getElementById('failure-text').textContent")
     assert text.startswith("the picture cannot be read")
-    assert "400" in page.complaints()[0]
+    assert "400" in page.next_complaint()
     search(page)
     assert not visible(page, "failure")
 
@@ -218,6 +237,7 @@ def test_busy_and_broken_servers_are_told(page, server):
 
 def test_a_phone_shows_all_of_it_without_scrolling_sideways(page, server):
     page.resize(360, 740)
+    page.wait("innerWidth === 360")
     wide = "return document.documentElement.scrollWidth"
     assert page.run(wide) == 360
     search(page)
@@ -230,6 +250,7 @@ def test_a_phone_shows_all_of_it_without_scrolling_sideways(page, server):
     assert page.run(small) == []
     page.click("#results button")
     page.wait("document.getElementById('overlay').dataset.word")
+    page.wait(DRAWN)
     assert page.run("return document.getElementById('detail').scrollWidth") <= 360
     slider, shown = (
         page.run("return document.getElementById(arguments[0]).offsetTop", name)

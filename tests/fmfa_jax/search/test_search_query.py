@@ -2,6 +2,13 @@
 """Queries by sentence and picture, and the commands as a user types them."""
 
 import json
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 
 import numpy as np
 import pytest
@@ -10,7 +17,7 @@ from PIL import Image
 from data_pipeline import images
 from fmfa_jax import search
 from fmfa_jax.search.__main__ import ProgressLine, main
-from fmfa_jax.search.encoder import unit_rows
+from fmfa_jax.search.encoder import embeddings
 from fmfa_jax.search.query import MAX_LETTERS
 from fmfa_jax.search.store import SearchError
 
@@ -22,8 +29,8 @@ def rows_of(searcher):
 
 
 def test_a_sentence_ranks_the_gallery_by_cosine(searcher):
-    tokens = searcher.encoder.tokenizer.encode([SENTENCE], 24)
-    text = np.asarray(searcher.encoder.model.encode_text(tokens))[0]
+    tokens = searcher.model.tokenizer.encode([SENTENCE], 24)
+    text = np.asarray(searcher.model.model.encode_text(tokens))[0]
     cosines = rows_of(searcher) @ (text / np.linalg.norm(text))
     found = searcher.search(searcher.vector(SENTENCE), 24)
     assert found.rows.tolist() == np.argsort(-cosines, kind="stable").tolist()
@@ -62,10 +69,10 @@ def test_unusable_queries_are_told(searcher):
 def test_a_model_that_has_diverged_is_told():
     rows = np.ones((3, 4), np.float32)
     rows[1, 2] = np.nan
-    with pytest.raises(SearchError, match="for 1 of 3 inputs"):
-        unit_rows(rows)
+    with pytest.raises(SearchError, match=r"1 of 3 rows hold NaN .* has diverged"):
+        embeddings(rows)
     rows[1] = 0
-    np.testing.assert_allclose(np.linalg.norm(unit_rows(rows), axis=1), [1, 0, 1])
+    np.testing.assert_allclose(np.linalg.norm(embeddings(rows), axis=1), [1, 0, 1])
 
 
 def test_words_are_compared_with_the_regions_of_a_picture(searcher):
@@ -99,7 +106,7 @@ def test_the_commands_as_a_user_types_them(
     tokenizer = str(population / "tokenizer")
     (gallery / "broken.jpg").write_bytes(b"?")
     model = ["--model", str(model_file), "--tokenizer", tokenizer]
-    storage = ["--storage", "int16", "--batch-size", "8"]
+    storage = ["--storage", "float16", "--batch-size", "8"]
     assert main(["index", str(gallery), "--out", out, *model, *storage]) == 0
     told = capsys.readouterr()
     assert "24 pictures (24 added, 0 removed)" in told.out
@@ -137,6 +144,9 @@ def test_mistakes_end_with_a_reason_and_code_2(index, tmp_path, capsys):
         ["query", str(index), "a", "--sheet", str(tmp_path / "a.txt")],
         ["remove", str(index)],
         ["remove", str(index), "a", "--missing"],
+        ["serve", str(index), "--port", "99999"],
+        ["serve", str(index), "--ssl-keyfile", str(tmp_path / "key.pem")],
+        ["serve", str(index), "--ssl-certfile", str(tmp_path / "none.pem")],
     ):
         assert main(command) == 2, command
         told = capsys.readouterr()
@@ -153,5 +163,47 @@ def test_a_log_gets_few_progress_lines(capsys):
 
 def test_a_decoded_example_has_the_models_size(searcher):
     encoded = searcher.gallery.read(0)
-    shown = images.decode_resized(encoded, searcher.encoder.image_size)
+    shown = images.decode_resized(encoded, searcher.model.image_size)
     np.testing.assert_array_equal(searcher._example(encoded), shown)
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGTERM])
+def test_serve_says_one_line_and_ends_cleanly(index, end):
+    command = [sys.executable, "-m", "fmfa_jax.search", "serve", index, "--port", "0"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as process:
+        said = process.stdout.readline()
+        found = re.fullmatch(r"24 pictures at (http:\S+/) \(Ctrl-C ends\)\n", said)
+        assert found, said + process.stderr.read()
+        with urllib.request.urlopen(found[1] + "api/gallery", timeout=20) as answer:
+            assert json.load(answer)["pictures"] == 24
+        host, port = found[1][7:-1].split(":")
+        with socket.create_connection((host, int(port))) as idle:
+            idle.sendall(b"nonsense\r\n\r\n")
+            idle.recv(100)
+            start = time.monotonic()
+            process.send_signal(end)
+            out, told = process.communicate(timeout=20)
+        assert time.monotonic() - start < 10
+    interrupted = end == signal.SIGINT
+    assert process.returncode == (130 if interrupted else -signal.SIGTERM)
+    assert (out, told) == ("", "\ninterrupted\n" if interrupted else "")
+
+
+@pytest.mark.parametrize("missing", ["starlette", "uvicorn"])
+def test_serve_names_what_is_not_installed(index, capsys, monkeypatch, missing):
+    for module in [name for name in sys.modules if name.startswith(missing)]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.delitem(sys.modules, "fmfa_jax.search.server", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(["serve", str(index)]) == 2
+    told = capsys.readouterr()
+    assert told.err.startswith("error: the page needs ") and not told.out
+    assert told.err.endswith("not installed: pip install starlette uvicorn\n")
+
+
+def test_only_the_server_needs_starlette_and_uvicorn():
+    code = "import sys, fmfa_jax.search.__main__, fmfa_jax.search.service;"
+    code += "print({'starlette', 'uvicorn'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "set()\n", done.stderr

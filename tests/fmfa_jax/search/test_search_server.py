@@ -6,7 +6,13 @@ import contextlib
 import http.client
 import io
 import json
+import shutil
+import socket
+import ssl
+import subprocess
 import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
@@ -24,13 +30,12 @@ BYTES = {"Content-Type": "application/octet-stream"}
 @contextlib.contextmanager
 def running(searcher, **settings):
     server = SearchServer(Service(searcher), host="127.0.0.1", port=0, **settings)
-    thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
         yield server
     finally:
-        server.shutdown()
-        server.server_close()
+        server.stop()
         thread.join()
 
 
@@ -41,11 +46,11 @@ def server(searcher):
 
 
 def send(server, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection(*server.server_address[:2], timeout=20)
+    connection = http.client.HTTPConnection(*server.address, timeout=20)
     with contextlib.closing(connection):
         connection.request(method, path, body, headers or {})
         answer = connection.getresponse()
-        return answer.status, dict(answer.getheaders()), answer.read()
+        return answer.status, answer.headers, answer.read()
 
 
 def post(server, path, **values):
@@ -183,7 +188,7 @@ def test_uploads_are_limited_before_they_are_read(server):
 
 
 def test_other_sites_pages_and_names_are_refused(server):
-    port = server.server_address[1]
+    port = server.address[1]
     own = {"Host": f"localhost:{port}"}
     assert send(server, "GET", "/", headers=own)[0] == 200
     for host in ("evil.example", f"evil.example:{port}", "127.0.0.1.evil.example"):
@@ -232,10 +237,152 @@ def test_a_failure_inside_tells_no_secrets(server, monkeypatch):
 
 def test_an_address_that_is_taken_is_told(server, searcher):
     with pytest.raises(SearchError, match="--port"):
-        port = server.server_address[1]
+        port = server.address[1]
         SearchServer(Service(searcher), host="127.0.0.1", port=port)
 
 
 def test_loopback_addresses():
     assert all(map(serving.is_loopback, ("localhost", "127.0.0.1", "::1", "127.9.9.9")))
     assert not any(map(serving.is_loopback, ("0.0.0.0", "::", "example.org", "")))
+
+
+def talk(server, data, seconds=20):
+    """Send bytes as they are; returns all that comes until the server closes."""
+    with socket.create_connection(server.address, timeout=seconds) as connection:
+        connection.sendall(data)
+        return b"".join(iter(lambda: connection.recv(65536), b""))
+
+
+def test_a_connection_that_brings_no_request_is_closed(server, monkeypatch):
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.3)
+    assert talk(server, b"") == b""
+    assert talk(server, b"GET / HTTP/1.1\r\nHost: local") == b""
+    whole = b"GET /icon.svg HTTP/1.1\r\nHost: localhost\r\n\r\n"
+    # The clock also runs for the second request of a connection.
+    assert talk(server, whole + b"GET / HT").count(b"HTTP/1.1 200") == 1
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
+    monkeypatch.setattr(serving, "BODY_SECONDS", 0.3)
+    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.1)
+    head = (
+        b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
+        b"Content-Type: application/json\r\n\r\n"
+    )
+    assert talk(server, head + b"{").startswith(b"HTTP/1.1 408")
+
+
+def test_idle_and_slow_clients_hold_up_nobody(server):
+    with contextlib.ExitStack() as stack:
+        for number in range(100):
+            each = stack.enter_context(socket.create_connection(server.address))
+            each.sendall(b"POST /api/search HTTP/1.1\r\n"[: number % 27])
+        start = time.monotonic()
+        assert post(server, "/api/search", sentence="a")[0] == 200
+        assert time.monotonic() - start < 5
+
+
+def test_connections_beyond_the_limit_are_closed(server, monkeypatch):
+    monkeypatch.setattr(serving, "CONNECTIONS", 0)
+    with pytest.raises((ConnectionError, http.client.HTTPException)):
+        send(server, "GET", "/")
+    monkeypatch.undo()
+    assert send(server, "GET", "/")[0] == 200
+
+
+def test_too_many_example_pictures_at_once_are_told_to_come_again(server, searcher):
+    head = (
+        b"POST /api/example HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
+        b"Content-Type: application/octet-stream\r\n\r\n"
+    )
+    with contextlib.ExitStack() as stack:
+        for _ in range(serving.UPLOADS):
+            each = stack.enter_context(socket.create_connection(server.address))
+            each.sendall(head)
+        end = time.monotonic() + 20
+        while not server._uploads.locked():
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        status, headers, _ = send(server, "POST", "/api/example", b"x", BYTES)
+        assert status == 503 and headers["Retry-After"] == "1"
+        assert post(server, "/api/search", sentence="a")[0] == 200
+    end = time.monotonic() + 20
+    while server._uploads.locked():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    picture = searcher.gallery.read(0)
+    assert send(server, "POST", "/api/example", picture, BYTES)[0] == 200
+
+
+def test_wrong_passwords_are_answered_one_after_the_other(searcher, monkeypatch):
+    monkeypatch.setattr(serving, "FAILURE_DELAY", 0.2)
+    with running(searcher, password="right") as server:
+        right = base64.b64encode(b"me:right").decode()
+        start = time.monotonic()
+        with ThreadPoolExecutor(5) as pool:
+            guesses = [pool.submit(send, server, "GET", "/") for _ in range(5)]
+            headers = {"Authorization": f"Basic {right}"}
+            assert send(server, "GET", "/", headers=headers)[0] == 200
+            assert time.monotonic() - start < 0.9
+            assert {guess.result()[0] for guess in guesses} == {401}
+        assert time.monotonic() - start >= 1
+
+
+@pytest.mark.parametrize("origin", ["http://[", "null", "", "http://evil.example"])
+def test_unusable_origins_are_refused(server, origin):
+    assert send(server, "GET", "/", headers={"Origin": origin})[0] == 403
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1e400", "1" + 400 * "0", "NaN"])
+def test_numbers_beyond_any_similarity_are_refused(server, number):
+    body = f'{{"sentence": "a", "minimum": {number}}}'
+    status, _, answer = send(server, "POST", "/api/search", body, JSON)
+    assert status == 400 and b"wanted a number" in answer
+
+
+@pytest.mark.parametrize("prefix", ["", "/people"])
+def test_behind_a_reverse_proxy(searcher, prefix):
+    """One that takes the path's prefix off, and one that leaves it on."""
+    names = ["People.example"]
+    with running(searcher, names=names, root_path="people/") as server:
+        own = {"Host": "people.example", "Origin": "https://people.example"}
+        assert send(server, "GET", f"{prefix}/", headers=own)[0] == 200
+        # Another proxy sends the address that it asks as the host.
+        own = {"Host": "127.0.0.1:7860", "Origin": "https://people.example"}
+        status, _, body = send(server, "GET", f"{prefix}/api/gallery", headers=own)
+        assert status == 200 and json.loads(body)["pictures"] == 24
+        body = json.dumps({"sentence": "a", "limit": 1})
+        status, _, answer = send(
+            server, "POST", f"{prefix}/api/search", body, {**JSON, **own}
+        )
+        assert status == 200
+        picture = json.loads(answer)["results"][0]["picture"]
+        assert send(server, "GET", f"{prefix}{picture}/small", headers=own)[0] == 200
+        status, headers, _ = send(server, "GET", "/people", headers=own)
+        assert status == 307 and headers["Location"] == "/people/"
+        evil = {"Host": "people.example", "Origin": "https://evil.example"}
+        assert send(server, "GET", f"{prefix}/", headers=evil)[0] == 403
+        evil = {"Host": "evil.example", "X-Forwarded-Host": "people.example"}
+        assert send(server, "GET", f"{prefix}/", headers=evil)[0] == 403
+        assert send(server, "GET", f"{prefix}/nothing", headers=own)[0] == 404
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="openssl makes a certificate")
+def test_tls(searcher, tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = "openssl req -x509 -newkey rsa:2048 -nodes -subj /CN=localhost -days 2"
+    command += f" -addext subjectAltName=DNS:localhost -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    files = {"certificate": str(certificate), "key": str(key)}
+    with running(searcher, **files) as server:
+        assert server.url.startswith("https://")
+        context = ssl.create_default_context(cafile=certificate)
+        connection = http.client.HTTPSConnection(
+            "localhost", server.address[1], context=context, timeout=20
+        )
+        with contextlib.closing(connection):
+            connection.request("GET", "/api/gallery")
+            assert json.load(connection.getresponse())["pictures"] == 24
+    for wrong in (str(tmp_path / "nothing.pem"), str(key)):
+        with pytest.raises(SearchError, match=r"certificate .* cannot be used"):
+            SearchServer(Service(searcher), host="127.0.0.1", port=0, certificate=wrong)

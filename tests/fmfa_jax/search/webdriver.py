@@ -94,6 +94,15 @@ class Browser:
         entries = self._call("POST", "/se/log", {"type": "browser"})
         return [each["message"] for each in entries if each["level"] == "SEVERE"]
 
+    def next_complaint(self, seconds: float = 30) -> str:
+        """Wait for the console's next errors, which come after their cause."""
+        end = time.monotonic() + seconds
+        while not (found := self.complaints()):
+            assert time.monotonic() < end, "the console stayed silent"
+            time.sleep(0.02)
+        (complaint,) = found
+        return complaint
+
     def _find(self, selector: str) -> str:
         body = {"using": "css selector", "value": selector}
         return self._call("POST", "/element", body)[_ELEMENT]
