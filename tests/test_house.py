@@ -119,7 +119,8 @@ def test_files_are_written_in_one_way():
 
 
 def test_near_names_are_suggested_in_one_way():
-    assert uses("difflib", ".") == ["data_pipeline/hints.py", "tests/test_house.py"]
+    found = [line for top in TOPS for line in uses("difflib", top)]
+    assert found == ["data_pipeline/hints.py"]
 
 
 @pytest.mark.parametrize("banned", ["jax", "flax", "optax", "fmfa_jax", "orbax"])

@@ -34,7 +34,7 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> 
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
 
 
-def by_process(devices: Sequence[jax.Device]) -> list[jax.Device]:
+def by_process(devices: Sequence[Any]) -> list[Any]:
     """Devices in process order, which is the order of a batch's rows.
 
     A TPU slice numbers its devices by position, not by host. A row would then get other

@@ -16,8 +16,8 @@ from fmfa_jax.methods.method import (
     Batch,
     Measured,
     Method,
-    Run,
     State,
+    Task,
     check_weights,
     weighted,
 )
@@ -122,16 +122,16 @@ class FMFA(Method):
         )
 
     @classmethod
-    def for_run(cls, recipe: Recipe, run: Run) -> "FMFA":
+    def for_task(cls, recipe: Recipe, task: Task) -> "FMFA":
         """FMFA on pairs that all have a person id."""
-        unknown = int(np.sum(run.split.pair_labels < 0))
+        unknown = int(np.sum(task.split.pair_labels < 0))
         if unknown:
             raise ValueError(
                 f"FMFA learns from person ids, but {unknown} of the "
-                f"{len(run.split.pairs)} training pairs of {run.dataset} have none; "
+                f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
                 "give them ids, or train from pairs alone with the preset :weak"
             )
-        return cls(run.model, recipe)
+        return cls(task.model, recipe)
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
         """Tokens, global features, identity logits and losses of masked words."""

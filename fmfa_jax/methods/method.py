@@ -48,7 +48,7 @@ class Measured:
 
 
 @dataclass(frozen=True)
-class Run:
+class Task:
     """What a method may know of the run it is built for.
 
     Attributes:
@@ -130,7 +130,7 @@ class Method(abc.ABC):
 
     @classmethod
     @abc.abstractmethod
-    def for_run(cls, recipe: Any, run: Run) -> "Method":
+    def for_task(cls, recipe: Any, task: Task) -> "Method":
         """Build the method for a run.
 
         Raises:

@@ -10,13 +10,12 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipeline.loader import BadImages, train_batches
+from data_pipeline.loader import BadImages
 from fmfa_jax import files
 from fmfa_jax.figures import write_curves
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
-from fmfa_jax.machines.mesh import to_devices
-from fmfa_jax.methods.method import Batch, Epoch, HostBatch, Measured, Method, State
+from fmfa_jax.methods.method import Batch, Epoch, Measured, Method, State
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
 from fmfa_jax.run.log import RunLog, open_log
@@ -26,7 +25,9 @@ from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
 from fmfa_jax.training.session import (
     Session,
+    batches,
     first_params,
+    on_devices,
     open_session,
     save_model,
 )
@@ -96,7 +97,7 @@ def prepare(session: Session, checkpoints: Checkpoints) -> Training:
     """Build method, state and step; go back to the newest checkpoint, if any."""
     settings, mesh = session.settings, session.mesh
     plan = Plan.of(session)
-    method = settings.learns.for_run(settings.recipe, session.for_method())
+    method = settings.learns.for_task(settings.recipe, session.task())
     schedule = make_schedule(
         settings.optimizer.lr,
         settings.schedule,
@@ -242,38 +243,6 @@ def opening(session: Session, plan: Plan, start: int) -> str:
     if start:
         lines.append(f"resumed after step {start} of {plan.stop}")
     return "\n".join(lines)
-
-
-def batches(
-    session: Session, start: int, stop: int, bad_images: BadImages
-) -> Iterator[dict]:
-    """This process's rows of the batches of the steps `start` + 1 to `stop`."""
-    settings, data = session.settings, session.settings.data
-    return train_batches(
-        session.data.train,
-        tokenizer=session.tokenizer,
-        image_size=session.model.image_size,
-        context_length=session.model.context_length,
-        batch_size=settings.train.batch_size,
-        seed=settings.seed,
-        start_step=start,
-        stop_step=stop,
-        process_index=session.processes.index,
-        process_count=session.processes.count,
-        sampler=data.sampler,
-        per_identity=data.per_identity,
-        cache=data.cache,
-        cache_dir=data.cache_dir or None,
-        caption_buckets=tuple(data.caption_buckets),
-        bad_images=bad_images,
-    )
-
-
-def on_devices(session: Session, method: Method, rows: HostBatch) -> Batch:
-    """The part of a batch that the step may see, checked and spread over the mesh."""
-    method.check_batch(rows)
-    seen = {name: rows[name] for name in method.batch_keys}
-    return to_devices(seen, session.mesh)
 
 
 def epoch_at(session: Session, method: Method, step: int) -> Epoch:

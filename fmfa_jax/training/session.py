@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What training and evaluation share: devices, data, sizes, first parameters."""
+"""What training and evaluation share: devices, data, batches, first parameters."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,17 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.datasets import open_dataset
+from data_pipeline.loader import BadImages, train_batches
 from data_pipeline.order import steps_per_epoch
 from data_pipeline.records import PersonDataset
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 from fmfa_jax import models, weights
-from fmfa_jax.machines.mesh import check_batch_size, make_mesh, replicated
+from fmfa_jax.machines.mesh import (
+    check_batch_size,
+    make_mesh,
+    replicated,
+    to_devices,
+)
 from fmfa_jax.machines.processes import (
     Processes,
     agree,
@@ -25,7 +31,8 @@ from fmfa_jax.machines.processes import (
     initialize_distributed,
     together,
 )
-from fmfa_jax.methods import Run
+from fmfa_jax.methods import Method, Task
+from fmfa_jax.methods.method import Batch, HostBatch
 from fmfa_jax.run.environment import code_version
 from fmfa_jax.training import settings as door
 from fmfa_jax.training.settings import Settings
@@ -74,9 +81,9 @@ class Session:
             "data.fingerprint": self.data.fingerprint,
         }
 
-    def for_method(self) -> Run:
+    def task(self) -> Task:
         """What the method may know of this run."""
-        return Run(
+        return Task(
             model=self.model,
             mesh=self.mesh,
             split=self.data.train,
@@ -152,6 +159,38 @@ def keep_programs(folder: str, processes: Processes) -> None:
     jax.config.update("jax_compilation_cache_dir", folder)
     # Also the many small programs: saving a checkpoint takes about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def batches(
+    session: Session, start: int, stop: int, bad_images: BadImages
+) -> Iterator[dict]:
+    """This process's rows of the batches of the steps `start` + 1 to `stop`."""
+    settings, data = session.settings, session.settings.data
+    return train_batches(
+        session.data.train,
+        tokenizer=session.tokenizer,
+        image_size=session.model.image_size,
+        context_length=session.model.context_length,
+        batch_size=settings.train.batch_size,
+        seed=settings.seed,
+        start_step=start,
+        stop_step=stop,
+        process_index=session.processes.index,
+        process_count=session.processes.count,
+        sampler=data.sampler,
+        per_identity=data.per_identity,
+        cache=data.cache,
+        cache_dir=data.cache_dir or None,
+        caption_buckets=tuple(data.caption_buckets),
+        bad_images=bad_images,
+    )
+
+
+def on_devices(session: Session, method: Method, rows: HostBatch) -> Batch:
+    """The part of a batch that the step may see, checked and spread over the mesh."""
+    method.check_batch(rows)
+    seen = {name: rows[name] for name in method.batch_keys}
+    return to_devices(seen, session.mesh)
 
 
 def first_params(session: Session) -> tuple[Any, dict[str, Any]]:

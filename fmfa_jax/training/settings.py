@@ -30,8 +30,8 @@ IDENTITY_KEYS += ("init.path",)
 
 DTYPES = ("auto", *models.config.DTYPES)
 SPLITS = ("auto", "val", "test")
-Count = Annotated[int, Between(1)]
-Any0 = Annotated[int, Between(0)]
+Positive = Annotated[int, Between(1)]
+NotNegative = Annotated[int, Between(0)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Data(Options, section="data"):
     options: dict[str, Any]
     tokenizer: str
     sampler: Annotated[str, OneOf(SAMPLERS)]
-    per_identity: Count
+    per_identity: Positive
     caption_buckets: Annotated[tuple[int, ...], Between(3)]
     cache: Annotated[str, OneOf(CACHES)]
     cache_dir: str
@@ -55,9 +55,9 @@ class Model(Options, section="model"):
 
     preset: Annotated[str, OneOf(tuple(models.PRESETS))]
     image_size: Annotated[tuple[int, ...], Between(1, 4096)]
-    stride: Any0
+    stride: NotNegative
     context_length: Annotated[int, Between(3, 4096)]
-    irr_layers: Any0
+    irr_layers: NotNegative
     dtype: Annotated[str, OneOf(DTYPES)]
     remat: Annotated[str, OneOf(models.config.REMATS)]
 
@@ -101,34 +101,34 @@ class Train(Options, section="train"):
 
     batch_size: int  # checked against the devices
     chunks: int  # likewise
-    epochs: Count
-    stop_step: Any0
+    epochs: Positive
+    stop_step: NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval(Options, section="eval"):
     """What is measured, and when."""
 
-    every_epochs: Any0
+    every_epochs: NotNegative
     batch_size: int  # checked against the devices
     split: Annotated[str, OneOf(SPLITS)]
-    pictures: Any0
+    pictures: NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint(Options, section="checkpoint"):
     """When the training state is saved."""
 
-    every_epochs: Any0
-    every_steps: Any0
-    keep: Count
+    every_epochs: NotNegative
+    every_steps: NotNegative
+    keep: Positive
 
 
 @dataclass(frozen=True, kw_only=True)
 class Log(Options, section="log"):
     """What is written down while training."""
 
-    every_steps: Count
+    every_steps: Positive
     tensorboard: bool
 
 

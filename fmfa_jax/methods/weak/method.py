@@ -24,8 +24,8 @@ from fmfa_jax.methods.method import (
     HostBatch,
     Measured,
     Method,
-    Run,
     State,
+    Task,
     weighted,
 )
 from fmfa_jax.methods.views import augment_images, mask_tokens
@@ -74,22 +74,22 @@ class Weak(Method):
             )
 
     @classmethod
-    def for_run(cls, recipe: Recipe, run: Run) -> "Weak":
+    def for_task(cls, recipe: Recipe, task: Task) -> "Weak":
         """The weak method with a memory for the run's training pairs."""
-        pairs = len(run.split.pairs)
-        if pairs < run.batch_size:
+        pairs = len(task.split.pairs)
+        if pairs < task.batch_size:
             raise ValueError(
                 "the weak method needs at least one whole batch of different pairs: "
-                f"the data set has {pairs}, train.batch_size is {run.batch_size}; "
+                f"the data set has {pairs}, train.batch_size is {task.batch_size}; "
                 f"lower it to at most {pairs}"
             )
         return cls(
-            run.model,
+            task.model,
             recipe,
-            mesh=run.mesh,
+            mesh=task.mesh,
             pairs=pairs,
-            first_epoch=run.steps_per_epoch,
-            persons=run.split.pair_persons,
+            first_epoch=task.steps_per_epoch,
+            persons=task.split.pair_persons,
         )
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:

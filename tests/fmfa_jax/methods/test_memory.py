@@ -12,7 +12,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from data_pipeline.records import Pair, Picture, Split
-from fmfa_jax.methods import Run
+from fmfa_jax.methods import Task
 from fmfa_jax.methods.weak import Recipe, Weak
 from fmfa_jax.methods.weak.memory import (
     bank_rows,
@@ -258,15 +258,15 @@ def test_a_batch_that_repeats_a_pair_is_refused():
 
 def test_a_data_set_smaller_than_a_batch_is_refused():
     recipe = Recipe(losses={"global": 1.0})
-    run = partial(Run, TINY, mesh_of(1), dataset="x", batch_size=8, steps_per_epoch=1)
+    task = partial(Task, TINY, mesh_of(1), dataset="x", batch_size=8, steps_per_epoch=1)
 
     def split(pairs):
         picture = Picture(file="x", path="x", person=0)
         return Split("train", (picture,), (Pair(0, "a man"),) * pairs)
 
-    assert Weak.for_run(recipe, run(split=split(8))).pairs == 8
+    assert Weak.for_task(recipe, task(split=split(8))).pairs == 8
     with pytest.raises(ValueError, match=r"data set has 7, train\.batch_size is 8"):
-        Weak.for_run(recipe, run(split=split(7)))
+        Weak.for_task(recipe, task(split=split(7)))
 
 
 def test_a_collinear_start_is_told():

@@ -48,8 +48,8 @@ class Counting(Method):
     batch_keys: ClassVar[tuple[str, ...]] = ("image", "tokens", "pair")
 
     @classmethod
-    def for_run(cls, recipe, run):
-        return cls(run.model, recipe, run.mesh)
+    def for_task(cls, recipe, task):
+        return cls(task.model, recipe, task.mesh)
 
     def encode(self, params, batch, key):
         model = models.bind(self.model, params)
