@@ -118,12 +118,12 @@ def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
     import jax
     import jax.numpy as jnp
 
-    from fmfa_jax.methods.weak import Recipe, Weak
+    from fmfa_jax.methods.weak import Recipe, WeakMethod
     from fmfa_jax.methods.weak.recipe import TERMS
     from fmfa_jax.models import PRESETS
 
     recipe = Recipe(losses=dict.fromkeys(TERMS, 1.0))
-    method = Weak(PRESETS["vit-b-16"], recipe, block=block)
+    method = WeakMethod(PRESETS["vit-b-16"], recipe, block=block)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(bank: Bank, image: Any) -> tuple[Bank, Any]:

@@ -65,7 +65,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     from benchmarks.train_step_case import LR, TERMS, make_batch, make_config, train
     from fmfa_jax import models
     from fmfa_jax.machines.mesh import check_batch_size, make_mesh, to_devices
-    from fmfa_jax.methods.fmfa import FMFA, Recipe
+    from fmfa_jax.methods.fmfa import FMFAMethod, Recipe
     from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
     from fmfa_jax.training.step import make_state, make_step
 
@@ -78,7 +78,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         irr_layers=options.layers or 4,
         dtype=options.dtype,
     )
-    method = FMFA(config, Recipe(losses=dict.fromkeys(TERMS, 1.0)))
+    method = FMFAMethod(config, Recipe(losses=dict.fromkeys(TERMS, 1.0)))
     optimizer = make_optimizer(lambda step: LR, AdamOptions())
     state = make_state(models.init_params(config, 0), optimizer, mesh, method)
     step = make_step(

@@ -26,14 +26,14 @@ from benchmarks.train_step_case import (
 from fmfa_jax import models, weights
 from fmfa_jax.machines.flops import count_flops, peak_flops
 from fmfa_jax.machines.mesh import make_mesh, to_devices
-from fmfa_jax.methods.fmfa import FMFA, Masking, Recipe
+from fmfa_jax.methods.fmfa import FMFAMethod, Masking, Recipe
 from fmfa_jax.methods.views import Augmentation
 from fmfa_jax.training.gradients import loss_and_gradient
 from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
 from fmfa_jax.training.step import make_state, make_step
 
 
-class FixedMasks(FMFA):
+class FixedMasks(FMFAMethod):
     """FMFA that hides the same words in every step."""
 
     def encode(self, params: Any, batch: Any, key: jax.Array) -> tuple[Any, Any]:

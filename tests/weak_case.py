@@ -3,14 +3,14 @@
 
 import jax.numpy as jnp
 
-from fmfa_jax.methods.weak import Recipe, Weak, WeakOptions
+from fmfa_jax.methods.weak import Recipe, WeakMethod, WeakOptions
 from tests.tiny_model import TINY
 
 
 def compare(
     features, index, bank, weights, *, ready=True, options=None, mesh=None, images=None
 ):
-    """(total, Measured) of one batch against the old memory, see `Weak.compare`.
+    """(total, Measured) of one batch against the old memory, see `WeakMethod.compare`.
 
     Args:
         features: image, text [b,d], and the views' where consistency has a weight.
@@ -23,7 +23,7 @@ def compare(
         images: image id of each pair.
     """
     recipe = Recipe(losses=weights, weak=options or WeakOptions())
-    method = Weak(TINY, recipe, mesh=mesh, first_epoch=1)
+    method = WeakMethod(TINY, recipe, mesh=mesh, first_epoch=1)
     state = {"step": jnp.asarray(ready, jnp.int32)}
     if bank is not None:
         state["memory"] = bank

@@ -86,7 +86,7 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class FMFA(Method):
+class FMFAMethod(Method):
     """SDM or A-SDM, identity, masked language and explicit alignment losses.
 
     The batch holds image uint8 [b,h,w,3], tokens int32 [b,l] and person int32 [b]; l
@@ -122,7 +122,7 @@ class FMFA(Method):
         )
 
     @classmethod
-    def for_task(cls, recipe: Recipe, task: Task) -> "FMFA":
+    def for_task(cls, recipe: Recipe, task: Task) -> "FMFAMethod":
         """FMFA on pairs that all have a person id."""
         unknown = int(np.sum(task.split.pair_labels < 0))
         if unknown:

@@ -34,7 +34,7 @@ from fmfa_jax.methods.weak.recipe import MASK_FIRST, Recipe
 
 
 @dataclass(frozen=True)
-class Weak(Method):
+class WeakMethod(Method):
     """Contrast, local relations, a global memory, and an augmented view.
 
     The batch holds image uint8 [b,h,w,3], tokens int32 [b,l], pair int32 [b] (the row
@@ -74,7 +74,7 @@ class Weak(Method):
             )
 
     @classmethod
-    def for_task(cls, recipe: Recipe, task: Task) -> "Weak":
+    def for_task(cls, recipe: Recipe, task: Task) -> "WeakMethod":
         """The weak method with a memory for the run's training pairs."""
         pairs = len(task.split.pairs)
         if pairs < task.batch_size:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fmfa_jax.losses import itc, sdm
-from fmfa_jax.methods.fmfa import FMFA, TERMS, LossOptions, Recipe
+from fmfa_jax.methods.fmfa import TERMS, FMFAMethod, LossOptions, Recipe
 from tests.tiny_model import tiny_model
 
 BATCH, TOKENS, WORDS, WIDTH, PEOPLE, ROWS = 6, 5, 4, 8, 6, 2
@@ -25,7 +25,7 @@ FLOATS += ("image_logits", "text_logits", "masked_losses")
 
 def objective(inputs, weights, options=None):
     """Every named term and "total" of what the model says about one batch."""
-    method = FMFA(MODEL, Recipe(losses=weights, loss=options or LossOptions()))
+    method = FMFAMethod(MODEL, Recipe(losses=weights, loss=options or LossOptions()))
     features = {name: inputs[name] for name in FLOATS if name in inputs}
     notes = {"masked_labels": inputs.get("masked_labels")}
     batch = {name: inputs[name] for name in ("person", "tokens") if name in inputs}

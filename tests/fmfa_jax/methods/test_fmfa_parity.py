@@ -17,7 +17,7 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmfa_jax import losses, models
-from fmfa_jax.methods.fmfa import FMFA, Recipe
+from fmfa_jax.methods.fmfa import FMFAMethod, Recipe
 from tests.reference_case import Case, place, reference_case
 
 # The official names of the objective's terms.
@@ -77,7 +77,7 @@ def _outputs(case: Case, params: Any, inputs: Any) -> dict[str, Any]:
 def _step(case: Case, *, compiler_options: dict | None = None) -> Callable[..., Any]:
     def total(params: Any, inputs: Any, weights: Any) -> Any:
         out = _outputs(case, params, inputs)
-        method = FMFA(case.config, Recipe(losses=dict.fromkeys(COMPUTED, 1.0)))
+        method = FMFAMethod(case.config, Recipe(losses=dict.fromkeys(COMPUTED, 1.0)))
         masked = out["masked"]
         features = {
             "image_tokens": out["image_tokens"],

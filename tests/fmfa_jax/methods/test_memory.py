@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from data_pipeline.records import Pair, Picture, Split
 from fmfa_jax.methods import Task
-from fmfa_jax.methods.weak import Recipe, Weak
+from fmfa_jax.methods.weak import Recipe, WeakMethod
 from fmfa_jax.methods.weak.memory import (
     bank_rows,
     bank_shardings,
@@ -264,9 +264,9 @@ def test_a_data_set_smaller_than_a_batch_is_refused():
         picture = Picture(file="x", path="x", person=0)
         return Split("train", (picture,), (Pair(0, "a man"),) * pairs)
 
-    assert Weak.for_task(recipe, task(split=split(8))).pairs == 8
+    assert WeakMethod.for_task(recipe, task(split=split(8))).pairs == 8
     with pytest.raises(ValueError, match=r"data set has 7, train\.batch_size is 8"):
-        Weak.for_task(recipe, task(split=split(7)))
+        WeakMethod.for_task(recipe, task(split=split(7)))
 
 
 def test_a_collinear_start_is_told():

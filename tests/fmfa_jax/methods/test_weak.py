@@ -12,7 +12,7 @@ import pytest
 
 from fmfa_jax.losses import links, local_loss
 from fmfa_jax.losses.links import confidence, local_relations, local_targets
-from fmfa_jax.methods.weak import Recipe, Weak, WeakOptions, memory, mining
+from fmfa_jax.methods.weak import Recipe, WeakMethod, WeakOptions, memory, mining
 from fmfa_jax.methods.weak.memory import init_bank, update_bank
 from tests.tiny_model import TINY
 from tests.weak_case import compare
@@ -269,9 +269,9 @@ def test_a_term_without_weight_is_not_computed():
 
 
 def test_a_method_without_a_global_loss_has_no_memory():
-    without = Weak(TINY, Recipe(losses={"itc": 1.0}), pairs=8)
+    without = WeakMethod(TINY, Recipe(losses={"itc": 1.0}), pairs=8)
     assert without.initial_state() == {}
-    with_memory = Weak(TINY, Recipe(losses={"global": 1.0}), pairs=8)
+    with_memory = WeakMethod(TINY, Recipe(losses={"global": 1.0}), pairs=8)
     assert with_memory.initial_state()["memory"]["image"].shape == (256, 64)
 
 
@@ -292,4 +292,4 @@ def test_no_loss_takes_a_person():
                 for parameter in inspect.signature(thing).parameters:
                     assert "person" not in parameter, name
                     assert "identity" not in parameter, name
-    assert "person" not in Weak.batch_keys
+    assert "person" not in WeakMethod.batch_keys

@@ -65,9 +65,11 @@ def batches():
 def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
     """Scalars of five steps and the last parameters, as NumPy."""
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
-    learns = fmfa.FMFA(HEADS, SUPERVISED)
+    learns = fmfa.FMFAMethod(HEADS, SUPERVISED)
     if method == "weak":
-        learns = weak.Weak(TOWERS, PAIRS_ALONE, mesh=mesh, pairs=PAIRS, first_epoch=3)
+        learns = weak.WeakMethod(
+            TOWERS, PAIRS_ALONE, mesh=mesh, pairs=PAIRS, first_epoch=3
+        )
 
     # The paper's. Adam's first steps have the size of the rate whatever the gradient's,
     # so at 1e-3 rounding grew tenfold a step (2e-7, then up to 2e-5).
