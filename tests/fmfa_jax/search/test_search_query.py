@@ -69,7 +69,7 @@ def test_unusable_queries_are_told(searcher):
 def test_a_model_that_has_diverged_is_told():
     rows = np.ones((3, 4), np.float32)
     rows[1, 2] = np.nan
-    with pytest.raises(SearchError, match=r"1 of 3 rows hold NaN .* has diverged"):
+    with pytest.raises(SearchError, match=r"1 of 3 rows have NaN .* has diverged"):
         embeddings(rows)
     rows[1] = 0
     np.testing.assert_allclose(np.linalg.norm(embeddings(rows), axis=1), [1, 0, 1])
