@@ -54,7 +54,8 @@ class Gallery:
         if not 0 <= row < len(self):
             raise SearchError(f"picture {row} of {len(self)}: there is none")
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.shards[shard].stamp(row - self._starts[shard]).file
+        place = row - self._starts[shard]
+        return self.shards[shard].stamps(place, place + 1)[0].file
 
     def read(self, row: int) -> bytes:
         """Return the encoded picture.
