@@ -101,9 +101,8 @@ def index_gallery(
     with store.writing(out):
         begun = (out / store.RECORD).exists()
         if begun:
-            old = store.read_record(out)
-            _check_same(out, old, record)
-            record = old
+            asked, record = record, store.read_record(out)
+            _check_same(out, record, asked)
         store.keep_tokenizer(out, model.tokenizer_name)
         listing = list_gallery(root, leave=out)
         if not (begun or listing.pictures):
@@ -163,8 +162,7 @@ def remove(
     folder = Path(index).resolve()
     with store.writing(folder):
         old = store.read_record(folder)
-        root = Path(old.gallery)
-        writer = IndexWriter(folder, old)
+        root, writer = Path(old.gallery), IndexWriter(folder, old)
         names = [relative_name(root, path) for path in paths]
         known, bad_known = writer.known().keys(), {bad.file for bad in old.bad}
         if names:
@@ -205,10 +203,7 @@ def _update(
     bad = [b for b in old.bad if b.file not in fresh and os.path.lexists(root / b.file)]
     size, ahead = work.model.image_size, 2 * work.batch_size
     reads = read_pictures(root, wanted, size, ahead=ahead)
-    parts: list[Part] = []
-    met: list[BadFile] = []
-    tried: set[str] = set()
-    done, last = 0, False
+    parts, met, tried, done, last = [], [], set(), 0, False
     work.progress(0, len(wanted), 0)
     while not last:
         batch = list(islice(reads, work.batch_size))
@@ -243,16 +238,14 @@ def _wanted(
 ) -> tuple[list[Stamp], int]:
     """Choose the files to embed, and count those that were removed before."""
     tried = {bad.file: Stamp(bad.file, bad.size, bad.mtime_ns) for bad in old.bad}
-    wanted = []
-    excluded = 0
-    for stamp in listing.pictures:
-        if stamp in (known.get(stamp.file), tried.get(stamp.file)):
-            continue
-        if not named and stamp.file not in known and is_below(stamp.file, old.excluded):
-            excluded += 1
-        else:
-            wanted.append(stamp)
-    return wanted, excluded
+    fresh = [
+        stamp
+        for stamp in listing.pictures
+        if stamp not in (known.get(stamp.file), tried.get(stamp.file))
+    ]
+    outside = () if named else old.excluded
+    wanted = [s for s in fresh if s.file in known or not is_below(s.file, outside)]
+    return wanted, len(fresh) - len(wanted)
 
 
 def _embedded(work: _Work, batch: Sequence[Read]) -> list[Part]:

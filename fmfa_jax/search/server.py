@@ -93,20 +93,10 @@ class SearchServer:
         certificate: str | None = None,
         key: str | None = None,
     ) -> None:
-        """Listen.
+        """Listen at `host` and `port`; port 0 is a free one.
 
-        Args:
-            service: What answers.
-            host: Address to listen at.
-            port: Port to listen at; 0 for a free one.
-            password: Asked for by the browser; empty for none.
-            names: Host names by which a reverse proxy is reached.
-            root_path: Path below which a reverse proxy serves the page.
-            certificate: PEM file that turns on TLS.
-            key: PEM file of the certificate's key, if it is not in the same file.
-
-        Raises:
-            SearchError: The certificate or the address cannot be used.
+        A reverse proxy is reached by the host `names` and serves the page below
+        `root_path`. TLS needs a `certificate` and its `key`, in one PEM file or two.
         """
         self.service, self.loopback = service, is_loopback(host)
         self._password = hashlib.sha256(password.encode()).digest() if password else b""

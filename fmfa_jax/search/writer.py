@@ -26,12 +26,7 @@ from fmfa_jax.search.store import IndexRecord, ShardRecord
 
 
 class IndexWriter:
-    """An index that is held for writing; see `store.writing`.
-
-    Attributes:
-        folder: Folder of the index.
-        record: The index as of the last commit.
-    """
+    """An index that `store.writing` holds; `record` is it as of the last commit."""
 
     def __init__(self, folder: Path, record: IndexRecord) -> None:
         """Open the index, check it, and delete what a killed writer left."""
