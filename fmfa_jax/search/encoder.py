@@ -107,7 +107,7 @@ def reopen_model(
 ) -> IndexModel:
     """Open the model that the index in `folder` was made with.
 
-    It is at `path` now; by default it is where it was.
+    `path` says where it is now, if it has moved.
 
     Raises:
         SearchError: It is another model, or no longer there.

@@ -50,7 +50,7 @@ class ExactSearch:
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._unchecked = list(shards)
         try:
-            # The CPU uses the rows where they are mapped.
+            # A CPU reads the rows in place; without one, they are copied.
             device = jax.local_devices(backend="cpu")[0]
         except RuntimeError:
             device = jax.local_devices()[0]

@@ -93,7 +93,7 @@ class SearchServer:
         certificate: str | None = None,
         key: str | None = None,
     ) -> None:
-        """Listen at `host` and `port`; port 0 is a free one.
+        """Listen on `host` and `port`; port 0 picks a free one.
 
         A reverse proxy is reached by the host `names` and serves the page below
         `root_path`. TLS needs a `certificate` and its `key`, in one PEM file or two.
@@ -146,9 +146,8 @@ class SearchServer:
             routes = [to_folder, Mount(f"/{root}", routes=routes), *routes]
         guarded = Mount("/", routes=routes, middleware=[Middleware(self._guarded)])
         kinds = (HTTPException, SearchError, BusyError, ClientDisconnect, Exception)
-        return Starlette(
-            routes=[guarded], exception_handlers=dict.fromkeys(kinds, _failed)
-        )
+        handlers = dict.fromkeys(kinds, _failed)
+        return Starlette(routes=[guarded], exception_handlers=handlers)
 
     def _guarded(self, app: ASGIApp) -> ASGIApp:
         async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -218,7 +217,7 @@ class SearchServer:
 
 
 class _Pages(StaticFiles):
-    """The page's files, which browsers keep but ask for anew."""
+    """The page's files; browsers revalidate them on every use."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
         response = super().file_response(*args, **kwargs)

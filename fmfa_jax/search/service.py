@@ -43,7 +43,7 @@ class BusyError(RuntimeError):
 class Service:
     """Answers for one index; threads may share it.
 
-    Values that cannot be used raise SearchError, too many requests at once BusyError.
+    Unusable values raise SearchError; too many requests at once raise BusyError.
     """
 
     def __init__(self, searcher: Searcher) -> None:

@@ -34,7 +34,7 @@ PREPROCESSING = "upright RGB, Pillow bilinear antialiased resize, CLIP mean and 
 class SearchError(ValueError):
     """Index, gallery or query cannot be used; the message says what to do.
 
-    Whatever in this package opens, reads or changes one of them may raise it.
+    Any function of this package that opens, reads or changes one may raise it.
     """
 
 
@@ -90,7 +90,7 @@ class IndexRecord:
 
     `tokenizer` is "clip" or TOKENIZER, the copy in the index. Rows are numbered across
     the shards in order. What is `excluded`, files and folders, stays out until it is
-    added by name. `faiss` is None with the engine "exact" and until a run has ended.
+    added by name. `faiss` is None with the engine "exact" and until indexing ends.
     """
 
     gallery: str

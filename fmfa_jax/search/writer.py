@@ -26,10 +26,10 @@ from fmfa_jax.search.store import IndexRecord, ShardRecord
 
 
 class IndexWriter:
-    """An index that `store.writing` holds; `record` is it as of the last commit."""
+    """An index held by `store.writing`, with its `record` as of the last commit."""
 
     def __init__(self, folder: Path, record: IndexRecord) -> None:
-        """Open the index, check it, and delete what a killed writer left."""
+        """Open and check the index; delete what a killed writer left behind."""
         self.folder, self.record = folder, record
         store.sweep(folder, record)
         self._stamps: dict[Shard, list[Stamp]] = {}
@@ -79,7 +79,7 @@ class IndexWriter:
         store.sweep(self.folder, record)
 
     def _stale(self, drop: Set[str], new: int, last: bool) -> list[Shard]:
-        """Choose the shards to write anew."""
+        """Choose the shards to rewrite."""
         stale = {
             shard
             for shard, stamps in self._stamps.items()
