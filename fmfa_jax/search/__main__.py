@@ -14,6 +14,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from PIL import Image
 
 from data_pipeline.images import ImageError
 from fmfa_jax.search import index, store
-from fmfa_jax.search.encoder import IndexModel, open_model, reopen_model
+from fmfa_jax.search.encoder import open_model, reopen_model
 from fmfa_jax.search.query import contact_sheet, open_searcher
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
@@ -50,7 +51,8 @@ class ProgressLine:
         line = f"{done}/{wanted} pictures, {bad} bad"
         if rate:
             line += f", {rate:.1f}/s"
-            line += f", {_clock((wanted - done) / rate)} left" * (done < wanted)
+            left = timedelta(seconds=int((wanted - done) / rate))
+            line += f", {left} left" * (done < wanted)
         print(f"\r{line}\033[K" if live else line, end="", file=sys.stderr, flush=True)
         if done >= wanted or not live:
             print(file=sys.stderr)
@@ -76,18 +78,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    sizes = {"image_size": args.image_size, "stride": args.stride}
-    model = open_model(
-        args.model, tokenizer=args.tokenizer, source_grid=args.source_grid, **sizes
-    )
-    kept = {"storage": args.storage, "engine": args.engine}
-    change = index.index_gallery(args.gallery, args.out, model, **kept, **_pace(args))
+    sizes = _picked(args, "image_size", "stride", "source_grid")
+    model = open_model(args.model, tokenizer=args.tokenizer, **sizes)
+    kept = _picked(args, "storage", "engine", "batch_size", "save_every")
+    line = ProgressLine()
+    change = index.index_gallery(args.gallery, args.out, model, progress=line, **kept)
     _report(args.out, change)
 
 
 def _add(args: argparse.Namespace) -> None:
-    paths = _given(args.paths)
-    _report(args.index, index.add(args.index, _model(args), paths, **_pace(args)))
+    folder, paths = Path(args.index).resolve(), _given(args.paths)
+    model = reopen_model(folder, store.read_record(folder), args.model)
+    pace, line = _picked(args, "batch_size", "save_every"), ProgressLine()
+    _report(args.index, index.add(folder, model, paths, progress=line, **pace))
 
 
 def _remove(args: argparse.Namespace) -> None:
@@ -102,13 +105,12 @@ def _query(args: argparse.Namespace) -> None:
     searcher = open_searcher(args.index, model=args.model)
     picture = Path(args.image).read_bytes() if args.image else b""
     found = searcher.search(searcher.vector(args.sentence, picture), args.top)
-    pairs = zip(found.rows.tolist(), found.similarity.tolist(), strict=True)
     results = [
         {"rank": rank, "similarity": cosine, "file": searcher.gallery.file(row)}
-        for rank, (row, cosine) in enumerate(pairs, 1)
+        for rank, row, cosine in found.hits()
     ]
     if args.json:
-        asked = {"sentence": args.sentence, "image": args.image}
+        asked = _picked(args, "sentence", "image")
         print(json.dumps({**asked, "results": results}, indent=1))
     else:
         print("rank  similarity  file")
@@ -139,7 +141,7 @@ def _serve(args: argparse.Namespace) -> None:
         ) from error
     from fmfa_jax.search.service import Service
 
-    if args.ssl_keyfile and not args.ssl_certfile:
+    if args.key and not args.certificate:
         raise SearchError("--ssl-keyfile is the key of a certificate: --ssl-certfile")
     searcher = open_searcher(args.index, model=args.model)
     # Compile what the first search would wait for.
@@ -148,31 +150,20 @@ def _serve(args: argparse.Namespace) -> None:
     password = args.password or os.environ.get(PASSWORD, "")
     server = SearchServer(
         Service(searcher),
-        host=args.host,
-        port=args.port,
         password=password,
-        names=args.allow_host,
-        root_path=args.root_path,
-        certificate=args.ssl_certfile,
-        key=args.ssl_keyfile,
+        **_picked(args, "host", "port", "names", "root_path", "certificate", "key"),
     )
     if not server.loopback:
         note = "note: other machines can reach this page"
         note += "" if password else ", WITHOUT a password (--password)"
-        note += "" if args.ssl_certfile else "; what they send is not encrypted"
+        note += "" if args.certificate else "; what they send is not encrypted"
         print(note, file=sys.stderr)
     print(f"{len(searcher.gallery)} pictures at {server.url} (Ctrl-C ends)", flush=True)
     server.run()
 
 
-def _model(args: argparse.Namespace) -> IndexModel:
-    folder = Path(args.index).resolve()
-    return reopen_model(folder, store.read_record(folder), args.model)
-
-
-def _pace(args: argparse.Namespace) -> dict[str, Any]:
-    sizes = {"batch_size": args.batch_size, "save_every": args.save_every}
-    return {**sizes, "progress": ProgressLine()}
+def _picked(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in names}
 
 
 def _given(paths: Sequence[str]) -> list[str]:
@@ -182,8 +173,8 @@ def _given(paths: Sequence[str]) -> list[str]:
 
 def _report(folder: str, change: index.Change) -> None:
     """Print what a command did, with everything that was left out."""
-    pictures, counts = _count(change.rows, "picture"), (change.added, change.removed)
-    print(f"{folder}: {pictures} ({counts[0]} added, {counts[1]} removed)")
+    pictures = _count(change.rows, "picture")
+    print(f"{folder}: {pictures} ({change.added} added, {change.removed} removed)")
     if change.others:
         print(f"left alone, not pictures by name: {_count(change.others, 'file')}")
     if change.excluded:
@@ -207,11 +198,6 @@ def _report(folder: str, change: index.Change) -> None:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
-
-
-def _clock(seconds: float) -> str:
-    minutes, seconds = divmod(int(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def _plain(text: str) -> str:
@@ -290,15 +276,16 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
     password = f"asked for by the page; safer in ${PASSWORD}"
     names = "name by which browsers reach a reverse proxy in front; may be repeated"
     root = "path below which a reverse proxy serves the page, like /people"
-    names_of_host = {"action": "append", "default": [], "metavar": "NAME"}
-    certificate, key = "certificate that turns on TLS", "its key, if in another file"
+    hosts = {"dest": "names", "action": "append", "default": [], "metavar": "NAME"}
+    certificate = {"dest": "certificate", "help": "certificate that turns on TLS"}
+    key = {"dest": "key", "help": "its key, if in another file"}
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=7860)
     serve.add_argument("--password", default="", help=password)
-    serve.add_argument("--allow-host", help=names, **names_of_host)
+    serve.add_argument("--allow-host", help=names, **hosts)
     serve.add_argument("--root-path", default="", metavar="PATH", help=root)
-    serve.add_argument("--ssl-certfile", metavar="PEM", help=certificate)
-    serve.add_argument("--ssl-keyfile", metavar="PEM", help=key)
+    serve.add_argument("--ssl-certfile", metavar="PEM", **certificate)
+    serve.add_argument("--ssl-keyfile", metavar="PEM", **key)
 
 
 if __name__ == "__main__":

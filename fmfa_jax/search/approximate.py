@@ -32,11 +32,7 @@ _FEWEST_PER_CELL = 39  # FAISS warns below it
 
 
 def load_faiss() -> ModuleType:
-    """Import FAISS.
-
-    Raises:
-        SearchError: It is not installed.
-    """
+    """Import FAISS; raise SearchError if it is not installed."""
     try:
         import faiss
     except ImportError as error:
@@ -50,11 +46,7 @@ def load_faiss() -> ModuleType:
 def build(
     folder: Path, name: str, shards: Sequence[Shard], model: IndexModel
 ) -> FaissRecord:
-    """Write a FAISS index over shards, and measure its recall.
-
-    Raises:
-        SearchError: FAISS is not installed.
-    """
+    """Write a FAISS index over shards, and measure its recall."""
     faiss = load_faiss()
     total, width = sum(len(s.rows) for s in shards), shards[0].rows.shape[1]
     cells = max(1, min(int(4 * total**0.5), total // _FEWEST_PER_CELL))
@@ -74,11 +66,6 @@ class ApproximateSearch:
     """A FAISS index, mapped from the disk."""
 
     def __init__(self, folder: Path, record: FaissRecord) -> None:
-        """Open it.
-
-        Raises:
-            SearchError: FAISS is not installed, or the file is missing or damaged.
-        """
         faiss = load_faiss()
         path = folder / record.file
         # FAISS trusts what it reads: a damaged file could end the process.
@@ -112,26 +99,24 @@ def _fewest_probes(
 ) -> tuple[int, float]:
     """Double the visited cells until both kinds of queries have the wanted recall."""
     exact = [[set(find(q, _TOP).rows.tolist()) for q in each] for each in queries]
-    probes = 1
+    made.nprobe = 1
     while True:
-        made.nprobe = min(probes, cells)
-        recall = 1.0
+        recalls = []
         for each, wanted in zip(queries, exact, strict=True):
             found = made.search(each, _TOP)[1].tolist()
             pairs = zip(found, wanted, strict=True)
             hits = sum(len(set(rows) & best) for rows, best in pairs)
-            recall = min(recall, hits / sum(map(len, wanted)))
-        if recall >= RECALL_WANTED or probes >= cells:
-            return made.nprobe, recall
-        probes *= 2
+            recalls.append(hits / sum(map(len, wanted)))
+        if min(recalls) >= RECALL_WANTED or made.nprobe >= cells:
+            return made.nprobe, min(recalls)
+        made.nprobe = min(2 * made.nprobe, cells)
 
 
 def _sample(shards: Sequence[Shard], count: int) -> Float32[np.ndarray, "count d"]:
     """Take rows at equal distances across all shards."""
-    starts = np.cumsum([0, *(len(shard.rows) for shard in shards)])
-    chosen = np.linspace(0, starts[-1] - 1, count).astype(np.int64)
-    parts = []
-    for shard, first, last in zip(shards, starts, starts[1:], strict=False):
-        inside = chosen[(chosen >= first) & (chosen < last)]
-        parts.append(shard.unit(inside - first))
-    return np.concatenate(parts)
+    ends = np.cumsum([len(shard.rows) for shard in shards])
+    chosen = np.linspace(0, ends[-1] - 1, count).astype(np.int64)
+    inside = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+    starts = ends - [len(shard.rows) for shard in shards]
+    rows = zip(shards, inside, starts, strict=True)
+    return np.concatenate([shard.unit(each - start) for shard, each, start in rows])

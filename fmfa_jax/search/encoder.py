@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Array, Float, Float32, UInt8
 
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax.evaluation.blocks import unit_rows
@@ -49,20 +49,18 @@ class IndexModel:
         self, images: UInt8[np.ndarray, "b h w 3"]
     ) -> Float32[np.ndarray, "b d"]:
         """Embed pictures of the model's size; see `embeddings`."""
-        return embeddings(np.asarray(self.model.encode_image(images)))
+        return embeddings(self.model.encode_image(images))
 
     def sentences(self, sentences: Sequence[str]) -> Float32[np.ndarray, "b d"]:
         """Embed sentences, truncated as in training; see `embeddings`."""
         tokens = self.tokenizer.encode(sentences, self.model.config.context_length)
-        return embeddings(np.asarray(self.model.encode_text(tokens)))
+        return embeddings(self.model.encode_text(tokens))
 
 
-def embeddings(features: Float[np.ndarray, "n d"]) -> Float32[np.ndarray, "n d"]:
-    """Return features with length 1; a row of zeros stays.
-
-    Raises:
-        SearchError: A row holds NaN or infinity: the model has diverged.
-    """
+def embeddings(
+    features: Float[np.ndarray | Array, "n d"],
+) -> Float32[np.ndarray, "n d"]:
+    """Return features as unit rows; raise SearchError if the model has diverged."""
     try:
         return unit_rows(features, name="embedding")
     except ValueError as error:
@@ -79,23 +77,21 @@ def open_model(
 ) -> IndexModel:
     """Open a run folder or weight file with the tokenizer that belongs to it.
 
-    Args:
-        path: See `weights.load_model`.
-        tokenizer: "clip" or a folder with vocab.json and merges.txt. By default what
-            the run's config.json names, or "clip" if the vocabulary has CLIP's size.
-        image_size: See `weights.load_model`.
-        stride: See `weights.load_model`.
-        source_grid: See `weights.load_model`.
-
-    Raises:
-        WeightsError: The weights cannot be used.
-        SearchError: The tokenizer is unknown or belongs to another model.
+    `tokenizer` is "clip" or a folder with vocab.json and merges.txt; by default what
+    the run's config.json names, or "clip" if the vocabulary has CLIP's size. The other
+    arguments, and WeightsError, are those of `weights.load_model`.
     """
     model = load_model(
         path, image_size=image_size, stride=stride, source_grid=source_grid
     )
     vocabulary = model.config.vocab_size
-    name = tokenizer or _of_run(path, "data.tokenizer") or _clip(vocabulary)
+    name = tokenizer or _of_run(path).get("data.tokenizer")
+    if not name and vocabulary != CLIP_VOCABULARY:
+        raise SearchError(
+            f"the model has a vocabulary of {vocabulary}, CLIP's has "
+            f"{CLIP_VOCABULARY}: name the folder of its tokenizer with --tokenizer"
+        )
+    name = name or "clip"
     record = store.ModelRecord(
         path=str(Path(path).resolve()),
         sha256=model.report.sha256,
@@ -109,12 +105,9 @@ def open_model(
 def reopen_model(
     folder: Path, record: IndexRecord, path: str | None = None
 ) -> IndexModel:
-    """Open the model that an index was made with.
+    """Open the model that the index in `folder` was made with.
 
-    Args:
-        folder: Folder of the index.
-        record: What the index is.
-        path: Where the model lies now; by default where it lay.
+    `path` says where it is now, if it has moved.
 
     Raises:
         SearchError: It is another model, or no longer there.
@@ -165,26 +158,17 @@ def _tokenizer(name: str, vocabulary: int) -> WordTokenizer:
     return tokenizer
 
 
-def _of_run(path: str | Path, key: str) -> str | None:
-    """Return what a run's config.json names, or None outside of run folders."""
+def _of_run(path: str | Path) -> dict[str, str]:
+    """Return the texts of a run's config.json; none outside of run folders."""
     config = (Path(path) if Path(path).is_dir() else Path(path).parent) / "config.json"
     try:
-        name = json.loads(config.read_text(encoding="utf-8")).get(key)
+        values = json.loads(config.read_text(encoding="utf-8")).items()
     except (OSError, ValueError, AttributeError):
-        return None
-    return name if isinstance(name, str) and name else None
+        return {}
+    return {key: value for key, value in values if isinstance(value, str)}
 
 
 def _efa_rule(path: str | Path) -> str:
     """Return the rule of a run; "official" where it is unknown."""
-    rule = _of_run(path, "loss.efa_rule")
+    rule = _of_run(path).get("loss.efa_rule")
     return rule if rule in RULES else "official"
-
-
-def _clip(vocabulary: int) -> str:
-    if vocabulary == CLIP_VOCABULARY:
-        return "clip"
-    raise SearchError(
-        f"the model has a vocabulary of {vocabulary}, CLIP's has {CLIP_VOCABULARY}: "
-        "name the folder of its tokenizer with --tokenizer"
-    )

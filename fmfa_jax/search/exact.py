@@ -5,7 +5,7 @@ XLA multiplies float32 rows where they are mapped, and converts float16 rows in 
 that stay in the cache (NumPy takes ten times as long for those).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -38,30 +38,34 @@ class Found:
     lowest: float
     highest: float
 
+    def hits(self) -> Iterator[tuple[int, int, float]]:
+        """Yield the rank, row and similarity of each picture."""
+        pairs = zip(self.rows.tolist(), self.similarity.tolist(), strict=True)
+        return ((rank, *pair) for rank, pair in enumerate(pairs, 1))
+
 
 class ExactSearch:
     """The shards of an index, ready to be multiplied with queries."""
 
     def __init__(self, shards: Sequence[Shard]) -> None:
         self._unchecked = list(shards)
-        device = _host()
+        try:
+            # A CPU reads the rows in place; without one, they are copied.
+            device = jax.local_devices(backend="cpu")[0]
+        except RuntimeError:
+            device = jax.local_devices()[0]
         self._rows = [jax.device_put(s.rows, device, may_alias=True) for s in shards]
         self._starts = np.cumsum([0, *(len(s.rows) for s in shards[:-1])]).tolist()
 
     def __call__(
         self, query: Float32[np.ndarray, "d"], top: int, *, minimum: float = -2.0
     ) -> Found:
-        """Find the rows with the largest products with a unit row.
-
-        Args:
-            query: A unit row.
-            top: Largest number of rows to return.
-            minimum: Smallest cosine to return.
+        """Find up to `top` rows whose products with a unit row reach `minimum`.
 
         Raises:
-            SearchError: A shard has been damaged. Checked by the first query, which
-                reads all of it anyway.
+            SearchError: A shard has been damaged.
         """
+        # The first query reads all of the shards anyway.
         while self._unchecked:
             self._unchecked[-1].check()
             self._unchecked.pop()
@@ -105,11 +109,3 @@ def _products(
     whole = jax.lax.scan(step, None, starts)[1].reshape(-1)
     rest = rows[len(whole) :].astype(jnp.float32)
     return jnp.concatenate([whole, dot(rest, query)])
-
-
-def _host() -> jax.Device:
-    """Return the CPU, whose memory the rows are mapped to, or what stands in for it."""
-    try:
-        return jax.local_devices(backend="cpu")[0]
-    except RuntimeError:
-        return jax.local_devices()[0]

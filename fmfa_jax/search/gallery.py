@@ -4,7 +4,7 @@
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -40,9 +40,6 @@ def list_gallery(
         gallery: The folder; hidden files and folders in it are skipped.
         below: Files and folders to list, relative to the gallery.
         leave: A folder that is not part of the gallery: the index.
-
-    Raises:
-        SearchError: One of `below` does not exist.
     """
     found: dict[str, Stamp] = {}
     others = 0
@@ -104,15 +101,12 @@ def read_pictures(
 
     The pixels have the height and width `image_size`; `ahead` files are read ahead.
     """
-    waiting: deque[Future[Read]] = deque()
-    rest = iter(stamps)
     with ThreadPoolExecutor(cores()) as pool:
-        for stamp in islice(rest, ahead):
-            waiting.append(pool.submit(_read, gallery, stamp, image_size))
+        reads = (pool.submit(_read, gallery, stamp, image_size) for stamp in stamps)
+        waiting = deque(islice(reads, ahead))
         while waiting:
             yield waiting.popleft().result()
-            for stamp in islice(rest, 1):
-                waiting.append(pool.submit(_read, gallery, stamp, image_size))
+            waiting.extend(islice(reads, 1))
 
 
 def _read(gallery: Path, stamp: Stamp, image_size: tuple[int, int]) -> Read:
@@ -124,11 +118,7 @@ def _read(gallery: Path, stamp: Stamp, image_size: tuple[int, int]) -> Read:
 
 
 def relative_name(gallery: Path, path: str | Path) -> str:
-    """Return a path, absolute or relative to the gallery, as a name in the gallery.
-
-    Raises:
-        SearchError: It is not in the gallery.
-    """
+    """Return a path, absolute or relative to the gallery, as a name in the gallery."""
     whole = Path(os.path.normpath(gallery / path))
     if not whole.is_relative_to(gallery):
         raise SearchError(f"{path} is not in the gallery {gallery}")

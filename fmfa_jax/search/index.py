@@ -2,7 +2,7 @@
 """Make an index, add to it and remove from it."""
 
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +13,7 @@ from fmfa_jax.search import approximate, store
 from fmfa_jax.search.encoder import IndexModel, reopen_model
 from fmfa_jax.search.gallery import (
     Listing,
+    Read,
     is_below,
     list_gallery,
     read_pictures,
@@ -24,10 +25,6 @@ from fmfa_jax.search.writer import IndexWriter
 
 Progress = Callable[[int, int, int], None]
 """Called with the numbers of pictures done, wanted, and bad among those done."""
-
-
-def silent(done: int, wanted: int, bad: int) -> None:
-    """Show no progress."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def index_gallery(
     engine: str = "exact",
     batch_size: int = 64,
     save_every: int = 1024,
-    progress: Progress = silent,
+    progress: Progress = lambda *_: None,
 ) -> Change:
     """Embed every picture below a folder; continue where an earlier call stopped.
 
@@ -82,10 +79,6 @@ def index_gallery(
         batch_size: Pictures to embed at a time.
         save_every: Pictures in a commit: the most that a killed process loses.
         progress: Called after each batch.
-
-    Raises:
-        SearchError: The gallery cannot be used, `out` holds another index, or another
-            process writes to it.
     """
     root, out = Path(gallery).resolve(), Path(out).resolve()
     if not root.is_dir():
@@ -108,9 +101,8 @@ def index_gallery(
     with store.writing(out):
         begun = (out / store.RECORD).exists()
         if begun:
-            old = store.read_record(out)
-            _check_same(out, old, record)
-            record = old
+            asked, record = record, store.read_record(out)
+            _check_same(out, record, asked)
         store.keep_tokenizer(out, model.tokenizer_name)
         listing = list_gallery(root, leave=out)
         if not (begun or listing.pictures):
@@ -128,15 +120,11 @@ def add(
     *,
     batch_size: int = 64,
     save_every: int = 1024,
-    progress: Progress = silent,
+    progress: Progress = lambda *_: None,
 ) -> Change:
-    """Embed the pictures of the gallery that are new or changed.
+    """Embed new and changed pictures of the gallery, or of `paths` in it.
 
-    Of all of the gallery, or of the files and folders in it that `paths` names, by the
-    index's own model; for the other arguments see `index_gallery`.
-
-    Raises:
-        SearchError: A path is not in the gallery, or another process writes.
+    `model` must be the index's own; for the other arguments see `index_gallery`.
     """
     folder = Path(index).resolve()
     with store.writing(folder):
@@ -170,23 +158,23 @@ def remove(
         paths: Files and folders of the gallery; by default what is no longer there.
         model: Where the model lies now; only a FAISS index needs it, whose recall is
             measured again.
-
-    Raises:
-        SearchError: A path is not in the index, or another process writes.
     """
     folder = Path(index).resolve()
     with store.writing(folder):
         old = store.read_record(folder)
-        root = Path(old.gallery)
-        writer = IndexWriter(folder, old)
+        root, writer = Path(old.gallery), IndexWriter(folder, old)
         names = [relative_name(root, path) for path in paths]
-        known, bad_known = list(writer.known()), [bad.file for bad in old.bad]
+        known, bad_known = writer.known().keys(), {bad.file for bad in old.bad}
         if names:
-            drop = _below(known + bad_known, names)
+            drop = {file for file in known | bad_known if is_below(file, names)}
         else:
             drop = {file for file in known if not (root / file).exists()}
             # A dangling link still exists and would be met again.
             drop |= {file for file in bad_known if not os.path.lexists(root / file)}
+        for name in names:
+            if not any(is_below(file, [name]) for file in drop):
+                reason = f"the index has no picture {name!r}, nor any below it"
+                raise SearchError(reason)
         opened = reopen_model(folder, old, model) if old.engine == "faiss" else None
         bad = tuple(entry for entry in old.bad if entry.file not in drop)
         excluded = tuple(sorted({*old.excluded, *names}))
@@ -204,37 +192,34 @@ class _Work:
     progress: Progress
 
 
-def _below(known: Sequence[str], names: Sequence[str]) -> set[str]:
-    drop: set[str] = set()
-    for name in names:
-        found = {file for file in known if is_below(file, [name])}
-        if not found:
-            raise SearchError(f"the index has no picture {name!r}, nor any below it")
-        drop |= found
-    return drop
-
-
 def _update(
     work: _Work, old: IndexRecord, listing: Listing, *, named: bool = False
 ) -> Change:
     """Embed what is new or changed; with `named` also what was removed before."""
     writer = IndexWriter(work.folder, old)
-    known = writer.known()
-    root = Path(old.gallery)
+    known, root = writer.known(), Path(old.gallery)
     wanted, excluded = _wanted(old, known, listing, named)
     fresh = {stamp.file for stamp in wanted}
     bad = [b for b in old.bad if b.file not in fresh and os.path.lexists(root / b.file)]
-    met: list[BadFile] = []
-    added = 0
-    for parts, worse, last in _embedded(root, wanted, work):
-        met += worse
-        done = {stamp.file for part in parts for stamp in part.stamps}
-        added += len(done)
-        # Rows of changed pictures leave in the commit that replaces them.
-        drop = (done | {entry.file for entry in worse}) & known.keys()
-        listed = tuple(sorted([*bad, *met], key=lambda entry: entry.file))
-        writer.commit(parts, drop, last=last, model=work.model, bad=listed)
-    new = writer.record
+    size, ahead = work.model.image_size, 2 * work.batch_size
+    reads = read_pictures(root, wanted, size, ahead=ahead)
+    parts, met, tried, done, last = [], [], set(), 0, False
+    work.progress(0, len(wanted), 0)
+    while not last:
+        batch = list(islice(reads, work.batch_size))
+        met += [read for _, read in batch if isinstance(read, BadFile)]
+        parts += _embedded(work, batch)
+        tried |= {stamp.file for stamp, _ in batch}
+        done += len(batch)
+        last = done == len(wanted)
+        if last or len(tried) >= work.save_every:
+            listed = tuple(sorted([*bad, *met], key=lambda entry: entry.file))
+            # Rows of changed pictures leave in the commit that replaces them.
+            drop = tried & known.keys()
+            writer.commit(parts, drop, last=last, model=work.model, bad=listed)
+            parts, tried = [], set()
+        work.progress(done, len(wanted), len(met))
+    new, added = writer.record, len(wanted) - len(met)
     return Change(
         added=added,
         removed=old.rows + added - new.rows,
@@ -253,56 +238,33 @@ def _wanted(
 ) -> tuple[list[Stamp], int]:
     """Choose the files to embed, and count those that were removed before."""
     tried = {bad.file: Stamp(bad.file, bad.size, bad.mtime_ns) for bad in old.bad}
-    wanted = []
-    excluded = 0
-    for stamp in listing.pictures:
-        if stamp in (known.get(stamp.file), tried.get(stamp.file)):
-            continue
-        if not named and stamp.file not in known and is_below(stamp.file, old.excluded):
-            excluded += 1
-        else:
-            wanted.append(stamp)
-    return wanted, excluded
+    fresh = [
+        stamp
+        for stamp in listing.pictures
+        if stamp not in (known.get(stamp.file), tried.get(stamp.file))
+    ]
+    outside = () if named else old.excluded
+    wanted = [s for s in fresh if s.file in known or not is_below(s.file, outside)]
+    return wanted, len(fresh) - len(wanted)
 
 
-def _embedded(
-    root: Path, wanted: Sequence[Stamp], work: _Work
-) -> Iterator[tuple[list[Part], list[BadFile], bool]]:
-    """Yield what each commit adds: embeddings, bad files, and whether it is the last.
-
-    Every batch is padded to one size, so that it compiles once.
-    """
-    size = work.model.image_size
-    reads = read_pictures(root, wanted, size, ahead=2 * work.batch_size)
-    rows, stamps, bad, done, bad_count = [], [], [], 0, 0
-    work.progress(0, len(wanted), 0)
-    while True:
-        batch = list(islice(reads, work.batch_size))
-        good = [(s, read) for s, read in batch if not isinstance(read, BadFile)]
-        bad += [read for _, read in batch if isinstance(read, BadFile)]
-        if good:
-            pixels = np.zeros((work.batch_size, *size, 3), np.uint8)
-            pixels[: len(good)] = [picture for _, picture in good]
-            rows.append(work.model.pictures(pixels)[: len(good)])
-            stamps += [stamp for stamp, _ in good]
-        done += len(batch)
-        bad_count += len(batch) - len(good)
-        last = done == len(wanted)
-        if last or len(stamps) + len(bad) >= work.save_every:
-            part = [Part(np.concatenate(rows), tuple(stamps))] if rows else []
-            yield part, bad, last
-            rows, stamps, bad = [], [], []
-        work.progress(done, len(wanted), bad_count)
-        if last:
-            return
+def _embedded(work: _Work, batch: Sequence[Read]) -> list[Part]:
+    """Embed the usable pictures, padded to one size so that it compiles once."""
+    good = [(stamp, read) for stamp, read in batch if not isinstance(read, BadFile)]
+    if not good:
+        return []
+    pixels = np.zeros((work.batch_size, *work.model.image_size, 3), np.uint8)
+    pixels[: len(good)] = [picture for _, picture in good]
+    rows = work.model.pictures(pixels)[: len(good)]
+    return [Part(rows, tuple(stamp for stamp, _ in good))]
 
 
 def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
     """Refuse to go on with an index that was asked for otherwise."""
-    there, wanted = asdict(old), asdict(new)
-    for values in (there, wanted):
-        values["model sizes"] = values["model"]["config"]
-        values["model"] = values["model"]["sha256"]
+    there, wanted = (
+        {**asdict(r), "model": r.model.sha256, "model sizes": r.model.config}
+        for r in (old, new)
+    )
     names = ("gallery", "preprocessing", "tokenizer", "storage", "engine")
     differing = [
         f"{name}: there {there[name]}, asked for {wanted[name]}"

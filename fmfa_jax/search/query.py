@@ -46,22 +46,15 @@ class Gallery:
         return self._starts[-1]
 
     def file(self, row: int) -> str:
-        """Return the name of a picture, relative to the gallery.
-
-        Raises:
-            SearchError: There is no such picture.
-        """
+        """Return the name of a picture, relative to the gallery."""
         if not 0 <= row < len(self):
             raise SearchError(f"picture {row} of {len(self)}: there is none")
         shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        return self.shards[shard].stamp(row - self._starts[shard]).file
+        place = row - self._starts[shard]
+        return self.shards[shard].stamps(place, place + 1)[0].file
 
     def read(self, row: int) -> bytes:
-        """Return the encoded picture.
-
-        Raises:
-            SearchError: No such picture, or its file is gone or leads elsewhere.
-        """
+        """Return the encoded picture, unless its file is gone or leads elsewhere."""
         file = self.file(row)
         try:
             return read_file(Path(self.record.gallery), file)
@@ -83,12 +76,7 @@ class Searcher:
     def vector(
         self, sentence: str = "", picture: bytes = b""
     ) -> Float32[np.ndarray, "d"]:
-        """Embed a query: a sentence, an encoded picture, or both in equal shares.
-
-        Raises:
-            SearchError: Both are empty, the sentence is longer than MAX_LETTERS, or
-                the picture cannot be read.
-        """
+        """Embed a query: a sentence, an encoded picture, or both in equal shares."""
         parts = []
         if sentence.strip():
             parts.append(self.model.sentences([_checked(sentence)])[0])
@@ -111,9 +99,6 @@ class Searcher:
 
         Uses EFA's similarity, which any model has, with the rule of the model's run if
         it lies in one; see `figures.words`.
-
-        Raises:
-            SearchError: The sentence is empty or too long, or there is no such picture.
         """
         if not _checked(sentence).strip():
             raise SearchError("no words came: wanted a sentence")
@@ -139,30 +124,20 @@ def mixed(*vectors: Float32[np.ndarray, "d"]) -> Float32[np.ndarray, "d"]:
 
 
 def open_searcher(folder: str | Path, *, model: str | None = None) -> Searcher:
-    """Open an index and its model, which may lie elsewhere now.
-
-    Raises:
-        SearchError: The index cannot be used, or the model is another one.
-    """
+    """Open an index and its model, which may lie elsewhere now."""
     gallery = Gallery(folder)
     if not len(gallery):
         raise SearchError(f"the index {folder} holds no pictures; `add` some")
     opened = reopen_model(gallery.folder, gallery.record, model)
     faiss = gallery.record.faiss
-    if faiss is None:
-        return Searcher(gallery, opened, ExactSearch(gallery.shards))
-    return Searcher(gallery, opened, ApproximateSearch(gallery.folder, faiss))
+    find = ApproximateSearch(gallery.folder, faiss) if faiss else None
+    return Searcher(gallery, opened, find or ExactSearch(gallery.shards))
 
 
 def contact_sheet(searcher: Searcher, found: Found, caption: str) -> Image.Image:
-    """Draw the pictures that were found, with rank, similarity and file.
-
-    Raises:
-        SearchError: A picture is no longer in the gallery.
-    """
+    """Draw the pictures that were found, with rank, similarity and file."""
     hits = []
-    pairs = zip(found.rows.tolist(), found.similarity.tolist(), strict=True)
-    for rank, (row, cosine) in enumerate(pairs, 1):
+    for rank, row, cosine in found.hits():
         labels = (f"{rank}.  {cosine:.3f}", searcher.gallery.file(row))
         pixels = decode(searcher.gallery.read(row))
         hits.append(Hit(pixels=pixels, verdict="found", labels=labels))
@@ -172,7 +147,6 @@ def contact_sheet(searcher: Searcher, found: Found, caption: str) -> Image.Image
 
 def _checked(sentence: str) -> str:
     if len(sentence) > MAX_LETTERS:
-        raise SearchError(
-            f"the sentence has {len(sentence)} letters, at most {MAX_LETTERS} are taken"
-        )
+        letters = f"{len(sentence)} letters, at most {MAX_LETTERS} are taken"
+        raise SearchError(f"the sentence has {letters}")
     return sentence

@@ -18,7 +18,7 @@ import ipaddress
 import json
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,12 @@ import uvicorn
 from anyio import CapacityLimiter, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import FileResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from fmfa_jax.search.service import MAX_UPLOAD, BusyError, Service
@@ -69,9 +72,7 @@ _UVICORN = {
     "headers": list(_HEADERS.items()),
     "timeout_graceful_shutdown": 5,
 }
-_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 _log = logging.getLogger(__name__)
-Act = Callable[[Request], Awaitable[Response]]
 
 
 class SearchServer:
@@ -92,20 +93,10 @@ class SearchServer:
         certificate: str | None = None,
         key: str | None = None,
     ) -> None:
-        """Listen.
+        """Listen on `host` and `port`; port 0 picks a free one.
 
-        Args:
-            service: What answers.
-            host: The address to bind.
-            port: The port to bind; 0 for a free one.
-            password: Asked for by the browser; empty for none.
-            names: Host names by which a reverse proxy is reached.
-            root_path: Path below which a reverse proxy serves the page.
-            certificate: PEM file that turns on TLS.
-            key: PEM file of the certificate's key, if it is not in the same file.
-
-        Raises:
-            SearchError: The certificate or the address cannot be used.
+        A reverse proxy is reached by the host `names` and serves the page below
+        `root_path`. TLS needs a `certificate` and its `key`, in one PEM file or two.
         """
         self.service, self.loopback = service, is_loopback(host)
         self._password = hashlib.sha256(password.encode()).digest() if password else b""
@@ -113,8 +104,8 @@ class SearchServer:
         self._uploads = asyncio.Semaphore(UPLOADS)
         self._failing = asyncio.Lock()
         self._drawing = CapacityLimiter(2)
-        app = self._app("/" + root_path.strip("/"))
         tls = {"ssl_certfile": certificate, "ssl_keyfile": key}
+        app = self._app(root_path.strip("/"))
         config = uvicorn.Config(app, http=_Connection, **_UVICORN, **tls)
         try:
             config.load()
@@ -137,51 +128,33 @@ class SearchServer:
         self._server.should_exit = True
 
     def _app(self, root: str) -> Starlette:
-        pages = ("page.css", "page.js", "detail.js", "icon.svg")
-        acts: dict[str, Act] = {f"/{name}": _page(name) for name in pages}
-        acts |= {
-            "/": _page("index.html"),
-            "/api/gallery": self._about,
-            "/picture/{version}/{row}/{size}": self._picture,
-        }
-        posts = {
-            "/api/search": self._asked("search"),
-            "/api/explain": self._asked("explain"),
-            "/api/example": self._example,
-        }
-        guarded = self._guarded
-        routes: list[Route | Mount] = [Route(p, guarded(a)) for p, a in acts.items()]
-        routes += [Route(p, guarded(a), methods=["POST"]) for p, a in posts.items()]
-        nothing = Route("/{path:path}", guarded(_nothing), methods=_METHODS)
-        if root != "/":
+        post = partial(Route, methods=["POST"])
+        api = [
+            Route("/gallery", self._about),
+            post("/search", partial(self._ask, self.service.search)),
+            post("/explain", partial(self._ask, self.service.explain)),
+            post("/example", self._example),
+        ]
+        routes = [
+            Mount("/api", routes=api),
+            Route("/picture/{version}/{row}/{size}", self._picture),
+            Mount("/", _Pages(directory=_PAGE, html=True)),
+        ]
+        if root:
             # Some proxies strip the prefix before they pass a request on, some do not.
-            routes.append(Route(root, guarded(_to_folder)))
-            routes.append(Mount(root, routes=[*routes, nothing]))
-        return Starlette(routes=[*routes, nothing])
+            to_folder = Route(f"/{root}", lambda _: RedirectResponse(f"/{root}/"))
+            routes = [to_folder, Mount(f"/{root}", routes=routes), *routes]
+        guarded = Mount("/", routes=routes, middleware=[Middleware(self._guarded)])
+        kinds = (HTTPException, SearchError, BusyError, ClientDisconnect, Exception)
+        handlers = dict.fromkeys(kinds, _failed)
+        return Starlette(routes=[guarded], exception_handlers=handlers)
 
-    def _guarded(self, act: Act) -> Act:
-        """Refuse strangers, and turn errors into answers that tell no secrets."""
+    def _guarded(self, app: ASGIApp) -> ASGIApp:
+        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+            await self._check_caller(Request(scope))
+            await app(scope, receive, send)
 
-        async def answer(request: Request) -> Response:
-            try:
-                await self._check_caller(request)
-                return await act(request)
-            except HTTPException as error:
-                told = error
-            except SearchError as error:
-                told = HTTPException(400, str(error))
-            except BusyError as error:
-                told = HTTPException(503, str(error), {"Retry-After": "1"})
-            except ClientDisconnect:
-                told = HTTPException(400, "the request broke off")
-            except Exception:
-                _log.exception("%s %s failed", request.method, request.scope["path"])
-                told = HTTPException(500, "the server failed; see its log")
-            # What is left of the request's body must not pass for the next request.
-            headers = {"Connection": "close", **(told.headers or {})}
-            return _json({"error": told.detail}, told.status_code, headers)
-
-        return answer
+        return guarded
 
     async def _check_caller(self, request: Request) -> None:
         host = request.headers.get("Host", "").lower()
@@ -217,24 +190,23 @@ class SearchServer:
     async def _picture(self, request: Request) -> Response:
         version, row, size = map(request.path_params.get, ("version", "row", "size"))
         if not (row.isascii() and row.isdigit() and len(row) < 12):
-            return await _nothing(request)
+            raise HTTPException(404)
         draw = partial(self.service.picture, version, int(row), size)
         body = await to_thread.run_sync(draw, limiter=self._drawing)
         headers = {"Cache-Control": "private, max-age=600"}
         return Response(body, 200, headers, "image/jpeg")
 
-    def _asked(self, name: str) -> Act:
-        async def act(request: Request) -> Response:
-            body = await _body(request, "application/json", MAX_JSON)
-            try:
-                asked = json.loads(body)
-            except (ValueError, RecursionError) as error:
-                raise SearchError("wanted one JSON object") from error
-            if not isinstance(asked, dict):
-                raise SearchError("wanted one JSON object")
-            return _json(await to_thread.run_sync(getattr(self.service, name), asked))
-
-        return act
+    async def _ask(
+        self, answer: Callable[[dict[str, Any]], dict[str, Any]], request: Request
+    ) -> Response:
+        body = await _body(request, "application/json", MAX_JSON)
+        try:
+            asked = json.loads(body)
+        except (ValueError, RecursionError):
+            asked = None
+        if not isinstance(asked, dict):
+            raise SearchError("wanted one JSON object")
+        return _json(await to_thread.run_sync(answer, asked))
 
     async def _example(self, request: Request) -> Response:
         if self._uploads.locked():
@@ -242,6 +214,15 @@ class SearchServer:
         async with self._uploads:
             body = await _body(request, "application/octet-stream", MAX_UPLOAD)
             return _json(await to_thread.run_sync(self.service.keep_example, body))
+
+
+class _Pages(StaticFiles):
+    """The page's files; browsers revalidate them on every use."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
 
 
 class _Connection(H11Protocol):
@@ -288,19 +269,28 @@ def _listening(host: str, port: int) -> socket.socket:
         raise SearchError(reason) from error
 
 
-def _page(name: str) -> Act:
-    async def act(_: Request) -> Response:
-        return FileResponse(_PAGE / name, headers={"Cache-Control": "no-cache"})
-
-    return act
-
-
-async def _to_folder(request: Request) -> Response:
-    return RedirectResponse(f"{request.scope['path']}/")
-
-
-async def _nothing(_: Request) -> Response:
-    raise HTTPException(404, "there is nothing at this address")
+async def _failed(request: Request, error: Exception) -> Response:
+    """Turn an error into an answer that tells no secrets."""
+    # What is left of the request's body must not pass for the next request.
+    headers = {"Connection": "close"}
+    match error:
+        case HTTPException():
+            status, told = error.status_code, error.detail
+            headers |= error.headers or {}
+        case SearchError():
+            status, told = 400, str(error)
+        case BusyError():
+            status, told = 503, str(error)
+            headers["Retry-After"] = "1"
+        case ClientDisconnect():
+            status, told = 400, "the request broke off"
+        case _:
+            status, told = 500, "the server failed; see its log"
+            where = (request.method, request.scope["path"])
+            _log.error("%s %s failed", *where, exc_info=error)
+    if status == 404:
+        told = "there is nothing at this address"
+    return _json({"error": told}, status, headers)
 
 
 async def _body(request: Request, kind: str, limit: int) -> bytes:
@@ -324,9 +314,9 @@ async def _body(request: Request, kind: str, limit: int) -> bytes:
 def _json(
     value: Any, status: int = 200, headers: dict[str, str] | None = None
 ) -> Response:
-    body = json.dumps(value).encode("ascii")
+    # Starlette's own JSONResponse fails at a file name that is not UTF-8.
     headers = {"Cache-Control": "no-store", **(headers or {})}
-    return Response(body, status, headers, "application/json")
+    return Response(json.dumps(value), status, headers, "application/json")
 
 
 def _name(host: str) -> str:

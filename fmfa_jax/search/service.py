@@ -41,7 +41,10 @@ class BusyError(RuntimeError):
 
 
 class Service:
-    """Answers for one index; threads may share it."""
+    """Answers for one index; threads may share it.
+
+    Unusable values raise SearchError; too many requests at once raise BusyError.
+    """
 
     def __init__(self, searcher: Searcher) -> None:
         self.searcher = searcher
@@ -72,10 +75,6 @@ class Service:
         Args:
             asked: "sentence", "example" (a key from `keep_example`), "minimum" (cosine
                 or None), "offset" and "limit" (a page); all may be absent.
-
-        Raises:
-            SearchError: A value cannot be used.
-            BusyError: Too many requests wait.
         """
         sentence, example = _text(asked, "sentence"), _text(asked, "example")
         offset = _whole(asked, "offset", 0, 0, DEPTH - 1)
@@ -84,7 +83,6 @@ class Service:
         with self._alone():
             vector = self._query(sentence, example)
             found = self.searcher.search(vector, top, minimum=_minimum(asked))
-        hits = zip(found.rows.tolist(), found.similarity.tolist(), strict=True)
         return {
             "results": [
                 {
@@ -94,7 +92,7 @@ class Service:
                     "file": self.searcher.gallery.file(row),
                     "picture": f"/picture/{self.version}/{row}",
                 }
-                for rank, (row, cosine) in islice(enumerate(hits, 1), offset, None)
+                for rank, row, cosine in islice(found.hits(), offset, None)
             ],
             "version": self.version,
             "matches": found.matches,
@@ -104,12 +102,7 @@ class Service:
         }
 
     def keep_example(self, encoded: bytes) -> dict[str, str]:
-        """Embed an example picture; the picture itself is not kept.
-
-        Raises:
-            SearchError: It is not a picture.
-            BusyError: Too many requests wait.
-        """
+        """Embed an example picture; the picture itself is not kept."""
         with self._alone():
             vector = self.searcher.vector(picture=encoded)
             key = secrets.token_urlsafe(16)
@@ -123,10 +116,6 @@ class Service:
 
         Args:
             asked: "sentence", "row", and "version" of the search that gave the row.
-
-        Raises:
-            SearchError: No such picture, no words, or the index has changed.
-            BusyError: Too many requests wait.
         """
         self._check_version(_text(asked, "version"))
         row = _whole(asked, "row", -1, 0, len(self.searcher.gallery) - 1)
@@ -137,29 +126,22 @@ class Service:
             ((count - 1) * config.stride + config.patch) / side
             for count, side in zip(config.grid, config.image_size, strict=True)
         ]
-        strength = maps.strength.tolist()
+        views = zip(maps.words, maps.strength.tolist(), maps.patches, strict=True)
         words = [
             {
                 "word": word,
                 # Punctuation is part of the sentence but matches no region.
                 "shown": is_word(word),
                 "content": is_content_word(word),
-                "strength": round(strong, 4),
+                "strength": round(strength, 4),
                 "cells": cells.astype(float).round(5).reshape(config.grid).tolist(),
             }
-            for word, strong, cells in zip(
-                maps.words, strength, maps.patches, strict=True
-            )
+            for word, strength, cells in views
         ]
         return {"words": words, "covered": covered}
 
     def picture(self, version: str, row: int, size: str) -> bytes:
-        """Return a picture of the gallery, decoded and encoded anew as a JPEG.
-
-        Raises:
-            SearchError: No such picture or size, it can no longer be read, or the
-                index is no longer the one of that version.
-        """
+        """Return a picture of the gallery, decoded and encoded anew as a JPEG."""
         self._check_version(version)
         if size not in SIDES:
             raise SearchError(f"size {size!r}: wanted one of {', '.join(SIDES)}")
@@ -187,9 +169,7 @@ class Service:
             raise SearchError("the example picture is forgotten: choose it again")
         self._examples.move_to_end(example)
         vector = self._examples[example]
-        if sentence.strip():
-            vector = mixed(vector, self._sentence(sentence))
-        return vector
+        return mixed(vector, self._sentence(sentence)) if sentence.strip() else vector
 
     def _drawn(self, row: int, size: str) -> bytes:
         encoded = self.searcher.gallery.read(row)

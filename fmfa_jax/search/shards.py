@@ -74,29 +74,19 @@ class Shard:
         """Return rows in float32."""
         return np.asarray(self.rows[chosen], np.float32)
 
-    def stamp(self, row: int) -> Stamp:
-        """Return the file of a row."""
-        return self.stamps(row, row + 1)[0]
-
     def stamps(self, first: int = 0, last: int | None = None) -> list[Stamp]:
         """Return the files of the rows from `first` up to `last`, by default of all."""
         here = slice(first, last)
-        ends = self.ends[here].tolist()
         start = int(self.ends[first - 1]) if first else 0
-        names = self.names[start : ends[-1]].tobytes()
-        cuts = itertools.pairwise([0, *(end - start for end in ends)])
-        found = [os.fsdecode(names[begin:end]) for begin, end in cuts]
-        sizes, mtimes = self.sizes[here].tolist(), self.mtimes[here].tolist()
-        return list(map(Stamp, found, sizes, mtimes))
+        cuts = itertools.pairwise([start, *self.ends[here].tolist()])
+        files = [os.fsdecode(self.names[begin:end].tobytes()) for begin, end in cuts]
+        numbers = self.sizes[here].tolist(), self.mtimes[here].tolist()
+        return list(map(Stamp, files, *numbers))
 
     def check(self) -> None:
-        """Read everything once and compare it with the checksum.
-
-        Raises:
-            SearchError: The file has changed since it was written.
-        """
+        """Raise SearchError if anything has changed since the file was written."""
         if checksum(getattr(self, name) for name in _TENSORS) != self.checksum:
-            raise SearchError(_damaged(self.path, "its content has changed"))
+            raise _damaged(self.path, "its content has changed")
 
 
 def checksum(arrays: Iterable[np.ndarray]) -> str:
@@ -115,17 +105,13 @@ def checksum(arrays: Iterable[np.ndarray]) -> str:
 
 
 def open_shards(folder: Path, record: IndexRecord) -> list[Shard]:
-    """Map all shards of an index, in order.
-
-    Raises:
-        SearchError: One is missing or damaged.
-    """
+    """Map all shards of an index, in order."""
     shards = [open_shard(shard_path(folder, each.name)) for each in record.shards]
     for each, shard in zip(record.shards, shards, strict=True):
         if len(shard.rows) != each.rows or shard.rows.dtype != record.storage:
             found = f"{len(shard.rows)} rows of {shard.rows.dtype}"
             wanted = f"{each.rows} of {record.storage}"
-            raise SearchError(_damaged(shard.path, f"{found}, {wanted} wanted"))
+            raise _damaged(shard.path, f"{found}, {wanted} wanted")
     return shards
 
 
@@ -135,28 +121,25 @@ def shard_path(folder: Path, name: str) -> Path:
 
 
 def open_shard(path: Path) -> Shard:
-    """Map a shard.
-
-    Raises:
-        SearchError: It is missing or damaged.
-    """
+    """Map a shard; raise SearchError if it is missing or damaged."""
     try:
         archive = read_archive(path)
         arrays = {name: archive.tensors[name].read() for name in _TENSORS}
         shard = Shard(path, **arrays, checksum=archive.metadata["checksum"])
-    except (OSError, ValueError, KeyError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
-        raise SearchError(_damaged(path, reason)) from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+    except KeyError as error:
+        raise _damaged(path, f"no {error}") from error
     right = all(str(array.dtype) in _TENSORS[name] for name, array in arrays.items())
     right &= [array.ndim for array in arrays.values()] == [2, 1, 1, 1, 1]
     lengths = {len(arrays[name]) for name in ("rows", "ends", "sizes", "mtimes")}
     if not right or len(lengths) > 1 or 0 in lengths:
-        raise SearchError(_damaged(path, "its tensors do not fit each other"))
+        raise _damaged(path, "its tensors do not fit each other")
     return shard
 
 
-def _damaged(path: Path, reason: str) -> str:
-    return (
+def _damaged(path: Path, reason: object) -> SearchError:
+    return SearchError(
         f"the shard {path} is missing or damaged ({reason}); index the gallery again "
         "into another folder"
     )
@@ -175,8 +158,7 @@ def write_shard(path: Path, part: Part, storage: str) -> None:
     header: dict[str, Any] = {"__metadata__": {"checksum": checksum(arrays.values())}}
     end = 0
     for name, array in arrays.items():
-        start, end = end, end + array.nbytes
-        kind, place = _TYPES[str(array.dtype)], (start, end)
+        kind, place = _TYPES[str(array.dtype)], (end, end := end + array.nbytes)
         header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": place}
     text = json.dumps(header).encode()
     # safetensors' own writer aligns the data to 8 bytes and sorts the tensors.

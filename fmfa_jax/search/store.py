@@ -32,7 +32,10 @@ PREPROCESSING = "upright RGB, Pillow bilinear antialiased resize, CLIP mean and 
 
 
 class SearchError(ValueError):
-    """Index, gallery or query cannot be used; the message says what to do."""
+    """Index, gallery or query cannot be used; the message says what to do.
+
+    Any function of this package that opens, reads or changes one may raise it.
+    """
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,9 @@ class FaissRecord:
 class IndexRecord:
     """What an index is: the content of index.json.
 
-    Attributes:
-        gallery: Absolute folder of the pictures.
-        model: The model that embedded them.
-        tokenizer: "clip", or "tokenizer" for the copy in the index.
-        preprocessing: How pictures became the model's input.
-        storage: One of STORAGES.
-        engine: One of ENGINES.
-        shards: In order; rows are numbered across them.
-        bad: Files that are not usable pictures.
-        excluded: Files and folders that stay out until they are added by name.
-        faiss: None with the engine "exact", and until an embedding run has ended.
+    `tokenizer` is "clip" or TOKENIZER, the copy in the index. Rows are numbered across
+    the shards in order. What is `excluded`, files and folders, stays out until it is
+    added by name. `faiss` is None with the engine "exact" and until indexing ends.
     """
 
     gallery: str
@@ -116,11 +111,7 @@ class IndexRecord:
 
 
 def read_record(folder: str | Path) -> IndexRecord:
-    """Read index.json.
-
-    Raises:
-        SearchError: It is missing, damaged or of another version.
-    """
+    """Read index.json."""
     path = Path(folder) / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -183,11 +174,7 @@ def sweep(folder: Path, record: IndexRecord) -> None:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """Hold the index for one writer; readers need no lock.
-
-    Raises:
-        SearchError: Another process writes to it.
-    """
+    """Hold the index for one writer; readers need no lock."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("w") as stream:
         try:
@@ -200,15 +187,10 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def keep_tokenizer(folder: Path, name: str) -> None:
-    """Copy a tokenizer into the index, so that it needs nothing else; not for "clip".
-
-    Raises:
-        SearchError: The index was begun with another one.
-    """
+    """Copy a tokenizer into the index, unless it is "clip", which needs no files."""
     if name == "clip":
         return
-    target = folder / TOKENIZER
-    content = _tokenizer(Path(name))
+    target, content = folder / TOKENIZER, _tokenizer(Path(name))
     if not target.is_dir():
         with files.replacing(target) as draft:
             draft.mkdir()

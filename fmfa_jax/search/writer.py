@@ -3,7 +3,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence, Set
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,46 +25,21 @@ from fmfa_jax.search.shards import (
 from fmfa_jax.search.store import IndexRecord, ShardRecord
 
 
-@dataclass(frozen=True, eq=False)
-class _Held:
-    record: ShardRecord
-    shard: Shard
-    stamps: list[Stamp]
-
-    @property
-    def small(self) -> bool:
-        return self.record.rows < SHARD_ROWS // 2
-
-    def without(self, drop: Set[str]) -> Part:
-        keep = np.array([stamp.file not in drop for stamp in self.stamps])
-        kept = tuple(itertools.compress(self.stamps, keep))
-        return Part(self.shard.unit(keep), kept)
-
-
 class IndexWriter:
-    """An index that is held for writing; see `store.writing`.
-
-    Attributes:
-        folder: Folder of the index.
-        record: The index as of the last commit.
-    """
+    """An index held by `store.writing`, with its `record` as of the last commit."""
 
     def __init__(self, folder: Path, record: IndexRecord) -> None:
-        """Open the index, and delete what a killed writer left.
-
-        Raises:
-            SearchError: A shard is missing or damaged.
-        """
+        """Open and check the index; delete what a killed writer left behind."""
         self.folder, self.record = folder, record
         store.sweep(folder, record)
-        self._held: list[_Held] = []
-        for each, shard in zip(record.shards, open_shards(folder, record), strict=True):
+        self._stamps: dict[Shard, list[Stamp]] = {}
+        for shard in open_shards(folder, record):
             shard.check()
-            self._held.append(_Held(each, shard, shard.stamps()))
+            self._stamps[shard] = shard.stamps()
 
     def known(self) -> dict[str, Stamp]:
         """Return the pictures of the index by name."""
-        return {stamp.file: stamp for held in self._held for stamp in held.stamps}
+        return {stamp.file: stamp for each in self._stamps.values() for stamp in each}
 
     def commit(
         self,
@@ -90,45 +65,46 @@ class IndexWriter:
         record = replace(self.record, **changes)
         stale = self._stale(drop, sum(len(part.rows) for part in parts), last)
         if stale or parts:
-            kept = [held for held in self._held if held not in stale]
-            old = (held.without(drop) for held in stale)
-            self._held = kept + list(self._written(itertools.chain(old, parts)))
-            shards = tuple(held.record for held in self._held)
-            record = replace(record, shards=shards, faiss=None)
+            kept = {s: each for s, each in self._stamps.items() if s not in stale}
+            old = (_without(drop, shard, self._stamps[shard]) for shard in stale)
+            self._stamps = kept | dict(self._written(itertools.chain(old, parts)))
+            rows = tuple(ShardRecord(s.path.stem, len(s.rows)) for s in self._stamps)
+            record = replace(record, shards=rows, faiss=None)
         if last and record.engine == "faiss" and record.rows and not record.faiss:
-            shards = [held.shard for held in self._held]
             name = f"{self._next():08d}.faiss"
-            built = approximate.build(self.folder, name, shards, model)
+            built = approximate.build(self.folder, name, [*self._stamps], model)
             record = replace(record, faiss=built)
         self.record = record
         store.write_record(self.folder, record)
         store.sweep(self.folder, record)
 
-    def _stale(self, drop: Set[str], new: int, last: bool) -> list[_Held]:
-        """Choose the shards to write anew."""
-        changed = [
-            held
-            for held in self._held
-            if drop and any(stamp.file in drop for stamp in held.stamps)
-        ]
-        small = [held for held in self._held if held.small and held not in changed]
-        waiting = new + sum(held.record.rows for held in small)
-        alone = not (new or changed) and len(small) < 2
-        if alone or not (last or waiting >= SHARD_ROWS):
-            return changed
-        return [held for held in self._held if held in changed or held in small]
+    def _stale(self, drop: Set[str], new: int, last: bool) -> list[Shard]:
+        """Choose the shards to rewrite."""
+        stale = {
+            shard
+            for shard, stamps in self._stamps.items()
+            if drop and any(stamp.file in drop for stamp in stamps)
+        }
+        small = {s for s in self._stamps if len(s.rows) < SHARD_ROWS // 2} - stale
+        waiting = new + sum(len(shard.rows) for shard in small)
+        joins = new or stale or len(small) > 1
+        if joins and (last or waiting >= SHARD_ROWS):
+            stale |= small
+        return [shard for shard in self._stamps if shard in stale]
 
-    def _written(self, parts: Iterator[Part]) -> Iterator[_Held]:
-        for number, part in enumerate(packed(parts, SHARD_ROWS), self._next()):
-            path = shard_path(self.folder, f"{number:08d}")
+    def _written(self, parts: Iterator[Part]) -> Iterator[tuple[Shard, list[Stamp]]]:
+        for part in packed(parts, SHARD_ROWS):
+            path = shard_path(self.folder, f"{self._next():08d}")
             write_shard(path, part, self.record.storage)
-            record = ShardRecord(path.stem, len(part.rows))
-            yield _Held(record, open_shard(path), list(part.stamps))
+            yield open_shard(path), list(part.stamps)
 
     def _next(self) -> int:
         """Return a number that no file of the index has."""
-        names = [shard.name for shard in self.record.shards]
-        names += [held.record.name for held in self._held]
-        if self.record.faiss:
-            names.append(Path(self.record.faiss.file).stem)
-        return 1 + max(map(int, names), default=-1)
+        shards = shard_path(self.folder, "*")
+        used = [*shards.parent.glob(shards.name), *self.folder.glob("*.faiss")]
+        return 1 + max((int(path.stem) for path in used), default=-1)
+
+
+def _without(drop: Set[str], shard: Shard, stamps: Sequence[Stamp]) -> Part:
+    keep = np.array([stamp.file not in drop for stamp in stamps])
+    return Part(shard.unit(keep), tuple(itertools.compress(stamps, keep)))

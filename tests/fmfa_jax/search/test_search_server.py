@@ -62,6 +62,7 @@ def test_the_page_and_nothing_from_elsewhere(server):
     for path in ("/", "/page.css", "/page.js", "/detail.js", "/icon.svg"):
         status, headers, body = send(server, "GET", path)
         assert status == 200 and headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Cache-Control"] == "no-cache"
         assert "default-src 'none'" in headers["Content-Security-Policy"]
         text = body.decode().replace("http://www.w3.org/2000/svg", "")
         assert "http:" not in text and "https:" not in text and 'src="//' not in text
@@ -185,6 +186,7 @@ def test_uploads_are_limited_before_they_are_read(server):
     for body in (b"[]", b"{", b"[" * 9000, b"\xff"):
         assert send(server, "POST", "/api/search", body, JSON)[0] == 400
     assert send(server, "POST", "/api/nothing", b"{}", JSON)[0] == 404
+    assert send(server, "GET", "/api/search")[0] == 405
 
 
 def test_other_sites_pages_and_names_are_refused(server):
