@@ -4,7 +4,7 @@ r"""Attention of ViT-B/16's image tower with its gradient: ours, JAX's and torch
     python -m benchmarks.attention                # 16 pictures of 384 x 128 pixels
 
 On a GPU in bfloat16 ours IS JAX's with cuDNN; elsewhere it is written out so that no
-product has to transpose the scores (`fmfa_jax.models.layers.softmax_mix`).
+product has to transpose the scores (`fmfa_jax.models.attention.softmax_mix`).
 """
 
 import sys
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benchmarks import common
-from fmfa_jax.models.layers import attend
+from fmfa_jax.models.attention import attend
 
 TOKENS, WIDTH, HEAD = 193, 768, 64
 LIMITS = {"float32": 1e-4, "bfloat16": 2e-2}

@@ -5,8 +5,6 @@ A layer computes in the dtype of its input. Whatever must not lose precision (re
 streams, norms, softmax, accumulation, weight gradients) is at least float32.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -14,17 +12,10 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from fmfa_jax.models.config import HEAD_WIDTH
+from fmfa_jax.models.attention import PRODUCT, at_least_float32, attend
 
 # As in CLIP; Flax defaults to 1e-6.
 NORM_EPSILON = 1e-5
-# Checkpoint name of values that are expensive to recompute; see `ModelConfig.remat`.
-PRODUCT = "product"
-
-
-def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
-    """Return the dtype for sums over values of `dtype`: float32, or float64 for it."""
-    return jnp.promote_types(dtype, jnp.float32)
 
 
 def compute_dtype(name: str, params: Float[Array, "..."]) -> jnp.dtype:
@@ -126,112 +117,6 @@ class Linear(nnx.Module):
     def wide(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         """Apply the layer and keep the result in float32, for logits."""
         return project(x, self.kernel[...]) + self.bias[...]
-
-
-def attend(
-    query: Float[Array, "b t w"],
-    key: Float[Array, "b s w"],
-    value: Float[Array, "b s w"],
-    *,
-    mask: str,
-    lengths: Int[Array, " b"] | None = None,
-) -> Float[Array, "b t w"]:
-    """Multi-head scaled dot-product attention with heads of 64.
-
-    Args:
-        query: One row per output position.
-        key: One row per position to attend to.
-        value: One row per key.
-        mask: "none" or "causal".
-        lengths: Number of keys to attend to in each batch row, at least 1. None
-            attends to all.
-    """
-    if _has_fused_attention(query.dtype):
-        heads = [x.reshape(*x.shape[:2], -1, HEAD_WIDTH) for x in (query, key, value)]
-        mixed = jax.nn.dot_product_attention(
-            *heads,
-            is_causal=mask == "causal",
-            key_value_seq_lengths=lengths,
-            implementation="cudnn",
-        )
-        return mixed.reshape(query.shape)
-    heads = [
-        x.reshape(*x.shape[:2], -1, HEAD_WIDTH).swapaxes(1, 2)
-        for x in (query, key, value)
-    ]
-    return softmax_mix(*heads, lengths, mask).swapaxes(1, 2).reshape(query.shape)
-
-
-def _has_fused_attention(dtype: DTypeLike) -> bool:
-    """Whether cuDNN's fused kernel applies: half precision on NVIDIA only."""
-    return dtype == jnp.bfloat16 and jax.default_backend() == "gpu"
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def softmax_mix(
-    query: Float[Array, "b h t c"],
-    key: Float[Array, "b h s c"],
-    value: Float[Array, "b h s c"],
-    lengths: Int[Array, " b"] | None,
-    mask: str,
-) -> Float[Array, "b h t c"]:
-    """Return `softmax(query key^T / sqrt(c)) value` per head; masks as in `attend`.
-
-    The custom gradient keeps the order of axes: every product with the [t,s] scores
-    in `jax.nn.dot_product_attention` transposes them first, which on a CPU takes as
-    long as the product itself. As in `project`, bfloat16 operands only ever meet
-    bfloat16 operands.
-    """
-    return _mix_forward(query, key, value, lengths, mask)[0]
-
-
-def _mix_forward(
-    query: Array, key: Array, value: Array, lengths: Array | None, mask: str
-) -> tuple[Array, tuple[Array, ...]]:
-    scores = _product(query * HEAD_WIDTH**-0.5, key, (3, 3))
-    if mask == "causal":
-        seen = jnp.tri(*scores.shape[2:], dtype=bool)
-        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
-    if lengths is not None:
-        seen = jnp.arange(scores.shape[3]) < lengths[:, None, None, None]
-        scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
-    shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    shares = checkpoint_name(shares, PRODUCT)
-    mixed = _product(shares, value, (3, 2)).astype(value.dtype)
-    mixed = checkpoint_name(mixed, PRODUCT)
-    return mixed, (query, key, value, shares, mixed)
-
-
-def _mix_backward(
-    mask: str, kept: tuple[Array, ...], cotangent: Array
-) -> tuple[Array | None, ...]:
-    del mask  # Masked positions have zero weight, and so zero gradient.
-    query, key, value, shares, mixed = kept
-    wide = at_least_float32(value.dtype)
-    # The term of softmax's gradient that all columns of a row share.
-    common = jnp.sum(cotangent.astype(wide) * mixed.astype(wide), -1, keepdims=True)
-    scores = shares.astype(wide) * (_product(cotangent, value, (3, 3)) - common)
-    scores = (scores * HEAD_WIDTH**-0.5).astype(value.dtype)
-    gradients = (
-        _product(scores, key, (3, 2)),
-        _product(scores, query, (2, 2)),
-        _product(shares, cotangent, (2, 2)),
-    )
-    return *(gradient.astype(value.dtype) for gradient in gradients), None
-
-
-softmax_mix.defvjp(_mix_forward, _mix_backward)
-
-
-def _product(left: Array, right: Array, contracted: tuple[int, int]) -> Array:
-    """Contract one axis of each operand per head, accumulating in float32."""
-    first, second = contracted
-    return lax.dot_general(
-        left,
-        right,
-        (((first,), (second,)), ((0, 1), (0, 1))),
-        preferred_element_type=at_least_float32(left.dtype),
-    )
 
 
 class Attention(nnx.Module):
