@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Every command of the README and of docs/*.md runs, and what they name exists.
+"""The commands in the README and in docs/*.md run, and what the pages name exists.
 
-Commands are taken from the pages' own code blocks and run on a tiny population and tiny
-weights in place of the user's: /data and ViT-B-16.pt are put there. What would take
-hours is stopped after a step; what sets up a machine is only read. Where a launcher is
-missing here, the command that it starts on each host is run.
+Commands are taken from the pages' own code blocks and run with a tiny population and
+tiny weights in place of /data and ViT-B-16.pt. Training stops after one step; what sets
+up a machine or measures for minutes is only parsed. In place of a launcher, such as
+srun, the command that it starts on each host is run.
 """
 
 import importlib
@@ -16,6 +16,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -37,7 +38,7 @@ TOPS = ("benchmarks/", "configs/", "data_pipeline/", "docs/", "fmfa_jax/", "test
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`]+)`")
 
-# Set-up, whole suites and hours of training: their parts run elsewhere in the tests.
+# Set-up, whole suites and long measurements: other tests run their parts.
 ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
 LAUNCHERS = ("srun ", "gcloud ")
 
@@ -59,13 +60,13 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def spans(page: Path) -> list[str]:
-    """What stands in backticks outside of code blocks, each on one line."""
+    """Return the text of each code span outside of code blocks, on one line."""
     prose = FENCE.sub("", page.read_text())
     return [" ".join(span.split()) for span in SPAN.findall(prose)]
 
 
 def commands(page: Path) -> Iterator[str]:
-    """The commands of a page, in order."""
+    """Yield the commands of a page: of its code blocks, then of its prose."""
     for block in blocks(page, "bash"):
         for line in block.splitlines():
             if line.startswith(LAUNCHERS):
@@ -79,7 +80,7 @@ def commands(page: Path) -> Iterator[str]:
 
 
 def pod_of(resource: dict) -> dict | None:
-    """What each pod of a Kubernetes Job is; None of other resources."""
+    """Return the pod spec of a Kubernetes Job; None for other resources."""
     return resource["spec"]["template"]["spec"] if resource["kind"] == "Job" else None
 
 
@@ -95,21 +96,21 @@ RUNS = [
 
 
 def name(value) -> str:
-    """A test's name: the start of a command, or a page's file name."""
+    """Name a test after the start of its command, or after its page."""
     if isinstance(value, Path):
         return value.name
     return (value if isinstance(value, str) else value[0])[:70]
 
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
-    """Of a process in `folder`, on one device."""
+    """Return the variables of a process that runs in `folder` on one device."""
     return (
         os.environ
         | {
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            # Half the time to compile.
+            # Halves the time to compile.
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
         | variables
@@ -126,7 +127,7 @@ def run(arguments: list[str], folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-    """A folder in which the pages' names exist, tiny."""
+    """Make a folder that has, in tiny, the files that the pages name."""
     folder = tmp_path_factory.mktemp("readme")
     for top in ("main.py", "configs", "docs", "fmfa_jax", "data_pipeline"):
         (folder / top).symlink_to(ROOT / top)
@@ -152,9 +153,7 @@ def place(tmp_path_factory) -> Path:
     (mine / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
     for name, entry in zip(("a.jpg", "b.jpg"), entries, strict=False):
         (folder / name).symlink_to(mine / entry["file_path"])
-    config = models.ModelConfig(
-        **{**vars(models.PRESETS["demo"]), "context_length": 77, "vocab_size": 49408}
-    )
+    config = replace(models.PRESETS["demo"], context_length=77, vocab_size=49408)
     params = models.init_params(config)
     weights.save_native(folder / "clip.safetensors", params, config)
     weights.export_official(folder / "ViT-B-16.pt", params)
@@ -162,7 +161,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def adapted(command: str, folder: Path) -> list[str]:
-    """The command with the user's paths replaced by tiny ones of `folder`."""
+    """Return the command with the user's paths replaced by tiny ones in `folder`."""
     words = shlex.split(command, comments=True)
     words = [sys.executable if word == "python" else word for word in words]
     words = [
@@ -177,15 +176,15 @@ def adapted(command: str, folder: Path) -> list[str]:
     for flag, value in (("--image-size", "64x32"), ("--stride", "8")):
         if flag in words:
             words[words.index(flag) + 1] = value
-    if "--pair" in words:  # of a test split with four people
+    if "--pair" in words:  # the tiny test split has four people
         words[words.index("--pair") + 1] = "0"
-    while "--word" in words:  # of another caption
+    while "--word" in words:  # the words of another caption
         place = words.index("--word")
         words[place : place + 2] = []
     if "main.py" in words and "--config=configs/demo.py" not in words:
         words += TINY
         if "configs/folder.py" in command or "/shared" in command:
-            # The interaction encoder compiles for long; the others keep it.
+            # The interaction encoder is slow to compile; other commands keep it.
             words += ["--config.losses.mlm=0", "--config.losses.efa=0"]
     if "--config=configs/demo.py" in words:
         words += [
@@ -221,7 +220,7 @@ def test_make_targets_exist(command):
     "command", [c for c in COMMANDS if c.startswith("python -m benchmarks.")], ids=name
 )
 def test_a_benchmark_takes_its_flags(command, monkeypatch, capsys):
-    """It parses them up to --help, which lists them all."""
+    """The parser accepts them all before it comes to --help."""
     module, *flags = shlex.split(command)[2:]
     monkeypatch.setattr(sys, "argv", [module, *flags, "--help"])
     with pytest.raises(SystemExit) as ended:
@@ -243,7 +242,7 @@ def test_each_command_runs(together, place, monkeypatch):
     if words[1] != "-m" or words[2].startswith("docs."):
         run(words, place)
         return
-    # In this process, because a new one would import everything again.
+    # In this process: a new one would import everything again.
     monkeypatch.chdir(place)
     module = importlib.import_module(
         f"{words[2]}.__main__" if is_package(words[2]) else words[2]
@@ -252,7 +251,7 @@ def test_each_command_runs(together, place, monkeypatch):
 
 
 def run_together(lines: tuple[str, ...], folder: Path) -> None:
-    """Run the processes of one run, each under the variables before its command."""
+    """Run the processes of one run, each with the variables before its command."""
     address = f"127.0.0.1:{free_port()}"
     started = []
     for line in lines:
@@ -275,7 +274,7 @@ def run_together(lines: tuple[str, ...], folder: Path) -> None:
 
 
 def served(words: list[str], folder: Path) -> str:
-    """What a server says on its first page; the command itself never ends."""
+    """Return the first page of a server, which is then ended."""
     process = subprocess.Popen(
         [*words, "--port", "0"],
         cwd=folder,
@@ -328,28 +327,22 @@ def test_every_link_and_picture_exists(page):
 
 
 def anchors(page: Path) -> set[str]:
-    """The names under which GitHub has a page's headings."""
+    """Return the anchors that GitHub gives to a page's headings."""
     prose = FENCE.sub("", page.read_text())
     headings = re.findall(r"^#+ (.*)$", prose, re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in headings}
 
 
-# Its answer for a logger is ahead of the code; strict, so that the mark goes with it.
-AHEAD = pytest.mark.xfail(strict=True, reason="fmfa_jax/run/writers/ is not there yet")
-
-
-@pytest.mark.parametrize(
-    "page", [README, *DOCS, pytest.param(CONTRIBUTING, marks=AHEAD)], ids=name
-)
+@pytest.mark.parametrize("page", PAGES, ids=name)
 def test_every_path_of_the_repository_exists(page):
-    """A path in capitals, such as configs/NAME.py, stands for any in its folder."""
+    """A name in capitals, such as configs/NAME.py, stands for any file there."""
     for path in paths(page):
         folder = re.sub(r"\b[A-Z]+\b.*", "", path) or path
         assert any(ROOT.glob(folder)), f"{page.name} names {path}"
 
 
 def paths(page: Path) -> Iterator[str]:
-    """Words in backticks that look like a path from the top of the repository."""
+    """Yield words in backticks that look like paths from the top of the repository."""
     for word in (word for span in spans(page) for word in span.split()):
         word = word.removeprefix("--config=").strip(",;")
         word = re.sub(r"(\.py):\S+$", r"\1", word)  # a preset behind a config's name
