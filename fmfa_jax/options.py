@@ -92,6 +92,15 @@ class Options:
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
 
 
+def section_names(cls: type) -> dict[str, str]:
+    """Field -> section of a dataclass whose fields are sections; see `sections`."""
+    hints = typing.get_type_hints(cls)
+    return {
+        field.name: getattr(hints[field.name], "section", field.name)
+        for field in dataclasses.fields(cls)
+    }
+
+
 def sections(cls: type, config: Mapping[str, Any]) -> Any:
     """Fill a dataclass whose fields are sections.
 

@@ -4,12 +4,15 @@
 import importlib
 import subprocess
 import sys
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs.base import PRESETS, base
+from fmfa_jax.methods import METHODS
+from fmfa_jax.options import Options
 from fmfa_jax.training import settings
 
 ROOT = Path(__file__).parents[1]
@@ -124,8 +127,48 @@ def test_so_is_one_of_the_weak_method(key, value):
 
 
 def test_every_key_is_read_by_somebody():
+    read = {"name", "seed", "method"}
+    for cls in (settings.Settings, *(method.Recipe for method in METHODS.values())):
+        for field in fields(cls):
+            if isinstance(field.type, type) and issubclass(field.type, Options):
+                names = [each.name for each in fields(field.type)]
+                read |= {f"{field.type.section}.{name}" for name in names}
     known = {key for key in flat(base()) if not key.startswith(("losses.", "data.opt"))}
-    assert known - settings.read_keys() == set()
+    assert known - read == set()
+
+
+@pytest.mark.parametrize("preset", ["plus", "weak"])
+def test_a_run_is_what_its_methods_sections_say(preset):
+    """Also what checkpoints of the first versions hold."""
+    identity = settings.read(get("cuhk", preset)).identity()
+    sections = {key.split(".")[0] for key in identity}
+    assert sections == {
+        *("seed", "method", "model", "losses", "loss", "mask", "augment"),
+        *("optimizer", "schedule", "weak", "data", "train", "init"),
+    }
+    assert {key for key in identity if key.startswith("data.")} == {
+        *("data.name", "data.sampler", "data.per_identity", "data.tokenizer"),
+        "data.caption_buckets",
+    }
+
+
+def test_a_methods_own_section_is_part_of_its_runs(monkeypatch):
+    @dataclass(frozen=True, kw_only=True)
+    class Section(Options, section="log"):
+        every_steps: int
+
+    @dataclass(frozen=True, kw_only=True)
+    class Recipe:
+        log: Section
+
+    method = type("Other", (METHODS["fmfa"],), {"Recipe": Recipe})
+    monkeypatch.setitem(METHODS, "other", method)
+    monkeypatch.setattr(method, "check", lambda *_, **__: None)
+    config = get("cuhk").copy_and_resolve_references()
+    with config.unlocked():
+        config.method = "other"
+    assert "log.every_steps" in settings.read(config).identity()
+    assert "log.every_steps" not in settings.read(get("cuhk")).identity()
 
 
 def test_a_config_without_a_loss_is_refused():

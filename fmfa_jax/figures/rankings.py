@@ -148,9 +148,10 @@ def draw_spread(folder: str | Path, retrieved: Retrieved, *, count: int) -> list
 
 
 def save(image: Image.Image, path: str | Path) -> Path:
-    """Write a PNG; see `files.replacing`."""
+    """Write a picture in the format of its name, else PNG; see `files.replacing`."""
+    kinds = Image.registered_extensions()
     with replacing(path) as draft:
-        image.save(draft, format="PNG")
+        image.save(draft, format=kinds.get(Path(path).suffix.lower(), "PNG"))
     return Path(path)
 
 

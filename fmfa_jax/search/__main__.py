@@ -21,6 +21,7 @@ from typing import Any
 from PIL import Image
 
 from data_pipeline.images import ImageError
+from fmfa_jax.figures.rankings import save
 from fmfa_jax.search import index, store
 from fmfa_jax.search.encoder import open_model, reopen_model
 from fmfa_jax.search.query import contact_sheet, open_searcher
@@ -118,7 +119,7 @@ def _query(args: argparse.Namespace) -> None:
             print("{rank:4d}  {similarity:10.4f}  ".format(**hit) + _plain(hit["file"]))
     if args.sheet:
         caption = args.sentence or f"like {Path(args.image).name}"
-        contact_sheet(searcher, found, caption).save(args.sheet)
+        save(contact_sheet(searcher, found, caption), args.sheet)
         print(f"wrote {args.sheet}", file=sys.stderr)
 
 

@@ -7,7 +7,7 @@ and `schedule` in optimizer.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import jax
@@ -17,13 +17,14 @@ from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
 from fmfa_jax import models
 from fmfa_jax.methods import METHODS, Method
-from fmfa_jax.options import Between, OneOf, Options, sections
+from fmfa_jax.options import Between, OneOf, Options, section_names, sections
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
-# The keys that decide what a run computes; a checkpoint made under other values is
-# refused. The rest (paths, logging, evaluation) may change between two sessions.
-IDENTITY = ("seed", "method", "model", "losses", "loss", "mask", "augment")
-IDENTITY += ("optimizer", "schedule", "weak")
+# With the sections of the method's recipe, the keys that decide what a run computes; a
+# checkpoint made under other values is refused. The rest (paths, logging, evaluation)
+# may change between two sessions. The weak method's section is in checkpoints of all
+# methods since the first of them.
+IDENTITY = ("seed", "method", "model", "optimizer", "schedule", "weak")
 IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokenizer")
 IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
 IDENTITY_KEYS += ("init.path",)
@@ -177,10 +178,11 @@ class Settings:
 
     def identity(self) -> dict[str, Any]:
         """What the run computes: the keys whose change makes it another run."""
+        decisive = {*IDENTITY, *section_names(type(self.recipe))}
         return {
             key: value
             for key, value in self.flat.items()
-            if key.split(".")[0] in IDENTITY or key in IDENTITY_KEYS
+            if key.split(".")[0] in decisive or key in IDENTITY_KEYS
         }
 
 
@@ -203,17 +205,6 @@ def read(config: ConfigDict) -> Settings:
         caption_buckets=settings.data.caption_buckets,
     )
     return settings
-
-
-def read_keys() -> set[str]:
-    """All sections and keys that any part of the program reads."""
-    keys = {"name", "seed", "method"}
-    for cls in (Settings, *(method.Recipe for method in METHODS.values())):
-        for field in fields(cls):
-            kind = field.type
-            if isinstance(kind, type) and issubclass(kind, Options):
-                keys |= {f"{kind.section}.{each.name}" for each in fields(kind)}
-    return keys
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
