@@ -114,19 +114,22 @@ def train_batches(
         fitting = captions.lengths <= length
         reader = StepPictures(pictures, seed, step, pairs, fitting, bad_images)
         image, pairs = reader.read(rows)
-        return {
-            "image": image,
-            "tokens": captions.tokens[pairs, :length],
-            "person": split.pair_labels[pairs],
-            "image_id": split.pair_images[pairs],
-            "pair": pairs.astype(np.int32),
-            "valid": np.ones(len(pairs), np.bool_),
-        }
+        tokens = captions.tokens[pairs, :length]
+        return {"image": image, "tokens": tokens} | _about_pairs(split, pairs)
 
     size = _batch_bytes(rows, image_size)
     return map_steps(
         make, start=start_step, stop=stop_step, dtypes=_TRAIN, batch_bytes=size
     )
+
+
+def _about_pairs(split: Split, pairs: np.ndarray) -> Batch:
+    return {
+        "person": split.pair_labels[pairs],
+        "image_id": split.pair_images[pairs],
+        "pair": pairs.astype(np.int32),
+        "valid": np.ones(len(pairs), np.bool_),
+    }
 
 
 def gallery_batches(

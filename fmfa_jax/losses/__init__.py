@@ -3,9 +3,12 @@
 
 from fmfa_jax.losses.alignment import efa
 from fmfa_jax.losses.arithmetic import cosines
-from fmfa_jax.losses.identity import identity_loss
+from fmfa_jax.losses.classification import (
+    identity_loss,
+    labelled_mean,
+    token_losses,
+)
 from fmfa_jax.losses.links import global_loss, local_loss
-from fmfa_jax.losses.masked_language import labelled_mean, token_losses
 from fmfa_jax.losses.matching import cmpm, itc, sdm
 
 __all__ = [

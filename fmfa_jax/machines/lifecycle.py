@@ -90,12 +90,7 @@ class StopSignal:
             self._previous[each] = signal.signal(each, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         for each, handler in self._previous.items():
             signal.signal(each, handler)
         self._previous.clear()
@@ -153,16 +148,12 @@ class Watchdog:
             self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *failure: object) -> None:
         self._done.set()
         if self._thread is not None:
             self._thread.join()
-        if error is not None and self._peers:
+        error = failure[1]
+        if isinstance(error, BaseException) and self._peers:
             # Closing the checkpoints waits for peers, which may be gone.
             limit = min(self._seconds or CLOSE_SECONDS, CLOSE_SECONDS)
             _end_within(limit, _farewell(self._who, error))

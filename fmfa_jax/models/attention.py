@@ -60,15 +60,8 @@ def fused_attend(
 
     cuDNN refuses odd lengths in training, so both are padded to even ones. The lengths
     are always passed, which keeps the padding out, and avoids NaN in cuDNN's gradient
-    for unpadded key lengths of 64 modulo 128.
-
-    Args:
-        query: See `attend`.
-        key: See `attend`.
-        value: See `attend`.
-        mask: See `attend`.
-        lengths: See `attend`.
-        implementation: "cudnn", or "xla", whose numbers any backend can compute.
+    for unpadded key lengths of 64 modulo 128. `implementation` is "cudnn" or "xla",
+    whose numbers any backend can compute.
     """
     batch, rows, keys = query.shape[0], query.shape[1], key.shape[1]
     heads = [

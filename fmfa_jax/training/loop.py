@@ -289,11 +289,6 @@ def evaluate(
 ) -> None:
     """Measure a run, or, where `workdir` holds none, the weights in init.path.
 
-    Args:
-        config: See `train`.
-        workdir: See `train`.
-        devices: See `train`.
-
     Raises:
         FileNotFoundError: There is neither.
     """

@@ -45,7 +45,7 @@ class Data(Options, section="data"):
     tokenizer: str
     sampler: Annotated[str, OneOf(SAMPLERS)]
     per_identity: Positive
-    caption_buckets: Annotated[tuple[int, ...], Between(3)]
+    caption_buckets: Annotated[tuple[int, ...], Between(2)]
     cache: Annotated[str, OneOf(CACHES)]
     cache_dir: str
 

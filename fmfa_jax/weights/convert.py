@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from fmfa_jax.models import PARTS, ModelConfig, param_shapes
 from fmfa_jax.weights.positions import Interpolation, resize_grid, resize_line
 from fmfa_jax.weights.rules import Rule
 from fmfa_jax.weights.source import Source, stored_grid
 from fmfa_jax.weights.tensors import FLOAT_TYPES, WeightsError
-from fmfa_jax.weights.trees import flatten
 
 CLASSIFIER = "classifier"
 IMAGE_POSITION = "image_tower/position"
@@ -125,7 +125,7 @@ def check_shapes(
     source: Source, match: Match, config: ModelConfig, found: Problems
 ) -> None:
     """Compare the shape and dtype of every tensor with what the config requires."""
-    shapes = flatten(param_shapes(config))
+    shapes = flatten_dict(param_shapes(config), sep="/")
     for rule in match.rules:
         if rule.target not in shapes:
             continue
@@ -169,7 +169,8 @@ def fill_params(
     Returns:
         float32 arrays by our path, and a line about each resized embedding.
     """
-    shapes = {k: tuple(v.shape) for k, v in flatten(param_shapes(config)).items()}
+    flat = flatten_dict(param_shapes(config), sep="/")
+    shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     resized: list[str] = []
     positions = _read_positions(source, config, stated_grid, resized)
     params: dict[str, np.ndarray] = {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.weights.convert import IMAGE_POSITION
@@ -15,7 +16,6 @@ from fmfa_jax.weights.native import write_safetensors
 from fmfa_jax.weights.positions import square_grid
 from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table
 from fmfa_jax.weights.tensors import WeightsError
-from fmfa_jax.weights.trees import flatten
 
 # FMFA uses a fixed scale of 1 / 0.02, where CLIP learns one.
 LOGIT_SCALE = math.log(50.0)
@@ -43,7 +43,8 @@ def export_official(path: str | Path, params: Mapping[str, Any]) -> Path:
 
         model.load_state_dict(safetensors.torch.load_file("OUT.safetensors"))
     """
-    return write_safetensors(path, rename(OFFICIAL, flatten(params)), {"format": "pt"})
+    renamed = rename(OFFICIAL, flatten_dict(params, sep="/"))
+    return write_safetensors(path, renamed, {"format": "pt"})
 
 
 def export_hugging_face(
@@ -70,7 +71,7 @@ def export_hugging_face(
             f"{height} x {width}. Export --to official, or resize the model to another "
             "grid with --image-size and --stride"
         )
-    flat = flatten(params)
+    flat = flatten_dict(params, sep="/")
     left_out = tuple(p for p in flat if p not in HUGGING_FACE.by_target)
     towers = {path: flat[path] for path in flat if path not in left_out}
     position = np.asarray(towers[IMAGE_POSITION], np.float32)

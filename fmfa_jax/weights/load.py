@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from flax.traverse_util import flatten_dict, unflatten_dict
+
 from fmfa_jax.models import PARTS, ModelConfig, Retriever, param_shapes
 from fmfa_jax.weights.convert import (
     IMAGE_POSITION,
@@ -19,7 +21,6 @@ from fmfa_jax.weights.convert import (
 from fmfa_jax.weights.report import LoadReport
 from fmfa_jax.weights.source import Source, infer_config, open_source, stored_grid
 from fmfa_jax.weights.tensors import WeightsError
-from fmfa_jax.weights.trees import flatten, unflatten
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ def load_params(
     if config is None:
         raise WeightsError(f"{source.path}: its tensors do not tell the model's sizes")
     params, resized = fill_params(source, match, config, source_grid)
-    new = sorted(flatten(param_shapes(config)).keys() - params.keys())
+    new = sorted(flatten_dict(param_shapes(config), sep="/").keys() - params.keys())
     report = LoadReport(
         source=str(source.path),
         sha256=source.sha256,
@@ -87,7 +88,7 @@ def load_params(
         ignored=match.ignored,
         newly_initialised=tuple(new),
     )
-    return Loaded(params=unflatten(params), config=config, report=report)
+    return Loaded(params=unflatten_dict(params, sep="/"), config=config, report=report)
 
 
 def _depths(source: Source, config: ModelConfig | None) -> dict[str, int]:
@@ -145,7 +146,9 @@ def fill(initial_params: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
     Raises:
         WeightsError: A path or a shape in `loaded` is not the model's.
     """
-    return unflatten(merge(flatten(initial_params), flatten(loaded.params)))
+    drawn = flatten_dict(initial_params, sep="/")
+    given = flatten_dict(loaded.params, sep="/")
+    return unflatten_dict(merge(drawn, given), sep="/")
 
 
 def load_model(

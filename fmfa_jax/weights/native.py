@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from flax.traverse_util import flatten_dict
 
 from fmfa_jax.files import replacing
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.weights.archive import Archive
 from fmfa_jax.weights.tensors import WeightsError
-from fmfa_jax.weights.trees import flatten
 
 FORMAT = {"format": "fmfa_jax", "version": "1"}
 
@@ -42,7 +42,7 @@ def save_native(
     if taken:
         raise ValueError(f"metadata keys reserved by the format: {sorted(taken)}")
     metadata = {**FORMAT, "config": json.dumps(dataclasses.asdict(config)), **extra}
-    return write_safetensors(path, flatten(params), metadata)
+    return write_safetensors(path, flatten_dict(params, sep="/"), metadata)
 
 
 def native_config(archive: Archive) -> ModelConfig:

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from flax.traverse_util import flatten_dict
+
 from fmfa_jax.models import PARTS, ModelConfig, Part, param_shapes
 from fmfa_jax.weights.archive import Archive, read_archive, sha256
 from fmfa_jax.weights.hugging_face import read_folder_config
@@ -18,7 +20,6 @@ from fmfa_jax.weights.rules import (
     native_table,
 )
 from fmfa_jax.weights.tensors import StoredTensor, WeightsError
-from fmfa_jax.weights.trees import flatten
 
 RUN_FILES = ("model_best.safetensors", "model_last.safetensors")
 # More than any CLIP has; a hostile name may contain any number.
@@ -133,7 +134,7 @@ def _native(archive: Archive) -> Source:
     config = native_config(archive)
     return Source(
         archive=archive,
-        table=native_table(flatten(param_shapes(config))),
+        table=native_table(flatten_dict(param_shapes(config), sep="/")),
         tensors=archive.tensors,
         sha256=sha256(archive.path),
         config=config,

@@ -24,6 +24,7 @@ import tensorflow_datasets as tfds
 
 from data_pipeline.datasets import READERS
 from data_pipeline.datasets.annotations import Entry, entries_of
+from data_pipeline.datasets.published import LAYOUTS
 from data_pipeline.records import PersonDataset, Split
 
 VERSION = "1.0.0"
@@ -82,27 +83,11 @@ class _PersonBuilder(tfds.core.GeneratorBasedBuilder):
             )
 
 
-class CuhkPedes(_PersonBuilder):
-    """CUHK-PEDES, and drawn populations, which share its layout."""
-
-
-class IcfgPedes(_PersonBuilder):
-    """ICFG-PEDES."""
-
-
-class RstpReid(_PersonBuilder):
-    """RSTPReid."""
-
-
-class Ufine6926(_PersonBuilder):
-    """UFine6926 (layout unverified)."""
-
-
-class Folder(_PersonBuilder):
-    """A user's own pictures with a captions.jsonl."""
-
-
-BUILDERS = {b.name: b for b in (CuhkPedes, IcfgPedes, RstpReid, Ufine6926, Folder)}
+# A drawn population has the layout of CUHK-PEDES.
+BUILDERS = {
+    name: type(name.title().replace("_", ""), (_PersonBuilder,), {"__doc__": name})
+    for name in (*LAYOUTS, "folder")
+}
 
 
 def metadata_of(dataset: PersonDataset) -> dict[str, Any]:

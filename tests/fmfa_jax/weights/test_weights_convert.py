@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Official and OpenAI files: features equal to torch's, and every refusal."""
 
+import functools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fmfa_jax import models, weights
-from fmfa_jax.weights.trees import flatten, unflatten
 
+flatten = functools.partial(flatten_dict, sep="/")
+unflatten = functools.partial(unflatten_dict, sep="/")
 REFERENCE = Path(__file__).parents[2] / "reference" / "fmfa.npz"
 HEADS = {"classifier", "irr"}
 SIZE = {"image_size": (32, 16), "stride": 8}

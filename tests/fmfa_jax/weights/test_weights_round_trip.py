@@ -13,12 +13,13 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
+from flax.traverse_util import flatten_dict
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from fmfa_jax import models, weights
 from fmfa_jax.weights.__main__ import main
-from fmfa_jax.weights.trees import flatten
 
+flatten = functools.partial(flatten_dict, sep="/")
 SIZE = {"image_size": (32, 16), "stride": 8}
 
 
