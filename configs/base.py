@@ -48,8 +48,13 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.stride = 0  # distance between patches; 0: the patch size
     c.model.context_length = 77  # text positions, including start and end
     c.model.irr_layers = 4  # depth of the interaction encoder
-    c.model.dtype = "auto"  # the towers': float32 | bfloat16 | auto (CPU: float32)
-    c.model.remat = "none"  # none | elementwise | full: recompute to save memory
+    # How it computes; auto is what suits the device (fmfa_jax/training/settings.py).
+    c.model.dtype = "auto"  # auto | float32 | bfloat16: of the towers
+    c.model.precision = "highest"  # of float32 products: highest | high | default
+    c.model.products = "auto"  # auto | float32 | compute: rounded after or before bias
+    c.model.attention = "auto"  # auto | xla | cudnn: NVIDIA's fused kernel, or our own
+    c.model.remat = "auto"  # auto | none | elementwise | full: recomputed, not stored
+    c.model.scan_unroll = 1  # blocks of a tower in one iteration of the compiled loop
 
     c.init = ConfigDict()
     c.init.path = ""  # initial weights, in any format that fmfa_jax.weights reads

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """CLIP's two towers and the training heads: NNX modules over plain parameters."""
 
-from fmfa_jax.models.config import PRESETS, ModelConfig
+from fmfa_jax.models.config import PRESETS, Compute, ModelConfig
 from fmfa_jax.models.fmfa import (
     FMFA,
     IMAGE_MEAN,
@@ -40,6 +40,7 @@ __all__ = [
     "PARTS",
     "PRESETS",
     "TOWERS",
+    "Compute",
     "MaskedLogits",
     "ModelConfig",
     "Part",

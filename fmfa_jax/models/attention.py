@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Multi-head attention: cuDNN's fused kernel where it applies, our own elsewhere."""
+"""Multi-head attention: our own, or cuDNN's fused kernel."""
 
 import functools
 
@@ -9,7 +9,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, DTypeLike, Float, Int
 
-from fmfa_jax.models.config import HEAD_WIDTH
+from fmfa_jax.models.config import HEAD_WIDTH, PORTABLE, Compute
 
 # Checkpoint name of values that are expensive to recompute; see `ModelConfig.remat`.
 PRODUCT = "product"
@@ -20,6 +20,18 @@ def at_least_float32(dtype: DTypeLike) -> jnp.dtype:
     return jnp.promote_types(dtype, jnp.float32)
 
 
+def product_dtype(compute: Compute, dtype: DTypeLike) -> jnp.dtype:
+    """Return the dtype of products whose operands are in `dtype`; see `Compute`."""
+    return at_least_float32(dtype) if compute.products == "float32" else dtype
+
+
+def precision_of(compute: Compute, dtype: DTypeLike) -> lax.Precision:
+    """Return the precision of products of such operands; see `Compute`."""
+    # Narrow operands are multiplied exactly at any precision.
+    wide = jnp.dtype(dtype).itemsize >= 4
+    return lax.Precision(compute.precision if wide else "default")
+
+
 def attend(
     query: Float[Array, "b t w"],
     key: Float[Array, "b s w"],
@@ -27,6 +39,7 @@ def attend(
     *,
     mask: str,
     lengths: Int[Array, " b"] | None = None,
+    compute: Compute = PORTABLE,
 ) -> Float[Array, "b t w"]:
     """Multi-head scaled dot-product attention with heads of 64.
 
@@ -37,14 +50,16 @@ def attend(
         mask: "none" or "causal".
         lengths: Number of keys to attend to in each batch row, at least 1. None
             attends to all.
+        compute: How.
     """
-    if _has_fused_attention(query.dtype):
+    if compute.attention == "cudnn":
         return fused_attend(query, key, value, mask=mask, lengths=lengths)
     heads = [
         x.reshape(*x.shape[:2], -1, HEAD_WIDTH).swapaxes(1, 2)
         for x in (query, key, value)
     ]
-    return softmax_mix(*heads, lengths, mask).swapaxes(1, 2).reshape(query.shape)
+    mixed = softmax_mix(*heads, lengths, mask, compute)
+    return mixed.swapaxes(1, 2).reshape(query.shape)
 
 
 def fused_attend(
@@ -82,23 +97,14 @@ def fused_attend(
     return mixed[:, :rows].reshape(query.shape)
 
 
-def _has_fused_attention(dtype: DTypeLike) -> bool:
-    """Whether cuDNN's fused kernel applies: bfloat16 on NVIDIA's Ampere or newer."""
-    if dtype != jnp.bfloat16 or jax.default_backend() != "gpu":
-        return False
-    # ROCm's devices are "gpu", too; their capability is a name such as "gfx90a".
-    capability = getattr(jax.devices()[0], "compute_capability", "")
-    major = str(capability).partition(".")[0]
-    return major.isdigit() and int(major) >= 8
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def softmax_mix(
     query: Float[Array, "b h t c"],
     key: Float[Array, "b h s c"],
     value: Float[Array, "b h s c"],
     lengths: Int[Array, " b"] | None,
     mask: str,
+    compute: Compute = PORTABLE,
 ) -> Float[Array, "b h t c"]:
     """Return `softmax(query key^T / sqrt(c)) value` per head; masks as in `attend`.
 
@@ -107,13 +113,18 @@ def softmax_mix(
     long as the product itself. As in `project`, bfloat16 operands only ever meet
     bfloat16 operands.
     """
-    return _mix_forward(query, key, value, lengths, mask)[0]
+    return _mix_forward(query, key, value, lengths, mask, compute)[0]
 
 
 def _mix_forward(
-    query: Array, key: Array, value: Array, lengths: Array | None, mask: str
+    query: Array,
+    key: Array,
+    value: Array,
+    lengths: Array | None,
+    mask: str,
+    compute: Compute,
 ) -> tuple[Array, tuple[Array, ...]]:
-    scores = _product(query * HEAD_WIDTH**-0.5, key, (3, 3))
+    scores = _scores(query * HEAD_WIDTH**-0.5, key, compute)
     if mask == "causal":
         seen = jnp.tri(*scores.shape[2:], dtype=bool)
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
@@ -122,38 +133,53 @@ def _mix_forward(
         scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
     shares = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     shares = checkpoint_name(shares, PRODUCT)
-    mixed = _product(shares, value, (3, 2)).astype(value.dtype)
+    mixed = _product(shares, value, (3, 2), compute)
     mixed = checkpoint_name(mixed, PRODUCT)
     return mixed, (query, key, value, shares, mixed)
 
 
 def _mix_backward(
-    mask: str, kept: tuple[Array, ...], cotangent: Array
+    mask: str, compute: Compute, kept: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array | None, ...]:
     del mask  # Masked positions have zero weight, and so zero gradient.
     query, key, value, shares, mixed = kept
     wide = at_least_float32(value.dtype)
     # The term of softmax's gradient that all columns of a row share.
     common = jnp.sum(cotangent.astype(wide) * mixed.astype(wide), -1, keepdims=True)
-    scores = shares.astype(wide) * (_product(cotangent, value, (3, 3)) - common)
+    scores = shares.astype(wide) * (_scores(cotangent, value, compute) - common)
     scores = (scores * HEAD_WIDTH**-0.5).astype(value.dtype)
-    gradients = (
-        _product(scores, key, (3, 2)),
-        _product(scores, query, (2, 2)),
-        _product(shares, cotangent, (2, 2)),
+    return (
+        _product(scores, key, (3, 2), compute),
+        _product(scores, query, (2, 2), compute),
+        _product(shares, cotangent, (2, 2), compute),
+        None,
     )
-    return *(gradient.astype(value.dtype) for gradient in gradients), None
 
 
 softmax_mix.defvjp(_mix_forward, _mix_backward)
 
 
-def _product(left: Array, right: Array, contracted: tuple[int, int]) -> Array:
-    """Contract one axis of each operand per head, accumulating in float32."""
-    first, second = contracted
+def _scores(left: Array, right: Array, compute: Compute) -> Array:
+    """Multiply every row of `left` by every row of `right` per head, in float32."""
     return lax.dot_general(
         left,
         right,
-        (((first,), (second,)), ((0, 1), (0, 1))),
+        (((3,), (3,)), ((0, 1), (0, 1))),
+        precision=precision_of(compute, left.dtype),
         preferred_element_type=at_least_float32(left.dtype),
     )
+
+
+def _product(
+    left: Array, right: Array, contracted: tuple[int, int], compute: Compute
+) -> Array:
+    """Contract one axis of each operand per head; the result has left's dtype."""
+    first, second = contracted
+    product = lax.dot_general(
+        left,
+        right,
+        (((first,), (second,)), ((0, 1), (0, 1))),
+        precision=precision_of(compute, left.dtype),
+        preferred_element_type=product_dtype(compute, left.dtype),
+    )
+    return product.astype(left.dtype)

@@ -1,17 +1,73 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of a model, and named presets."""
+"""Sizes of a model, how it computes, and named presets."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
 
 HEAD_WIDTH = 64
 DTYPES = ("float32", "bfloat16")
+PRECISIONS = ("highest", "high", "default")
+PRODUCTS = ("float32", "compute")
+ATTENTIONS = ("xla", "cudnn")
 REMATS = ("none", "elementwise", "full")
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
-    """Everything that determines parameter shapes, and how the towers compute.
+class Compute:
+    """How a model computes: rounding, memory and speed, but not what is learned.
+
+    Attributes:
+        dtype: "float32" or "bfloat16", the dtype of matmul operands in the towers.
+            Parameters, norms and outputs stay float32 (float64 parameters compute
+            in float64).
+        precision: What accelerators make of float32 products: "highest", float32
+            itself; "high", about 22 bits; "default", TF32 on NVIDIA and bfloat16 on
+            TPUs, as fast as it gets. A CPU always computes in float32.
+        products: Dtype in which products inside a block leave the matrix unit, which
+            sums in float32: "float32", rounded after the bias; "compute", rounded
+            before it, with half the memory traffic where XLA does not fuse the two.
+        attention: "xla", our own; "cudnn", NVIDIA's fused kernel, which wants bfloat16.
+        remat: What the backward pass recomputes instead of storing: "none";
+            "elementwise", everything in a block but its matmuls, which saves most of
+            the memory for little work; "full", whole blocks.
+        scan_unroll: Blocks in one iteration of the loop over blocks.
+    """
+
+    dtype: str = "float32"
+    precision: str = "highest"
+    products: str = "float32"
+    attention: str = "xla"
+    remat: str = "none"
+    scan_unroll: int = 1
+
+    def compute_problems(self) -> list[str]:
+        """Describe each invalid choice in a sentence."""
+        choices = {
+            "dtype": DTYPES,
+            "precision": PRECISIONS,
+            "products": PRODUCTS,
+            "attention": ATTENTIONS,
+            "remat": REMATS,
+        }
+        problems = [
+            f"{name} must be one of {known}: {getattr(self, name)!r}"
+            for name, known in choices.items()
+            if getattr(self, name) not in known
+        ]
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            problems.append(f"attention=cudnn wants dtype=bfloat16, got {self.dtype}")
+        if self.scan_unroll < 1:
+            problems.append(f"scan_unroll must be at least 1: {self.scan_unroll}")
+        return problems
+
+
+PORTABLE = Compute()
+"""What any device can do: float32, and nothing recomputed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(Compute):
+    """Everything that determines parameter shapes, and how the model computes.
 
     Attributes:
         image_size: Height and width of the images in pixels.
@@ -27,12 +83,6 @@ class ModelConfig:
         classes: Number of identities in the ID head; 0 omits the head.
         irr_layers: Number of blocks in the interaction encoder; 0 omits it together
             with the masked-token head.
-        dtype: "float32" or "bfloat16", the dtype of matmul operands in the towers.
-            Parameters, norms and outputs stay float32 (float64 parameters compute
-            in float64).
-        remat: What the backward pass recomputes instead of storing: "none";
-            "elementwise", everything in a block but its matmuls, which saves most of
-            the memory for little work; "full", whole blocks.
     """
 
     image_size: tuple[int, int]
@@ -47,11 +97,9 @@ class ModelConfig:
     embed_dim: int
     classes: int = 0
     irr_layers: int = 0
-    dtype: str = "float32"
-    remat: str = "none"
 
     def __post_init__(self):
-        problems = [*self._size_problems(), *self._choice_problems()]
+        problems = [*self._size_problems(), *self.compute_problems()]
         if problems:
             raise ValueError("ModelConfig: " + "; ".join(problems))
 
@@ -76,14 +124,10 @@ class ModelConfig:
             )
         return problems
 
-    def _choice_problems(self) -> list[str]:
-        """Describe each invalid choice in a sentence."""
-        problems = []
-        if self.dtype not in DTYPES:
-            problems.append(f"dtype must be one of {DTYPES}: {self.dtype!r}")
-        if self.remat not in REMATS:
-            problems.append(f"remat must be one of {REMATS}: {self.remat!r}")
-        return problems
+    @property
+    def portable(self) -> "ModelConfig":
+        """The same model, computed as any device can; see `PORTABLE`."""
+        return replace(self, **asdict(PORTABLE))
 
     @property
     def grid(self) -> tuple[int, int]:

@@ -72,9 +72,9 @@ class TokenHead(nnx.Module):
     def __init__(self, config: ModelConfig):
         width = config.embed_dim
         fc_std = width**-0.5 * (2 * config.irr_layers) ** -0.5
-        self.dense = Linear(width, width, std=(2 * width) ** -0.5)
+        self.dense = Linear(width, width, std=(2 * width) ** -0.5, compute=config)
         self.ln = LayerNorm(width)
-        self.fc = Linear(width, config.vocab_size, std=fc_std)
+        self.fc = Linear(width, config.vocab_size, std=fc_std, compute=config)
 
     def __call__(self, x: Float[Array, "b c d"]) -> Float[Array, "b c v"]:
         """Return float32 logits."""
@@ -90,8 +90,8 @@ class InteractionEncoder(nnx.Module):
         self.config = config
         self.ln_text = LayerNorm(width)
         self.ln_image = LayerNorm(width)
-        self.cross_attention = Attention(width, out_std=out_std)
-        self.blocks = Blocks(width, config.irr_layers)
+        self.cross_attention = Attention(width, out_std=out_std, compute=config)
+        self.blocks = Blocks(width, config.irr_layers, compute=config)
         self.ln_post = LayerNorm(width)
         self.head = TokenHead(config)
 
@@ -108,7 +108,7 @@ class InteractionEncoder(nnx.Module):
         text = self.ln_text(text_tokens.astype(dtype))
         image = self.ln_image(image_tokens.astype(dtype))
         x = self.cross_attention.cross(text, image).astype(at_least_float32(dtype))
-        x = self.blocks(x, dtype, mask="none", remat=self.config.remat, lengths=lengths)
+        x = self.blocks(x, mask="none", lengths=lengths)
         # The rest is per position, so drop all others: without a label, 85% of the
         # vocabulary projection would be wasted on them.
         x = jnp.take_along_axis(x, position[..., None], axis=1)
@@ -117,4 +117,4 @@ class InteractionEncoder(nnx.Module):
 
 def identity_head(config: ModelConfig) -> Linear:
     """Return the identity classifier of both modalities: N(0, 0.001^2), bias 0."""
-    return Linear(config.embed_dim, config.classes, std=CLASSIFIER_STD)
+    return Linear(config.embed_dim, config.classes, std=CLASSIFIER_STD, compute=config)

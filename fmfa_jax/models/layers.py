@@ -5,14 +5,23 @@ A layer computes in the dtype of its input. Whatever must not lose precision (re
 streams, norms, softmax, accumulation, weight gradients) is at least float32.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, DTypeLike, Float, Int
+from jaxtyping import Array, Float, Int
 
-from fmfa_jax.models.attention import PRODUCT, at_least_float32, attend
+from fmfa_jax.models.attention import (
+    PRODUCT,
+    at_least_float32,
+    attend,
+    precision_of,
+    product_dtype,
+)
+from fmfa_jax.models.config import PORTABLE, Compute
 
 # As in CLIP; Flax defaults to 1e-6.
 NORM_EPSILON = 1e-5
@@ -34,40 +43,59 @@ def drawn(shape: tuple[int, ...], std: float) -> nnx.Param:
     return nnx.Param(jnp.zeros(shape, jnp.float32), std=std)
 
 
-@jax.custom_vjp
-def project(x: Float[Array, "*rows i"], kernel: Float[Array, "i o"]) -> Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def project(
+    x: Float[Array, "*rows i"],
+    kernel: Float[Array, "i o"],
+    compute: Compute = PORTABLE,
+    wide: bool = True,
+) -> Array:
     """Return `x @ kernel` with operands in x's dtype, accumulated in float32.
 
     The custom gradient is for bfloat16: autodiff would multiply a float32 cotangent
     by bfloat16 operands, which is slow on all hardware. The weight gradient is one
     contraction over all rows and is never rounded to bfloat16.
+
+    Args:
+        x: Rows.
+        kernel: Parameters.
+        compute: How.
+        wide: The result is at least float32; otherwise `compute.products` decides.
     """
+    dtype = at_least_float32(x.dtype) if wide else product_dtype(compute, x.dtype)
     return jnp.matmul(
         x,
         kernel.astype(x.dtype),
-        preferred_element_type=at_least_float32(x.dtype),
+        precision=precision_of(compute, x.dtype),
+        preferred_element_type=dtype,
     )
 
 
-def _project_forward(x: Array, kernel: Array) -> tuple[Array, tuple[Array, Array]]:
-    return project(x, kernel), (x, kernel)
+def _project_forward(
+    x: Array, kernel: Array, compute: Compute, wide: bool
+) -> tuple[Array, tuple[Array, Array]]:
+    return project(x, kernel, compute, wide), (x, kernel)
 
 
 def _project_backward(
-    residuals: tuple[Array, Array], cotangent: Array
+    compute: Compute, wide: bool, residuals: tuple[Array, Array], cotangent: Array
 ) -> tuple[Array, Array]:
+    del wide
     x, kernel = residuals
-    wide = at_least_float32(x.dtype)
     cotangent = cotangent.astype(x.dtype)
     rows = tuple(range(x.ndim - 1))
-    x_gradient = lax.dot_general(
+    dot = functools.partial(lax.dot_general, precision=precision_of(compute, x.dtype))
+    x_gradient = dot(
         cotangent,
         kernel.astype(x.dtype),
         (((x.ndim - 1,), (1,)), ((), ())),
-        preferred_element_type=wide,
+        preferred_element_type=product_dtype(compute, x.dtype),
     )
-    kernel_gradient = lax.dot_general(
-        x, cotangent, ((rows, rows), ((), ())), preferred_element_type=wide
+    kernel_gradient = dot(
+        x,
+        cotangent,
+        ((rows, rows), ((), ())),
+        preferred_element_type=at_least_float32(x.dtype),
     )
     return x_gradient.astype(x.dtype), kernel_gradient.astype(kernel.dtype)
 
@@ -97,7 +125,10 @@ class LayerNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """`x @ kernel + bias`; `stack` adds leading axes to the parameters."""
+    """`x @ kernel + bias`; `stack` adds leading axes to the parameters.
+
+    How it computes is `compute`'s matter, as in all layers here.
+    """
 
     def __init__(
         self,
@@ -106,17 +137,20 @@ class Linear(nnx.Module):
         *,
         std: float,
         stack: tuple[int, ...] = (),
+        compute: Compute = PORTABLE,
     ):
+        self.compute = compute
         self.kernel = drawn((*stack, inputs, outputs), std)
         self.bias = nnx.Param(jnp.zeros((*stack, outputs), jnp.float32))
 
     def __call__(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         """Apply the layer, adding the bias in float32; the result has x's dtype."""
-        return checkpoint_name(self.wide(x).astype(x.dtype), PRODUCT)
+        product = project(x, self.kernel[...], self.compute, False)
+        return checkpoint_name((product + self.bias[...]).astype(x.dtype), PRODUCT)
 
     def wide(self, x: Float[Array, "*rows i"]) -> Float[Array, "*rows o"]:
         """Apply the layer and keep the result in float32, for logits."""
-        return project(x, self.kernel[...]) + self.bias[...]
+        return project(x, self.kernel[...], self.compute) + self.bias[...]
 
 
 class Attention(nnx.Module):
@@ -128,9 +162,12 @@ class Attention(nnx.Module):
         *,
         out_std: float,
         stack: tuple[int, ...] = (),
+        compute: Compute = PORTABLE,
     ):
-        self.qkv = Linear(width, 3 * width, std=width**-0.5, stack=stack)
-        self.out = Linear(width, width, std=out_std, stack=stack)
+        self.compute = compute
+        make = functools.partial(Linear, stack=stack, compute=compute)
+        self.qkv = make(width, 3 * width, std=width**-0.5)
+        self.out = make(width, width, std=out_std)
 
     def __call__(
         self,
@@ -141,27 +178,32 @@ class Attention(nnx.Module):
     ) -> Float[Array, "b t w"]:
         """Attend among the rows of x; masks as in `attend`."""
         query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
-        return self.out(attend(query, key, value, mask=mask, lengths=lengths))
+        return self.out(
+            attend(query, key, value, mask=mask, lengths=lengths, compute=self.compute)
+        )
 
     def cross(
         self, x: Float[Array, "b t w"], context: Float[Array, "b s w"]
     ) -> Float[Array, "b t w"]:
         """Let each row of x attend to all rows of `context`."""
-        width = x.shape[-1]
+        width, compute = x.shape[-1], self.compute
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
-        query = project(x, kernel[:, :width]) + bias[:width]
-        pair = project(context, kernel[:, width:]) + bias[width:]
+        query = project(x, kernel[:, :width], compute, False) + bias[:width]
+        pair = project(context, kernel[:, width:], compute, False) + bias[width:]
         key, value = jnp.split(pair.astype(x.dtype), 2, axis=-1)
-        return self.out(attend(query.astype(x.dtype), key, value, mask="none"))
+        query = query.astype(x.dtype)
+        return self.out(attend(query, key, value, mask="none", compute=compute))
 
 
 class Mlp(nnx.Module):
     """Two linear layers with QuickGELU between them, four times as wide inside."""
 
-    def __init__(self, width: int, *, out_std: float, stack: tuple[int, ...]):
-        up_std = (2 * width) ** -0.5
-        self.up = Linear(width, 4 * width, std=up_std, stack=stack)
-        self.down = Linear(4 * width, width, std=out_std, stack=stack)
+    def __init__(
+        self, width: int, *, out_std: float, stack: tuple[int, ...], compute: Compute
+    ):
+        make = functools.partial(Linear, stack=stack, compute=compute)
+        self.up = make(width, 4 * width, std=(2 * width) ** -0.5)
+        self.down = make(4 * width, width, std=out_std)
 
     def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
         """Apply to each position independently."""
@@ -183,51 +225,49 @@ class Blocks(nnx.Module):
     single block at any depth.
     """
 
-    def __init__(self, width: int, layers: int):
-        stack = (layers,)
+    def __init__(self, width: int, layers: int, *, compute: Compute = PORTABLE):
+        self.compute, self.layers = compute, layers
         out_std = width**-0.5 * (2 * layers) ** -0.5
-        self.ln_1 = LayerNorm(width, stack=stack)
-        self.attention = Attention(width, out_std=out_std, stack=stack)
-        self.ln_2 = LayerNorm(width, stack=stack)
-        self.mlp = Mlp(width, out_std=out_std, stack=stack)
+        layer = {"stack": (layers,)}
+        self.ln_1 = LayerNorm(width, **layer)
+        self.attention = Attention(width, out_std=out_std, **layer, compute=compute)
+        self.ln_2 = LayerNorm(width, **layer)
+        self.mlp = Mlp(width, out_std=out_std, **layer, compute=compute)
 
     def __call__(
         self,
         x: Float[Array, "b t w"],
-        dtype: DTypeLike,
         *,
         mask: str,
-        remat: str,
         lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
         """Run all blocks.
 
         Args:
             x: The residual stream, which keeps its dtype of float32 or more.
-            dtype: What the blocks compute in.
             mask: See `attend`.
-            remat: See `ModelConfig`.
             lengths: See `attend`.
         """
+        remat, unroll = self.compute.remat, min(self.compute.scan_unroll, self.layers)
 
         def body(x: Array, block: "Blocks") -> tuple[Array, None]:
-            return block.one(x, dtype, mask=mask, lengths=lengths), None
+            return block.one(x, mask=mask, lengths=lengths), None
 
         if remat != "none":
             policy = _keeps_products if remat == "elementwise" else None
             # scan already separates iterations, so CSE barriers would only cost.
-            body = jax.checkpoint(body, prevent_cse=False, policy=policy)
-        x, _ = lax.scan(body, x, self)
+            body = jax.checkpoint(body, prevent_cse=unroll > 1, policy=policy)
+        x, _ = lax.scan(body, x, self, unroll=unroll)
         return x
 
     def one(
         self,
         x: Float[Array, "b t w"],
-        dtype: DTypeLike,
         *,
         mask: str,
         lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
         """Apply one block, whose parameters have no leading axis of layers."""
+        dtype = compute_dtype(self.compute.dtype, self.ln_1.scale[...])
         x = x + self.attention(self.ln_1(x).astype(dtype), mask=mask, lengths=lengths)
         return x + self.mlp(self.ln_2(x).astype(dtype))

@@ -50,17 +50,18 @@ class ImageTower(nnx.Module):
         self.class_token = drawn((width,), scale)
         self.position = drawn((config.image_tokens, width), scale)
         self.ln_pre = LayerNorm(width)
-        self.blocks = Blocks(width, config.image_layers)
+        self.blocks = Blocks(width, config.image_layers, compute=config)
         self.ln_post = LayerNorm(width)
         self.projection = drawn((width, config.embed_dim), scale)
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """Encode standardized images as projected float32 tokens, class token first."""
         self._check(pixels)
-        dtype = compute_dtype(self.config.dtype, self.patch.kernel[...])
+        config = self.config
+        dtype = compute_dtype(config.dtype, self.patch.kernel[...])
         x = self.ln_pre(self._embed(pixels, dtype))
-        x = self.blocks(x, dtype, mask="none", remat=self.config.remat)
-        return project(self.ln_post(x).astype(dtype), self.projection[...])
+        x = self.blocks(x, mask="none")
+        return project(self.ln_post(x).astype(dtype), self.projection[...], config)
 
     def _embed(
         self, pixels: Float[Array, "b h w 3"], dtype: DTypeLike
@@ -68,7 +69,7 @@ class ImageTower(nnx.Module):
         """Return class token and patches plus positions, in at least float32."""
         config, kernel = self.config, self.patch.kernel[...]
         cut = patches_of(pixels.astype(dtype), patch=config.patch, stride=config.stride)
-        patches = project(cut, kernel.reshape(-1, config.image_width))
+        patches = project(cut, kernel.reshape(-1, config.image_width), config)
         first = jnp.broadcast_to(
             self.class_token[...].astype(patches.dtype),
             (patches.shape[0], 1, patches.shape[2]),
@@ -99,17 +100,18 @@ class TextTower(nnx.Module):
         self.config = config
         self.embedding = drawn((config.vocab_size, width), 0.02)
         self.position = drawn((config.context_length, width), 0.01)
-        self.blocks = Blocks(width, config.text_layers)
+        self.blocks = Blocks(width, config.text_layers, compute=config)
         self.ln_final = LayerNorm(width)
         self.projection = drawn((width, config.embed_dim), width**-0.5)
 
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Encode token ids as projected float32 tokens."""
         self._check(ids)
-        dtype = compute_dtype(self.config.dtype, self.embedding[...])
+        config = self.config
+        dtype = compute_dtype(config.dtype, self.embedding[...])
         x = self.embedding[...][ids] + self.position[: ids.shape[1]]
-        x = self.blocks(x, dtype, mask="causal", remat=self.config.remat)
-        return project(self.ln_final(x).astype(dtype), self.projection[...])
+        x = self.blocks(x, mask="causal")
+        return project(self.ln_final(x).astype(dtype), self.projection[...], config)
 
     def _check(self, ids: Int[Array, "b l"]) -> None:
         if ids.shape[1] > self.config.context_length:

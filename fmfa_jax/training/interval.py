@@ -50,7 +50,7 @@ def model_flops(method: Method, state: State, mesh: Mesh) -> Callable[[Batch], i
         state: Arrays or shapes; not touched.
         mesh: Devices of the arrays.
     """
-    lean = replace(method, model=replace(method.model, remat="none"))
+    lean = replace(method, model=method.model.portable)
     gradient = loss_and_gradient(lean, chunks=1, mesh=mesh)
     key = jax.eval_shape(lambda: jax.random.key(0))
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), state)

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training and evaluation share: devices, data, batches, first parameters."""
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,6 +75,8 @@ class Session:
     def identity(self) -> dict[str, Any]:
         """What this run computes; a checkpoint of another one is refused."""
         return self.settings.identity() | {
+            # Resolved: "auto" is another dtype on another device.
+            "model.dtype": self.model.dtype,
             # The weak method's memory has one row for each pair.
             "data.pairs": len(self.data.train.pairs),
             "data.fingerprint": self.data.fingerprint,
@@ -124,7 +125,9 @@ def open_session(
         model = settings.learns.sized(
             settings.recipe,
             settings.model.sized(
-                vocab_size=tokenizer.vocab_size, classes=len(data.train.identities)
+                mesh.devices.flat[0],
+                vocab_size=tokenizer.vocab_size,
+                classes=len(data.train.identities),
             ),
         )
         session = Session(
@@ -226,5 +229,5 @@ def save_model(
     host = jax.device_get(gather(params))
     if session.processes.index == 0:
         # Stored as float32; whoever loads it chooses the compute dtype.
-        config = dataclasses.replace(session.model, dtype="float32", remat="none")
-        weights.save_native(session.workdir / name, host, config, metadata)
+        path = session.workdir / name
+        weights.save_native(path, host, session.model.portable, metadata)

@@ -7,15 +7,15 @@ and `schedule` in optimizer.py.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Annotated, Any
 
-import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
 from fmfa_jax import models
+from fmfa_jax.machines.devices import has_bfloat16, has_cudnn_attention
 from fmfa_jax.methods import METHODS, Method
 from fmfa_jax.options import Between, OneOf, Options, section_names, sections
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
@@ -29,7 +29,11 @@ IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokeniz
 IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
 IDENTITY_KEYS += ("init.path",)
 
-DTYPES = ("auto", *models.config.DTYPES)
+AUTO = "auto"
+# A run may go on where memory and kernels are others.
+NOT_IDENTITY = frozenset(
+    f"model.{name}" for name in ("products", "attention", "remat", "scan_unroll")
+)
 SPLITS = ("auto", "val", "test")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
@@ -52,15 +56,19 @@ class Data(Options, section="data"):
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Options, section="model"):
-    """Changes to a preset of `models.PRESETS`."""
+    """Changes to a preset of `models.PRESETS`; `computing` knows what "auto" is."""
 
     preset: Annotated[str, OneOf(tuple(models.PRESETS))]
     image_size: Annotated[tuple[int, ...], Between(1, 4096)]
     stride: NotNegative
     context_length: Annotated[int, Between(3, 4096)]
     irr_layers: NotNegative
-    dtype: Annotated[str, OneOf(DTYPES)]
-    remat: Annotated[str, OneOf(models.config.REMATS)]
+    dtype: Annotated[str, OneOf((AUTO, *models.config.DTYPES))]
+    precision: Annotated[str, OneOf(models.config.PRECISIONS)]
+    products: Annotated[str, OneOf((AUTO, *models.config.PRODUCTS))]
+    attention: Annotated[str, OneOf((AUTO, *models.config.ATTENTIONS))]
+    remat: Annotated[str, OneOf((AUTO, *models.config.REMATS))]
+    scan_unroll: Positive
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,11 +78,11 @@ class Model(Options, section="model"):
                 f"{self.image_size}"
             )
 
-    def sized(self, *, vocab_size: int, classes: int) -> models.ModelConfig:
-        """Sizes of the model with all heads, for a vocabulary and identities."""
-        preset, dtype = models.PRESETS[self.preset], self.dtype
-        if dtype == "auto":
-            dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    def sized(
+        self, device: Any, *, vocab_size: int, classes: int
+    ) -> models.ModelConfig:
+        """The model with all heads, for a device, a vocabulary and identities."""
+        preset = models.PRESETS[self.preset]
         return replace(
             preset,
             image_size=self.image_size,
@@ -83,9 +91,36 @@ class Model(Options, section="model"):
             vocab_size=vocab_size,
             classes=classes,
             irr_layers=self.irr_layers,
-            dtype=dtype,
-            remat=self.remat,
+            **asdict(self.computing(device)),
         )
+
+    def computing(self, device: Any) -> models.Compute:
+        """How the model computes on a device: as the config says, or as suits it.
+
+        Raises:
+            ValueError: cuDNN's attention is asked for where it is not to be had.
+        """
+        accelerator = device.platform != "cpu"
+        dtype = _or(self.dtype, "bfloat16" if has_bfloat16(device) else "float32")
+        fused = has_cudnn_attention(device) and dtype == "bfloat16"
+        if self.attention == "cudnn" and not fused:
+            raise ValueError(
+                "config.model.attention=cudnn: wanted bfloat16 towers on an NVIDIA "
+                f"card, Ampere or newer, got {dtype} on {device.device_kind}; take "
+                "auto or xla"
+            )
+        return models.Compute(
+            dtype=dtype,
+            precision=self.precision,
+            products=_or(self.products, "compute" if accelerator else "float32"),
+            attention=_or(self.attention, "cudnn" if fused else "xla"),
+            remat=_or(self.remat, "elementwise" if accelerator else "none"),
+            scan_unroll=self.scan_unroll,
+        )
+
+
+def _or(value: str, best: str) -> str:
+    return best if value == AUTO else value
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,7 +217,8 @@ class Settings:
         return {
             key: value
             for key, value in self.flat.items()
-            if key.split(".")[0] in decisive or key in IDENTITY_KEYS
+            if (key.split(".")[0] in decisive or key in IDENTITY_KEYS)
+            and key not in NOT_IDENTITY
         }
 
 

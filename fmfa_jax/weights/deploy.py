@@ -142,7 +142,7 @@ def export_onnx(
 
 def _towers(params: Mapping[str, Any], config: ModelConfig) -> tuple[Tower, Tower]:
     """Return both towers with their parameters as constants of the programs."""
-    config = dataclasses.replace(towers_only(config), dtype="float32", remat="none")
+    config = towers_only(config).portable
     towers = jax.tree.map(jnp.asarray, tower_params(params))
     image = functools.partial(image_features, config, towers)
     text = functools.partial(text_features, config, towers)

@@ -16,6 +16,7 @@ from benchmarks.peers import fmfa
 from fmfa_jax import models
 from fmfa_jax.machines.flops import count_flops, peak_flops
 from fmfa_jax.machines.mesh import make_mesh
+from fmfa_jax.models.config import Compute
 from fmfa_jax.models.layers import Blocks
 
 
@@ -186,20 +187,18 @@ def test_convolutions_and_their_gradients_as_xla_counts_them(options):
         assert counted == by_xla(gradient, x, w, out)
 
 
-def tower(width, layers):
-    blocks = Blocks(width, layers)
+def tower(width, layers, **compute):
+    blocks = Blocks(width, layers, compute=Compute(**compute))
     return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, blocks))
 
 
 def scanned(blocks, x):
-    return jnp.sum(blocks(x, x.dtype, mask="none", remat="none"))
+    return jnp.sum(blocks(x, mask="none"))
 
 
 def unrolled(blocks, x):
     for layer in range(blocks.ln_1.scale[...].shape[0]):
-        x = jax.tree.map(lambda leaf, i=layer: leaf[i], blocks).one(
-            x, x.dtype, mask="none"
-        )
+        x = jax.tree.map(lambda leaf, i=layer: leaf[i], blocks).one(x, mask="none")
     return jnp.sum(x)
 
 
@@ -220,12 +219,8 @@ def test_a_tower_forwards_and_backwards():
 
 @pytest.mark.parametrize("remat", ["elementwise", "full"])
 def test_what_remat_computes_again(remat):
-    blocks, x = tower(128, 3), shape(2, 24, 128)
-
-    def forward(blocks, x):
-        return jnp.sum(blocks(x, x.dtype, mask="none", remat=remat))
-
-    counted = count_flops(jax.value_and_grad(forward, argnums=(0, 1)), blocks, x)
+    blocks, x = tower(128, 3, remat=remat), shape(2, 24, 128)
+    counted = count_flops(jax.value_and_grad(scanned, argnums=(0, 1)), blocks, x)
     once = products_of_a_tower(2, 24, 128, 3)
     # Full: all products but each block's last, whose result no gradient needs.
     last = 3 * 2 * 2 * 24 * 4 * 128**2

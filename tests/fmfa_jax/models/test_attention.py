@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Attention against loops and JAX's own, and the fused kernel as far as a CPU shows."""
 
-from types import SimpleNamespace
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,31 +40,6 @@ def test_attention_equals_a_loop(mask):
         naive_attention(query, key, value, causal=mask == "causal"),
         atol=1e-5,
     )
-
-
-@pytest.mark.parametrize(
-    ("platform", "capability", "dtype", "fused"),
-    [
-        ("gpu", "9.0", jnp.bfloat16, True),
-        ("gpu", "8.0", jnp.bfloat16, True),
-        ("gpu", "12.0", jnp.bfloat16, True),
-        ("gpu", "7.5", jnp.bfloat16, False),  # T4
-        ("gpu", "gfx90a", jnp.bfloat16, False),  # ROCm
-        ("gpu", "9.0", jnp.float32, False),
-        ("tpu", None, jnp.bfloat16, False),
-    ],
-)
-def test_fused_attention_is_for_bfloat16_on_cards_that_have_it(
-    monkeypatch, platform, capability, dtype, fused
-):
-    card = (
-        SimpleNamespace()
-        if capability is None
-        else SimpleNamespace(compute_capability=capability)
-    )
-    monkeypatch.setattr(jax, "default_backend", lambda: platform)
-    monkeypatch.setattr(jax, "devices", lambda: [card])
-    assert attention._has_fused_attention(dtype) == fused
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fmfa_jax.models.config import Compute
 from fmfa_jax.models.layers import Blocks, LayerNorm, project
 
 
@@ -13,9 +14,8 @@ def draw(seed, *shape):
     return jnp.asarray(values, jnp.float32)
 
 
-@pytest.fixture(scope="module")
-def blocks():
-    made = Blocks(64, 2)
+def drawn_blocks(**compute):
+    made = Blocks(64, 2, compute=Compute(**compute))
     state = nnx.to_pure_dict(nnx.state(made))
     leaves, structure = jax.tree.flatten(state)
     values = [0.1 * draw(i, *x.shape) + x for i, x in enumerate(leaves)]
@@ -27,7 +27,7 @@ def unrolled(blocks, x, *, mask):
     """Slow oracle of the scan: a loop over the layers' own parameters."""
     for layer in range(blocks.ln_1.scale[...].shape[0]):
         one = jax.tree.map(lambda leaf, layer=layer: leaf[layer], blocks)
-        x = one.one(x, x.dtype, mask=mask)
+        x = one.one(x, mask=mask)
     return x
 
 
@@ -43,18 +43,27 @@ def value_and_gradients(run, blocks, x):
 
 
 @pytest.fixture(scope="module")
-def loop(blocks):
+def loop():
     def run(blocks, x):
         return unrolled(blocks, x, mask="causal")
 
-    return value_and_gradients(run, blocks, draw(9, 2, 5, 64))
+    return value_and_gradients(run, drawn_blocks(), draw(9, 2, 5, 64))
 
 
-@pytest.mark.parametrize("remat", ["none", "elementwise", "full"])
-def test_scanned_blocks_equal_a_loop_in_value_and_gradient(blocks, loop, remat):
+@pytest.mark.parametrize(
+    "compute",
+    [
+        {"remat": "none"},
+        {"remat": "elementwise"},
+        {"remat": "full"},
+        {"remat": "full", "scan_unroll": 2},
+    ],
+)
+def test_scanned_blocks_equal_a_loop_in_value_and_gradient(loop, compute):
     def scan(blocks, x):
-        return blocks(x, x.dtype, mask="causal", remat=remat)
+        return blocks(x, mask="causal")
 
+    blocks = drawn_blocks(**compute)
     (_, fast), fast_gradients = value_and_gradients(scan, blocks, draw(9, 2, 5, 64))
     (_, slow), slow_gradients = loop
     np.testing.assert_allclose(fast, slow, rtol=1e-5, atol=1e-5)
@@ -98,3 +107,18 @@ def test_weight_gradient_of_bfloat16_is_summed_and_kept_in_float32():
     rounded = np.asarray(cotangent.astype(jnp.bfloat16), np.float32)
     exact = np.asarray(x, np.float32).T @ rounded
     np.testing.assert_allclose(kernel_gradient, exact, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("wide", [True, False])
+def test_products_in_the_compute_dtype_err_by_its_rounding(wide):
+    """The sums are float32; only what leaves the matrix unit is rounded."""
+    x, kernel = draw(0, 2, 3, 256).astype(jnp.bfloat16), draw(1, 256, 4)
+    out, pull = jax.vjp(
+        lambda *given: project(*given, Compute(products="compute"), wide), x, kernel
+    )
+    exact, reference = jax.vjp(project, x, kernel)
+    assert out.dtype == (jnp.float32 if wide else jnp.bfloat16)
+    np.testing.assert_array_equal(out, exact.astype(out.dtype))
+    gradients = pull(out), reference(out.astype(jnp.float32))
+    for ours, theirs in zip(*gradients, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
