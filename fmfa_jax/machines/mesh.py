@@ -2,6 +2,7 @@
 """The mesh, and where batches and parameters lie on it."""
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import jax
@@ -70,6 +71,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Sharding of an array that is whole on every device."""
     return NamedSharding(mesh, P())
+
+
+def encoding(mesh: Mesh) -> AbstractContextManager[Any]:
+    """The context in which a model may be traced for parameters that `mesh` shares.
+
+    Without an fsdp axis they lie whole on every device, and nothing has to be said.
+    """
+    if mesh.shape["fsdp"] == 1:
+        return nullcontext()
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:

@@ -15,6 +15,7 @@ from fmfa_jax.models.config import ModelConfig
 from fmfa_jax.models.heads import MaskedLogits, labelled_rows
 from fmfa_jax.models.layers import compute_dtype
 from fmfa_jax.models.parts import PARTS
+from fmfa_jax.models.placement import gathered
 
 # Statistics of CLIP's training images: red, green, blue.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -159,7 +160,14 @@ def bind(config: ModelConfig, params: dict[str, Any]) -> FMFA:
     """
     graph, shapes = _abstract(config)
     _check_params(shapes, params)
-    return nnx.merge(graph, jax.tree.map(jnp.asarray, params))
+    params = jax.tree.map(jnp.asarray, params)
+    return nnx.merge(graph, jax.tree_util.tree_map_with_path(_outside_blocks, params))
+
+
+def _outside_blocks(path: tuple, param: Array) -> Array:
+    """Gather a parameter, unless its layers are gathered one at a time."""
+    inside = any(getattr(key, "key", None) == "blocks" for key in path)
+    return param if inside else gathered(param)
 
 
 def _check_params(shapes: dict[str, Any], params: dict[str, Any]) -> None:

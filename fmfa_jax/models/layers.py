@@ -22,6 +22,7 @@ from fmfa_jax.models.attention import (
     product_dtype,
 )
 from fmfa_jax.models.config import PORTABLE, Compute
+from fmfa_jax.models.placement import gathered, rows_in_place
 
 # As in CLIP; Flax defaults to 1e-6.
 NORM_EPSILON = 1e-5
@@ -251,7 +252,8 @@ class Blocks(nnx.Module):
         remat, unroll = self.compute.remat, min(self.compute.scan_unroll, self.layers)
 
         def body(x: Array, block: "Blocks") -> tuple[Array, None]:
-            return block.one(x, mask=mask, lengths=lengths), None
+            x = gathered(block).one(rows_in_place(x), mask=mask, lengths=lengths)
+            return x, None
 
         if remat != "none":
             policy = _keeps_products if remat == "elementwise" else None

@@ -15,11 +15,13 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from fmfa_jax.machines.mesh import BATCH_AXES
+from fmfa_jax.machines.mesh import BATCH_AXES, encoding
 from fmfa_jax.methods.method import Batch, Method
 
+Function = Callable[..., Any]
 
-def loss_and_gradient(method: Method, *, chunks: int, mesh: Mesh) -> Callable[..., Any]:
+
+def loss_and_gradient(method: Method, *, chunks: int, mesh: Mesh) -> Function:
     """The function (params, batch, key, state) -> ((total, Measured), gradient).
 
     Args:
@@ -28,9 +30,14 @@ def loss_and_gradient(method: Method, *, chunks: int, mesh: Mesh) -> Callable[..
             one part at a time and every part is encoded twice; the loss is the same.
         mesh: Devices of all arrays; devices x chunks divides the batch.
     """
+
+    def encode(params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
+        with encoding(mesh):
+            return method.encode(params, batch, key)
+
     if chunks == 1:
-        return _at_once(method)
-    return _chunk_by_chunk(method, chunks, mesh)
+        return _at_once(encode, method.compare)
+    return _chunk_by_chunk(encode, method.compare, chunks, mesh)
 
 
 def with_rows(batch: Batch) -> dict[str, jax.Array]:
@@ -39,10 +46,10 @@ def with_rows(batch: Batch) -> dict[str, jax.Array]:
     return {**batch, "row": jnp.arange(size, dtype=jnp.int32)}
 
 
-def _at_once(method: Method) -> Callable[..., Any]:
+def _at_once(encode: Function, compare: Function) -> Function:
     def total(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
-        features, notes = method.encode(params, batch, key)
-        return method.compare(features, notes, batch, state)
+        features, notes = encode(params, batch, key)
+        return compare(features, notes, batch, state)
 
     def both(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
         grad = jax.value_and_grad(total, has_aux=True)
@@ -51,20 +58,20 @@ def _at_once(method: Method) -> Callable[..., Any]:
     return both
 
 
-def _chunk_by_chunk(method: Method, chunks: int, mesh: Mesh) -> Callable[..., Any]:
+def _chunk_by_chunk(
+    encode: Function, compare: Function, chunks: int, mesh: Mesh
+) -> Function:
     def both(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
         batch = with_rows(batch)
         parts = _split(batch, chunks, mesh)
-        encoded = jax.lax.map(lambda part: method.encode(params, part, key), parts)
+        encoded = jax.lax.map(lambda part: encode(params, part, key), parts)
         features, notes = _join(encoded, mesh)
-        compare = jax.value_and_grad(method.compare, has_aux=True)
-        value, cotangents = compare(features, notes, batch, state)
+        weigh = jax.value_and_grad(compare, has_aux=True)
+        value, cotangents = weigh(features, notes, batch, state)
 
         def add(grads: Any, part: tuple[Batch, Any]) -> tuple[Any, None]:
             rows, cotangent = part
-            _, pull, _ = jax.vjp(
-                lambda p: method.encode(p, rows, key), params, has_aux=True
-            )
+            _, pull, _ = jax.vjp(lambda p: encode(p, rows, key), params, has_aux=True)
             (grad,) = pull(cotangent)
             return jax.tree.map(jnp.add, grads, grad), None
 

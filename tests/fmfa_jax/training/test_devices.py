@@ -2,6 +2,7 @@
 """The same training on 1, 2, 4 and 8 devices, replicated or sharded; one compile."""
 
 import functools
+import re
 from types import SimpleNamespace
 
 import jax
@@ -132,6 +133,63 @@ def test_sharded_parameters_agree_and_are_sharded(monkeypatch):
     assert kernel.addressable_shards[0].data.size * 2 == kernel.size
     moments = jax.tree.leaves(state["opt_state"])
     assert any(x.addressable_shards[0].data.size < x.size for x in moments if x.ndim)
+
+
+COLLECTIVE = re.compile(
+    r" = (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)"
+    r"(?:-start)?\("
+)
+
+
+def collectives(program: str):
+    """(kind, shapes that it carries) of each collective of a compiled program."""
+    for line in program.splitlines():
+        if found := COLLECTIVE.search(line):
+            shapes = re.findall(r"[a-z]+[0-9]+\[([0-9,]*)\]", found[1])
+            yield found[2], [tuple(map(int, x.split(","))) for x in shapes if x]
+
+
+@pytest.fixture(scope="module")
+def sharded_program():
+    """A step of three-layer towers on four devices that share the parameters."""
+    mesh = make_mesh(fsdp=4, devices=jax.devices()[:4])
+    layers = {"image_layers": 3, "text_layers": 3, "irr_layers": 2}
+    model = tiny_model(classes=6, **layers, remat="elementwise")
+    learns = fmfa.FMFAMethod(
+        model, fmfa.Recipe(losses={"sdm": 1.0, "id": 1.0, "mlm": 1.0})
+    )
+    optimizer = make_optimizer(lambda step: 1e-5, AdamOptions())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sharding, "SMALLEST_SHARDED", 64)
+        state = make_state(models.init_params(model, 0), optimizer, mesh, learns)
+    step = make_step(
+        learns, optimizer, state, mesh=mesh, seed=0, schedule=lambda step: 1e-5
+    )
+    rows = {name: np.concatenate([x, x[:4]]) for name, x in next(batches()).items()}
+    batch = to_devices({name: rows[name] for name in learns.batch_keys}, mesh)
+    return step.trace(state, batch).lower().compile().as_text()
+
+
+def test_devices_that_share_parameters_exchange_no_activations(sharded_program):
+    """20 rows, 5 a device; 9 image and 12 text tokens, or 8 patches."""
+    carried = {shape for _, shapes in collectives(sharded_program) for shape in shapes}
+    activations = {
+        shape
+        for shape in carried
+        if {5, 20} & set(shape) and {8, 9, 12, 45, 60, 180, 240} & set(shape)
+    }
+    assert activations == set()
+
+
+def test_they_gather_their_parameters_a_layer_at_a_time(sharded_program):
+    gathered = {
+        shape
+        for kind, shapes in collectives(sharded_program)
+        for shape in shapes
+        if kind == "all-gather"
+    }
+    assert {(1, 64, 192), (1, 64, 256), (1, 256, 64)} <= gathered
+    assert not [shape for shape in gathered if shape[0] in (2, 3) and len(shape) > 1]
 
 
 def test_a_mesh_that_does_not_divide_is_refused():
