@@ -14,6 +14,8 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from fmfa_jax.machines.flags import set_flags
+
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="A file of configs/, optionally with :PRESET.",
@@ -31,14 +33,15 @@ def main(argv: list[str]) -> None:
     """Flags -> config -> one call."""
     if len(argv) > 1:
         raise app.UsageError(f"wanted only --flags, got {argv[1:]}")
-    if flags.FLAGS["verbosity"].using_default_value:
+    if not flags.FLAGS["verbosity"].present:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as data_pipeline.prefetch
-    # Imported here, so that a mistyped flag is answered at once.
+    config = CONFIG.value
+    set_flags(deterministic=config.run.deterministic)
+    # Imported here: after the flags, and so that a mistyped one is answered at once.
     from fmfa_jax.training import loop
 
-    config = CONFIG.value
     call = loop.train if MODE.value == "train" else loop.evaluate
     call(config, WORKDIR.value or f"runs/{config.name}")
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from configs.base import PRESETS, base
+from configs.base import ALPHA, PRESETS, base
+from fmfa_jax.losses import matching
 from fmfa_jax.methods import METHODS
 from fmfa_jax.options import Options
 from fmfa_jax.training import settings
@@ -58,6 +59,18 @@ def test_the_presets_differ_where_they_say():
     assert get("icfg", "paper").train.epochs == 100
     assert get("cuhk", "weak-paper").weak.itc_reduction == "sum"
     assert get("rstp", "weak").train.epochs == 16
+
+
+def test_the_configs_have_the_losses_own_strengths():
+    """Stated twice, because configs are read without JAX."""
+    assert ALPHA == matching.ALPHA
+
+
+def test_equal_bits_on_gpus_want_kept_programs():
+    config = get("cuhk").copy_and_resolve_references()
+    config.run.update({"deterministic": True, "compilation_cache": ""})
+    with pytest.raises(ValueError, match=r"deterministic=True.*take auto or a folder"):
+        settings.read(config)
 
 
 def test_the_weak_presets_have_no_loss_that_needs_ids():

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a run was made with: versions, hardware, code."""
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -12,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import jax
+
+from fmfa_jax.machines.flags import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -32,6 +35,11 @@ PACKAGES = (
     "tensorflow-datasets",
     "transformers",
 )
+# Accelerators' own packages: plugins of JAX, cuDNN, NCCL, libtpu.
+PLUGINS = ("jax-cuda", "jax-rocm", "jax_cuda", "jax_rocm", "nvidia-", "libtpu")
+# Where the libraries come with a container image, it tells their versions.
+IMAGES = ("CUDA_VERSION", "CUDNN_VERSION", "NCCL_VERSION", "ROCM_VERSION")
+NVIDIA = Path("/proc/driver/nvidia/version")
 
 
 def environment() -> dict[str, Any]:
@@ -44,11 +52,8 @@ def environment() -> dict[str, Any]:
         "packages": _versions(),
         "system": _system(),
         "devices": _devices(),
-        "flags": {
-            name: os.environ[name]
-            for name in ("XLA_FLAGS", "JAX_PLATFORMS", "LIBTPU_INIT_ARGS")
-            if name in os.environ
-        },
+        "drivers": _drivers(),
+        "flags": {name: os.environ[name] for name in NAMES if name in os.environ},
     }
 
 
@@ -98,6 +103,19 @@ def _versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _drivers() -> dict[str, str]:
+    """What lies between JAX and the device: plugins, libraries, kernel module."""
+    versions = {
+        package.metadata["Name"]: package.version
+        for package in metadata.distributions()
+        if (package.metadata["Name"] or "").lower().startswith(PLUGINS)
+    }
+    versions |= {name: os.environ[name] for name in IMAGES if name in os.environ}
+    with contextlib.suppress(OSError):
+        versions["driver"] = NVIDIA.read_text(encoding="utf-8").splitlines()[0]
+    return versions | {"platform": jax.devices()[0].client.platform_version}
 
 
 def _system() -> dict[str, Any]:

@@ -34,7 +34,10 @@ from fmfa_jax.methods import Method, Task
 from fmfa_jax.methods.method import Batch, HostBatch
 from fmfa_jax.run.environment import code_version
 from fmfa_jax.training import settings as door
-from fmfa_jax.training.settings import Settings
+from fmfa_jax.training.settings import AUTO, Settings
+
+PROGRAMS = "compiled"
+"""Subfolder of a run for compiled programs."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ def open_session(
     processes = initialize_distributed()
     with together("opening the run"):
         settings = door.read(config)
-        keep_programs(settings.run.compilation_cache, processes)
+        keep_programs(settings.run.compilation_cache, Path(workdir), processes)
         mesh = make_mesh(fsdp=settings.mesh.fsdp, devices=devices)
         train = settings.train
         check_batch_size(train.batch_size, mesh, chunks=train.chunks)
@@ -147,19 +150,26 @@ def open_session(
     return session
 
 
-def keep_programs(folder: str, processes: Processes) -> None:
-    """Keep compiled programs in `folder`, if it is named, from the first one on.
+def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
+    """Keep compiled programs in `folder`, from the first one on.
 
     Process 0 writes and all read, except on CPUs: there JAX looks for a program under
     another name in each process. The first would load its own and wait for the others
     to compile, and gloo waits for 30 s only, so several CPU processes go without.
+
+    Args:
+        folder: "auto": a subfolder of the run's; "": nowhere.
+        workdir: Folder of the run.
+        processes: This process among all.
     """
     if not folder:
         return
     if processes.count > 1 and jax.default_backend() == "cpu":
-        logging.warning("run.compilation_cache is not used by several CPU processes")
+        if folder != AUTO:
+            logging.warning("run.compilation_cache: several CPU processes go without")
         return
-    jax.config.update("jax_compilation_cache_dir", folder)
+    place = workdir / PROGRAMS if folder == AUTO else Path(folder)
+    jax.config.update("jax_compilation_cache_dir", str(place))
     # Also the many small programs: saving a checkpoint takes about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 

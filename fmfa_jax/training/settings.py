@@ -181,6 +181,16 @@ class Process(Options, section="run"):
 
     watchdog_seconds: Annotated[int | float, Between(0)]
     compilation_cache: str
+    deterministic: bool  # main.py sets XLA's flags for it
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.deterministic and not self.compilation_cache:
+            raise ValueError(
+                "config.run.deterministic=True: wanted compiled programs to be kept, "
+                "since GPUs time kernels to choose among them anew in every compile; "
+                'got config.run.compilation_cache="", take auto or a folder'
+            )
 
 
 @dataclass(frozen=True)
