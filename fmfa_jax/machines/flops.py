@@ -16,21 +16,23 @@ import numpy as np
 from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal
 
 # Dense bfloat16 (not "with sparsity") by JAX's name of the device; the first match
-# counts. NVIDIA: data sheets of A100, H100 (SXM, PCIe, NVL), H200 and L4, whose printed
-# numbers with sparsity are halved. TPU: Google Cloud's pages "TPU v4" to "TPU v6e",
-# peak compute per chip, for generations whose chip is one device. V100 and older have
-# no bfloat16.
+# counts. NVIDIA: data sheets of A100, H100 (SXM, PCIe, NVL), H200, B200 (HGX) and L4,
+# whose printed numbers with sparsity are halved. TPU: Google Cloud's pages "TPU v4" to
+# "TPU7x", peak compute per chip, for generations whose chip is one device; a TPU7x is
+# two. V100 and older have no bfloat16.
 PEAKS = (
     (r"A100", 312e12),
     (r"H100.*PCIe", 756e12),
     (r"H100.*NVL", 835e12),
     (r"H100", 989e12),
     (r"H200", 989e12),
+    (r"\bB200", 2250e12),
     (r"\bL4\b", 121e12),
     (r"TPU v4$", 275e12),
     (r"TPU v5 ?(lite|e)", 197e12),
     (r"TPU v5p?$", 459e12),
     (r"TPU v6 ?(lite|e)", 918e12),
+    (r"TPU ?v?7x?$", 2307e12 / 2),
 )
 
 Wanted = Sequence[bool]

@@ -62,6 +62,16 @@ def attend(
     return mixed.swapaxes(1, 2).reshape(query.shape)
 
 
+def to_even_length(
+    x: Float[Array, "b t w"], lengths: Int[Array, " b"] | None
+) -> tuple[Float[Array, "b s w"], Int[Array, " b"]]:
+    """Pad rows to the even number that cuDNN wants, and count those that matter."""
+    batch, rows, _ = x.shape
+    if lengths is None:
+        lengths = jnp.full(batch, rows, jnp.int32)
+    return jnp.pad(x, ((0, 0), (0, rows % 2), (0, 0))), lengths
+
+
 def fused_attend(
     query: Float[Array, "b t w"],
     key: Float[Array, "b s w"],
@@ -78,23 +88,18 @@ def fused_attend(
     for unpadded key lengths of 64 modulo 128. `implementation` is "cudnn" or "xla",
     whose numbers any backend can compute.
     """
-    batch, rows, keys = query.shape[0], query.shape[1], key.shape[1]
-    heads = [
-        jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0))).reshape(
-            batch, -1, x.shape[2] // HEAD_WIDTH, HEAD_WIDTH
-        )
-        for x in (query, key, value)
-    ]
+    rows = query.shape[1]
+    query, seen = to_even_length(query, None)
+    key, lengths = to_even_length(key, lengths)
+    value, _ = to_even_length(value, None)
     mixed = jax.nn.dot_product_attention(
-        *heads,
+        *(x.reshape(*x.shape[:2], -1, HEAD_WIDTH) for x in (query, key, value)),
         is_causal=mask == "causal",
-        query_seq_lengths=jnp.full(batch, rows, jnp.int32),
-        key_value_seq_lengths=(
-            jnp.full(batch, keys, jnp.int32) if lengths is None else lengths
-        ),
+        query_seq_lengths=seen,
+        key_value_seq_lengths=lengths,
         implementation=implementation,
     )
-    return mixed[:, :rows].reshape(query.shape)
+    return mixed.reshape(query.shape)[:, :rows]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))

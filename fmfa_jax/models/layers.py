@@ -20,6 +20,7 @@ from fmfa_jax.models.attention import (
     attend,
     precision_of,
     product_dtype,
+    to_even_length,
 )
 from fmfa_jax.models.config import PORTABLE, Compute
 from fmfa_jax.models.placement import gathered, rows_in_place
@@ -178,22 +179,45 @@ class Attention(nnx.Module):
         lengths: Int[Array, " b"] | None = None,
     ) -> Float[Array, "b t w"]:
         """Attend among the rows of x; masks as in `attend`."""
-        query, key, value = jnp.split(self.qkv(x), 3, axis=-1)
-        return self.out(
-            attend(query, key, value, mask=mask, lengths=lengths, compute=self.compute)
+        kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
+        mixed = attend(
+            *self._projected(x, kernel, bias, 3),
+            mask=mask,
+            lengths=lengths,
+            compute=self.compute,
         )
+        return self.out(mixed)
 
     def cross(
         self, x: Float[Array, "b t w"], context: Float[Array, "b s w"]
     ) -> Float[Array, "b t w"]:
         """Let each row of x attend to all rows of `context`."""
-        width, compute = x.shape[-1], self.compute
+        width = x.shape[-1]
         kernel, bias = self.qkv.kernel[...], self.qkv.bias[...]
-        query = project(x, kernel[:, :width], compute, False) + bias[:width]
-        pair = project(context, kernel[:, width:], compute, False) + bias[width:]
-        key, value = jnp.split(pair.astype(x.dtype), 2, axis=-1)
-        query = query.astype(x.dtype)
-        return self.out(attend(query, key, value, mask="none", compute=compute))
+        query = self._projected(x, kernel[:, :width], bias[:width], 1)
+        pair = self._projected(context, kernel[:, width:], bias[width:], 2)
+        return self.out(attend(*query, *pair, mask="none", compute=self.compute))
+
+    def _projected(
+        self,
+        x: Float[Array, "b t w"],
+        kernel: Float[Array, "w o"],
+        bias: Float[Array, " o"],
+        count: int,
+    ) -> list[Float[Array, "b t w"]]:
+        """Apply a part of `qkv`; queries, keys and values leave as arrays of their own.
+
+        One product, whose pieces are written once, with the bias: the kernels of
+        attention read contiguous rows.
+        """
+        product = project(x, kernel, self.compute, False)
+        pieces = zip(
+            jnp.split(product, count, axis=-1), jnp.split(bias, count), strict=True
+        )
+        return [
+            checkpoint_name((piece + own).astype(x.dtype), PRODUCT)
+            for piece, own in pieces
+        ]
 
 
 class Mlp(nnx.Module):
@@ -250,6 +274,10 @@ class Blocks(nnx.Module):
             lengths: See `attend`.
         """
         remat, unroll = self.compute.remat, min(self.compute.scan_unroll, self.layers)
+        rows = x.shape[1]
+        if self.compute.attention == "cudnn":
+            # Here once, rather than in every layer.
+            x, lengths = to_even_length(x, lengths)
 
         def body(x: Array, block: "Blocks") -> tuple[Array, None]:
             x = gathered(block).one(rows_in_place(x), mask=mask, lengths=lengths)
@@ -260,7 +288,7 @@ class Blocks(nnx.Module):
             # scan already separates iterations, so CSE barriers would only cost.
             body = jax.checkpoint(body, prevent_cse=unroll > 1, policy=policy)
         x, _ = lax.scan(body, x, self, unroll=unroll)
-        return x
+        return x[:, :rows]
 
     def one(
         self,

@@ -301,6 +301,7 @@ def test_cudnn_attention_counts_as_its_products():
         ("NVIDIA H100 PCIe", 756),
         ("NVIDIA H100 NVL", 835),
         ("NVIDIA H200", 989),
+        ("NVIDIA B200", 2250),
         ("NVIDIA L4", 121),
         ("TPU v4", 275),
         ("TPU v5 lite", 197),
@@ -309,6 +310,7 @@ def test_cudnn_attention_counts_as_its_products():
         ("TPU v5p", 459),
         ("TPU v6 lite", 918),
         ("TPU v6e", 918),
+        ("TPU7x", 1153.5),
     ],
 )
 def test_peaks_by_the_names_that_jax_gives(kind, teraflops):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from fmfa_jax.models.attention import to_even_length
 from fmfa_jax.models.config import Compute
 from fmfa_jax.models.layers import Blocks, LayerNorm, project
 
@@ -72,6 +73,20 @@ def test_scanned_blocks_equal_a_loop_in_value_and_gradient(loop, compute):
     )
     for fast, slow in pairs:
         np.testing.assert_allclose(fast, slow, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask", ["none", "causal"])
+def test_rows_beyond_the_lengths_change_nothing(mask):
+    """What cuDNN's even lengths rest on."""
+    blocks, x = drawn_blocks(), draw(9, 2, 5, 64)
+    padded, lengths = to_even_length(x, None)
+    assert padded.shape == (2, 6, 64) and lengths.tolist() == [5, 5]
+    np.testing.assert_allclose(
+        blocks(padded.at[:, 5].set(9.0), mask=mask, lengths=lengths)[:, :5],
+        blocks(x, mask=mask),
+        rtol=1e-5,
+        atol=1e-5,
+    )
 
 
 def test_layer_norm_takes_clips_epsilon():
