@@ -14,7 +14,10 @@ import sys
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from configs.base import base
+from fmfa_jax.files import local
 from fmfa_jax.machines.flags import set_flags
+from fmfa_jax.options import flat, mistyped
 
 CONFIG = config_flags.DEFINE_config_file(
     "config",
@@ -40,18 +43,34 @@ def main(argv: list[str]) -> None:
     config = CONFIG.value
     set_flags(deterministic=config.run.deterministic)
     # Imported here: after the flags, and so that a mistyped one is answered at once.
+    from data_pipeline.bad_images import TooManyBadImagesError
     from fmfa_jax.training import loop
 
     call = loop.train if MODE.value == "train" else loop.evaluate
-    call(config, WORKDIR.value or f"runs/{config.name}")
+    try:
+        call(config, local(WORKDIR.value or f"runs/{config.name}", what="--workdir"))
+    except (ValueError, OSError, FloatingPointError, TooManyBadImagesError) as error:
+        if logging.get_verbosity() > logging.WARNING:
+            raise
+        sys.exit(told(str(error)))
+
+
+def told(error: str) -> int:
+    """Say what is wrong in one paragraph; return the exit code of user errors.
+
+    With --verbosity=1 the traceback is shown instead.
+    """
+    print(f"error: {error}", file=sys.stderr)
+    return 2
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parse the flags; an unknown key ends with one line that names the near one."""
+    """Parse the flags; an unknown key ends with one line that names the near ones."""
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        sys.exit(f"main.py: {str(error).strip(chr(34))}")
+        keys = flat(base().to_dict())
+        sys.exit(told(mistyped(argv, keys) or str(error)))
 
 
 if __name__ == "__main__":

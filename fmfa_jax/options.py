@@ -9,9 +9,10 @@ steers; what a field may be stands beside it, once:
 """
 
 import dataclasses
+import difflib
 import math
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -116,3 +117,39 @@ def sections(cls: type, config: Mapping[str, Any]) -> Any:
         is_section = isinstance(kind, type) and issubclass(kind, Options)
         filled[field.name] = kind.of(config) if is_section else config[field.name]
     return cls(**filled)
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Dotted key -> value for every leaf of nested mappings; tuples become lists."""
+    rows: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows |= flat(value, f"{prefix}{key}.")
+        else:
+            rows[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return rows
+
+
+def mistyped(arguments: Iterable[str], known: Iterable[str]) -> str:
+    """Say what is wrong with the first --config.KEY that no config has; "" if none is.
+
+    Args:
+        arguments: Command line.
+        known: Dotted keys of a whole config.
+    """
+    known = list(known)
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        key = name.removeprefix("--config.")
+        # Which losses and options of a reader there are is the method's matter.
+        if key in (name, *known) or key.startswith(("losses", "data.options")):
+            continue
+        near = difflib.get_close_matches(key, known, n=3)
+        near += [each for each in known if each.split(".")[-1] == key.split(".")[-1]]
+        near = near or [
+            each for each in known if each.split(".")[0] == key.split(".")[0]
+        ]
+        hint = f"did you mean {' or '.join(dict.fromkeys(near))}?"
+        hint = hint if near else "all keys stand in configs/base.py"
+        return f"config.{key}: there is no such key; {hint}"
+    return ""

@@ -205,8 +205,12 @@ def test_cutting_padding_that_a_released_loss_counts_is_refused(name):
 @pytest.mark.parametrize(
     ("flag", "answer"),
     [
-        ("--config.train.batch_sise=4", 'Did you mean "batch_size"'),
-        ("--config.trane.epochs=4", 'Did you mean "train"'),
+        ("--config.train.batch_sise=4", "did you mean train.batch_size"),
+        ("--config.trane.epochs=4", "did you mean train.epochs"),
+        ("--config.train.batch=4", "did you mean train.batch_size"),
+        ("--config.lr=4", "did you mean optimizer.lr"),
+        ("--config.init.weights=4", "did you mean init.path"),
+        ("--config.zzz=4", "all keys stand in configs/base.py"),
         ("--config.train.batch_size=many", "invalid literal for int"),
         ("--mode=evaluate", "should be one of"),
     ],
@@ -217,6 +221,25 @@ def test_a_mistyped_flag_is_answered_in_a_line(flag, answer):
     assert done.returncode != 0
     assert answer in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("flag", ["--workdir=gs://b/run", "--config.data.root=s3://b"])
+def test_a_url_is_answered_in_a_line_and_nothing_is_written(flag, tmp_path):
+    command = [sys.executable, ROOT / "main.py", f"--config={ROOT}/configs/cuhk.py"]
+    done = subprocess.run(
+        [*command, flag], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+    assert "mount" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("key", ["data.root", "init.path", "run.compilation_cache"])
+def test_the_home_folder_is_meant_by_its_sign(key):
+    config = get("cuhk").copy_and_resolve_references()
+    config.update_from_flattened_dict({key: "~/here"})
+    assert settings.read(config).flat[key] == str(Path.home() / "here")
 
 
 def test_an_unknown_preset_names_all():

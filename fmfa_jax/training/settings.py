@@ -14,10 +14,10 @@ from ml_collections import ConfigDict
 
 from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
-from fmfa_jax import models
+from fmfa_jax import files, models
 from fmfa_jax.machines.devices import has_bfloat16, has_cudnn_attention
 from fmfa_jax.methods import METHODS, Method
-from fmfa_jax.options import Between, OneOf, Options, section_names, sections
+from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
@@ -34,6 +34,8 @@ AUTO = "auto"
 NOT_IDENTITY = frozenset(
     f"model.{name}" for name in ("products", "attention", "remat", "scan_unroll")
 )
+PATHS = (("data", "root"), ("data", "tokenizer"), ("data", "cache_dir"))
+PATHS += (("init", "path"), ("run", "compilation_cache"))
 SPLITS = ("auto", "val", "test")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
@@ -239,6 +241,9 @@ def read(config: ConfigDict) -> Settings:
         ValueError: Names the key, the value, and what it may be.
     """
     values = config.to_dict()
+    for section, key in PATHS:
+        given = values[section][key]
+        values[section][key] = files.local(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     # The generators take 32 bits.
     Between(0, 2**32 - 1).check("config.seed", values["seed"])
@@ -251,14 +256,3 @@ def read(config: ConfigDict) -> Settings:
         caption_buckets=settings.data.caption_buckets,
     )
     return settings
-
-
-def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted key -> value for every leaf of nested mappings; tuples become lists."""
-    rows: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            rows |= flat(value, f"{prefix}{key}.")
-        else:
-            rows[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return rows
