@@ -9,14 +9,13 @@ steers; what a field may be stands beside it, once:
 """
 
 import dataclasses
-import difflib
 import math
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from data_pipeline.hints import unknown
+from data_pipeline.hints import near, unknown
 
 
 @dataclass(frozen=True)
@@ -144,12 +143,10 @@ def mistyped(arguments: Iterable[str], known: Iterable[str]) -> str:
         # Which losses and options of a reader there are is the method's matter.
         if key in (name, *known) or key.startswith(("losses", "data.options")):
             continue
-        near = difflib.get_close_matches(key, known, n=3)
-        near += [each for each in known if each.split(".")[-1] == key.split(".")[-1]]
-        near = near or [
-            each for each in known if each.split(".")[0] == key.split(".")[0]
-        ]
-        hint = f"did you mean {' or '.join(dict.fromkeys(near))}?"
-        hint = hint if near else "all keys stand in configs/base.py"
+        similar = [x for x in known if x.split(".")[-1] == key.split(".")[-1]]
+        similar += near(key, known)
+        similar = similar or [x for x in known if x.split(".")[0] == key.split(".")[0]]
+        hint = f"did you mean {' or '.join(dict.fromkeys(similar))}?"
+        hint = hint if similar else "all keys stand in configs/base.py"
         return f"config.{key}: there is no such key; {hint}"
     return ""

@@ -209,7 +209,7 @@ def test_cutting_padding_that_a_released_loss_counts_is_refused(name):
         ("--config.trane.epochs=4", "did you mean train.epochs"),
         ("--config.train.batch=4", "did you mean train.batch_size"),
         ("--config.lr=4", "did you mean optimizer.lr"),
-        ("--config.init.weights=4", "did you mean init.path"),
+        ("--config.init.weights=4", "init.path"),
         ("--config.zzz=4", "all keys stand in configs/base.py"),
         ("--config.train.batch_size=many", "invalid literal for int"),
         ("--mode=evaluate", "should be one of"),
