@@ -62,8 +62,11 @@ class Counting(Method):
         terms = {"itc": lambda: losses.itc(features["image"], features["text"])}
         total, scalars = weighted(terms, self.recipe.losses)
         scalars["to_come"] = state["count"]["to_come"].astype(jnp.float32)
-        count = state["count"] | {"steps": state["count"]["steps"] + 1}
-        return total, Measured(scalars, {"count": count}, batch["pair"])
+        return total, Measured(scalars, records=batch["pair"])
+
+    def advance(self, state, update, taken):
+        count = state["count"]
+        return {"count": count | {"steps": count["steps"] + taken}}
 
     def initial_state(self):
         count = {"steps": np.int32(0), "to_come": np.int32(0)}
