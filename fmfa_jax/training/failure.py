@@ -53,11 +53,11 @@ def check_skipped(
     first = step - in_a_row + 1
     report, pairs = compute_again(session, method, compute, state, step=first)
     lines = [
-        f"step {first} was not finite, nor was any up to step {step}: {in_a_row} in a "
-        f"row, train.max_skipped={most}. Nothing was learned from them. In step {first}"
+        f"not finite after step {first - 1}: {in_a_row} steps in a row had to be "
+        f"skipped, train.max_skipped={most}. The first of them, step {first}:"
     ]
     lines += findings(report, list(named_leaves(state["params"])))
-    lines += [told_of(session, pairs), *advice(session, saved())]
+    lines += [told_of(session, pairs), *advice(session.workdir, saved())]
     raise FloatingPointError("\n  ".join(lines))
 
 
@@ -116,10 +116,10 @@ def told_of(session: Session, pairs: list[int]) -> str:
     )
 
 
-def advice(session: Session, saved: Path | None) -> list[str]:
+def advice(workdir: Path, saved: Path | None) -> list[str]:
     """What to do; names only files that are there."""
     resumes = f"resumes from {saved}" if saved else "starts again: nothing is saved yet"
-    best = session.workdir / BEST
+    best = workdir / BEST
     start = f" with --config.init.path={best}" if best.is_file() else ""
     return [
         f"the same command {resumes}; a larger train.max_skipped lets it go on",

@@ -99,11 +99,6 @@ class Counting(Method):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick_compiles):
-    return tmp_path_factory.mktemp("method")
-
-
-@pytest.fixture(scope="module")
 def whole(folder):
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(METHODS, "counting", Counting)
