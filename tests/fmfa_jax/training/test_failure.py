@@ -15,6 +15,7 @@ from data_pipeline.order import batch_ids
 from fmfa_jax import weights
 from fmfa_jax.methods import METHODS, Measured, Method
 from fmfa_jax.training.failure import PAIRS, advice
+from fmfa_jax.training.session import open_session, save_model
 from tests.tiny_run import tiny_config, train
 
 pytestmark = pytest.mark.usefixtures("quick_compiles")
@@ -151,3 +152,7 @@ def test_weights_that_are_not_finite_are_refused(folder, whole):
     config = distance(folder, init__path=str(poisoned))
     with pytest.raises(weights.WeightsError, match=r"poisoned.*text_tower/projection"):
         train(config, folder / "never")
+    session = open_session(distance(folder), folder / "never")
+    with pytest.raises(FloatingPointError, match=r"x\.safetensors.*text_tower/proj"):
+        save_model(session, "x.safetensors", params, {})
+    assert not list((folder / "never").glob("*.safetensors"))
