@@ -152,7 +152,7 @@ def test_weights_that_are_not_finite_are_refused(folder, whole):
     config = distance(folder, init__path=str(poisoned))
     with pytest.raises(weights.WeightsError, match=r"poisoned.*text_tower/projection"):
         train(config, folder / "never")
-    session = open_session(distance(folder), folder / "never")
+    session = open_session(distance(folder), str(folder / "never"))
     with pytest.raises(FloatingPointError, match=r"x\.safetensors.*text_tower/proj"):
         save_model(session, "x.safetensors", params, {})
     assert not list((folder / "never").glob("*.safetensors"))
