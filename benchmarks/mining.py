@@ -127,15 +127,17 @@ def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(bank: Bank, image: Any) -> tuple[Bank, Any]:
+        state = {"memory": bank, "step": jnp.int32(0)}
+
         def loss(image: Any) -> Any:
             features = dict.fromkeys(
                 ("image", "text", "image_view", "text_view"), image
             )
-            state = {"memory": bank, "step": jnp.int32(0)}
             return method.compare(features, {}, {"pair": index}, state)
 
         (_, measured), gradient = jax.value_and_grad(loss, has_aux=True)(image)
-        return measured.state["memory"], gradient
+        finite = jnp.isfinite(gradient).all()
+        return method.advance(state, measured.update, finite)["memory"], gradient
 
     state = {"bank": bank}
 
@@ -157,7 +159,7 @@ def _filled(rows: int, dtype: str) -> Bank:
         key = jax.random.fold_in(jax.random.key(0), number)
         features = jax.random.normal(key, (_FILLED_AT_ONCE, WIDTH))
         index = number * _FILLED_AT_ONCE + jnp.arange(_FILLED_AT_ONCE)
-        return update_bank(bank, features, features, index, ready=False).bank
+        return update_bank(bank, features, features, index, ready=False)
 
     @functools.partial(jax.jit, donate_argnums=0)
     def fill(bank: Bank) -> Bank:

@@ -129,6 +129,7 @@ def _run(c: ConfigDict) -> None:
     c.train.chunks = 1  # parts of a batch encoded in turn: less memory, the same loss
     c.train.epochs = 60
     c.train.stop_step = 0  # > 0: stop there, schedule unchanged (the run can resume)
+    c.train.max_skipped = 10  # steps in a row that are not finite: more end the run
 
     c.eval = ConfigDict()
     c.eval.every_epochs = 1  # 0: only at the end

@@ -90,6 +90,9 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
     [
         ("optimizer.lr", -1e-3),
         ("optimizer.lr", float("nan")),
+        ("optimizer.lr", float("inf")),
+        ("optimizer.lr", 1e38),  # its update would overflow
+        ("optimizer.head_factor", 1e30),
         ("optimizer.b1", 2.0),
         ("optimizer.b2", 1.0),
         ("optimizer.eps", 0.0),
@@ -111,6 +114,7 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
         ("model.irr_layers", -1),
         ("train.epochs", 0),
         ("train.stop_step", -5),
+        ("train.max_skipped", -1),
         ("eval.pictures", -1),
         ("checkpoint.keep", 0),
         ("log.every_steps", -1),

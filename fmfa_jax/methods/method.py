@@ -8,7 +8,6 @@ many devices there are; XLA inserts the collectives.
 """
 
 import abc
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from data_pipeline.hints import unknown
 from data_pipeline.records import Split
@@ -27,7 +26,8 @@ Batch = Mapping[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
 Scalars = dict[str, Any]  # arrays on the device, or fetched from it
 State = dict[str, Any]
-"""{"params", "opt_state", "step"} and the method's own entries: a plain pytree."""
+"""{"params", "opt_state", "step", "skipped"} and the method's own entries: a plain
+pytree."""
 
 
 @jax.tree_util.register_dataclass
@@ -37,13 +37,13 @@ class Measured:
 
     Attributes:
         scalars: Name -> float32 scalar for the log.
-        state: The method's own entries of the train state after this step.
+        update: What `Method.advance` needs to know of the step; None: nothing.
         records: Arrays for `Method.summarize` on the host, such as mined rows; None
             where there are none.
     """
 
     scalars: Scalars
-    state: State = dataclasses.field(default_factory=dict)
+    update: Any = None
     records: Any = None
 
 
@@ -166,6 +166,20 @@ class Method(abc.ABC):
 
     def initial_state(self) -> State:
         """The method's own entries of a fresh train state, laid out on the mesh."""
+        return {}
+
+    def advance(self, state: State, update: Any, taken: Bool[Array, ""]) -> State:
+        """The method's own entries of the train state after a step.
+
+        It is called once the gradient is known, because a step that is not finite must
+        leave every entry as it was.
+
+        Args:
+            state: The train state before the step.
+            update: What `compare` put into `Measured.update`.
+            taken: False where the step is skipped.
+        """
+        del state, update, taken
         return {}
 
     def before_epoch(self, state: State, epoch: Epoch) -> State:

@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from fmfa_jax.machines.processes import broadcast
+from fmfa_jax.machines.trees import named_leaves, not_finite, some
 from fmfa_jax.run import manifests
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
 
@@ -73,7 +74,7 @@ class Checkpoints:
         self._say = say
         self._manager: ocp.CheckpointManager | None = None
         self._newest: Manifest | None = None
-        self._rejected: set[int] = set()
+        self._rejected: dict[int, str] = {}
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -91,9 +92,15 @@ class Checkpoints:
 
         Raises:
             ValueError: The folder holds a newer step that was not restored.
+            FloatingPointError: The state holds a NaN or an infinity.
         """
         if self._newest is not None and self._newest.step == step:
             return False
+        if broken := not_finite(state):
+            raise FloatingPointError(
+                f"the state after step {step} is not saved: wanted finite numbers, got "
+                f"NaN or infinity in {some(broken)}"
+            )
         manager = self._open(step)
         # The running save is sealed with its own manifest.
         manager.wait_until_finished()
@@ -103,6 +110,8 @@ class Checkpoints:
 
     def restore_latest(self, template: Any) -> Restored | None:
         """Restore the newest state that verifies; None if there is no checkpoint.
+
+        One that holds a NaN or an infinity counts as corrupt.
 
         Args:
             template: A pytree of jax.Arrays, or of jax.ShapeDtypeStructs with
@@ -114,9 +123,16 @@ class Checkpoints:
                 arrays.
         """
         self.wait()
-        manifest = self._find_newest()
-        if manifest is None:
-            return None
+        self._rejected.clear()
+        while (manifest := self._find_newest()) is not None:
+            state = self._read(manifest, template)
+            if not (broken := not_finite(state)):
+                self._newest = manifest
+                return Restored(state, manifest.step)
+            self._reject(manifest.step, f"NaN or infinity in {some(broken)}")
+        return None
+
+    def _read(self, manifest: Manifest, template: Any) -> Any:
         where = str(self._folder / str(manifest.step))
         _check_identity(manifest.identity, self._identity, where)
         _check_arrays(manifest.arrays, _describe(template), where)
@@ -124,13 +140,18 @@ class Checkpoints:
         arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(abstract)})
         with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
             restored = reader.restore(where, args=arguments)
-        self._newest = manifest
-        return Restored(_unplain(restored[_ITEM], template), manifest.step)
+        return _unplain(restored[_ITEM], template)
 
     def wait(self) -> None:
         """Wait until the running save is on disk; raise what went wrong."""
         if self._manager is not None:
             self._manager.wait_until_finished()
+
+    def saved(self) -> Path | None:
+        """Folder of the newest sound checkpoint, if this object knows one; waits."""
+        self.wait()
+        step = None if self._newest is None else self._newest.step
+        return None if step is None else self._folder / str(step)
 
     def close(self) -> None:
         """Wait, then end the writer's threads."""
@@ -188,33 +209,39 @@ class Checkpoints:
         manifests.seal(folders[0], manifest)
 
     def _find_newest(self) -> Manifest | None:
-        """Find the newest sound step; process 0 reads and tells the others."""
+        """Find the newest step not rejected; process 0 reads and tells the others."""
         found = broadcast(self._verify_steps() if jax.process_index() == 0 else None)
-        reports, manifest = found["reports"], found["manifest"]
-        self._rejected = {int(step) for step in reports}
-        lines = [
-            f"checkpoint {self._folder / step} is corrupt: {reason}"
-            for step, reason in reports.items()
-        ]
-        if lines and manifest is None:
+        for step, reason in found["reports"].items():
+            self._reject(int(step), reason)
+        if found["manifest"] is not None:
+            return Manifest(**found["manifest"])
+        if self._rejected:
             raise CorruptCheckpointError(
-                "\n".join(lines) + "\nNo checkpoint verifies: restore a copy of one, "
-                f"or remove {self._folder} to start from the beginning"
+                "\n".join(map(self._line, self._rejected))
+                + "\nNo checkpoint verifies: restore a copy of one, or remove "
+                f"{self._folder} to start from the beginning"
             )
-        if jax.process_index() == 0:
-            for line in lines:
-                self._say(line)
-        return None if manifest is None else Manifest(**manifest)
+        return None
 
     def _verify_steps(self) -> dict[str, Any]:
         reports: dict[str, str] = {}
-        for step in sorted(_steps(self._folder), reverse=True):
+        steps = set(_steps(self._folder)) - self._rejected.keys()
+        for step in sorted(steps, reverse=True):
             try:
                 manifest = manifests.verify(self._folder / str(step))
                 return {"reports": reports, "manifest": vars(manifest)}
             except (CorruptCheckpointError, OSError) as error:
                 reports[str(step)] = str(error)
         return {"reports": reports, "manifest": None}
+
+    def _reject(self, step: int, reason: str) -> None:
+        self._rejected[step] = reason
+        if jax.process_index() == 0:
+            self._say(self._line(step))
+
+    def _line(self, step: int) -> str:
+        reason = self._rejected[step]
+        return f"checkpoint {self._folder / str(step)} is corrupt: {reason}"
 
 
 def _steps(folder: Path) -> list[int]:
@@ -223,16 +250,9 @@ def _steps(folder: Path) -> list[int]:
     return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
 
 
-def _leaves(tree: Any) -> dict[str, Any]:
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-        for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-    }
-
-
 def _plain(tree: Any) -> dict[str, Any]:
     plain: dict[str, Any] = {}
-    for path, leaf in _leaves(tree).items():
+    for path, leaf in named_leaves(tree).items():
         *parents, name = path.split("/")
         node = plain
         for parent in parents:
@@ -242,16 +262,16 @@ def _plain(tree: Any) -> dict[str, Any]:
 
 
 def _unplain(plain: Mapping[str, Any], template: Any) -> Any:
-    leaves = _leaves(plain)
+    leaves = named_leaves(plain)
     return jax.tree.unflatten(
-        jax.tree.structure(template), [leaves[path] for path in _leaves(template)]
+        jax.tree.structure(template), [leaves[path] for path in named_leaves(template)]
     )
 
 
 def _describe(tree: Any) -> dict[str, str]:
     return {
         path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        for path, leaf in _leaves(tree).items()
+        for path, leaf in named_leaves(tree).items()
     }
 
 
@@ -278,8 +298,9 @@ def _check_arrays(
     lines = _differences(saved, wanted)
     if lines:
         raise CheckpointMismatchError(
-            f"{where} holds other arrays than this model and optimiser need:\n"
-            + "\n".join(lines)
+            f"{where} holds other arrays than this model, this optimiser and this "
+            "version of the code need; go on with those that it was saved by, or in "
+            "another working folder:\n" + "\n".join(lines)
         )
 
 

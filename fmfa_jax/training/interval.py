@@ -9,8 +9,9 @@ import jax
 from jax.sharding import Mesh
 
 from fmfa_jax.machines.flops import count_flops
-from fmfa_jax.methods.method import Batch, Measured, Method, State
+from fmfa_jax.methods.method import Batch, Method, State
 from fmfa_jax.training.gradients import loss_and_gradient
+from fmfa_jax.training.step import Report
 
 Shapes = tuple[tuple[int, ...], ...]
 
@@ -27,11 +28,11 @@ class Interval:
         self._flops = flops
         self._total, self._records = 0, []
 
-    def add(self, batch: Batch, measured: Measured) -> None:
+    def add(self, batch: Batch, report: Report) -> None:
         """Count one more step; nothing is fetched from the device."""
         self._total += self._flops(batch)
-        if measured.records is not None:
-            self._records.append(measured.records)
+        if report.records is not None:
+            self._records.append(report.records)
 
     def take(self) -> tuple[int, list[Any]]:
         """FLOPs over all devices, and each step's records, still on the device."""

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A run from its first step to its last table."""
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +14,12 @@ from fmfa_jax import files
 from fmfa_jax.figures import write_curves
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
-from fmfa_jax.methods.method import Batch, Epoch, Measured, Method, State
+from fmfa_jax.methods.method import Batch, Epoch, Method, State
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
 from fmfa_jax.run.log import RunLog, open_log
 from fmfa_jax.run.writers.jsonl import METRICS
+from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
 from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
@@ -31,7 +31,7 @@ from fmfa_jax.training.session import (
     open_session,
     save_model,
 )
-from fmfa_jax.training.step import make_state, make_step
+from fmfa_jax.training.step import Report, Step, make_state, make_step
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ class Training:
 
     plan: Plan
     method: Method
-    step: Callable[[State, Batch], tuple[State, Measured]]
+    step: Step
     state: State
     start: int
     origin: dict[str, Any]
@@ -117,6 +117,7 @@ def prepare(session: Session, checkpoints: Checkpoints) -> Training:
         seed=settings.seed,
         schedule=schedule,
         chunks=settings.train.chunks,
+        max_skipped=settings.train.max_skipped,
     )
     # Only process 0 writes the log; another trace takes seconds.
     writes = session.processes.index == 0
@@ -143,7 +144,7 @@ def train(
     Raises:
         ValueError: A bad value, a batch that does not fit the devices, a checkpoint of
             another configuration.
-        FloatingPointError: The loss is no longer finite.
+        FloatingPointError: Too many steps in a row were not finite.
     """
     session = open_session(config, workdir, devices=devices)
     checkpoints = Checkpoints(
@@ -170,14 +171,21 @@ def train(
             if (step - 1) % plan.epoch == 0:
                 state = method.before_epoch(state, epoch_at(session, method, step))
             batch = on_devices(session, method, rows)
-            state, measured = training.step(state, batch)
-            training.interval.add(batch, measured)
+            state, report = training.step(state, batch)
+            training.interval.add(batch, report)
             watchdog.beat(f"step {step}")
             stops = stop.requested(step)
             saves = plan.due(step, plan.save) or step == plan.stop or stops
             if plan.due(step, plan.log) or saves or step == 1:
-                # Also before a checkpoint: what is not finite must not be saved.
-                write_step(log, step, training, measured)
+                write_step(log, step, training, report)
+                check_skipped(
+                    session,
+                    method,
+                    training.step,
+                    state,
+                    step=step,
+                    saved=checkpoints.saved,
+                )
             if plan.due(step, plan.evaluate) or step == plan.stop:
                 with log.paused():
                     figures = judge.keep_best(state["params"], step=step)
@@ -257,31 +265,15 @@ def epoch_at(session: Session, method: Method, step: int) -> Epoch:
     return Epoch(first // session.epoch, passed)
 
 
-def write_step(log: RunLog, step: int, training: Training, measured: Measured) -> None:
-    """One log line; ends the run when the loss is no longer finite.
-
-    Fetching the scalars waits for the step.
-    """
+def write_step(log: RunLog, step: int, training: Training, report: Report) -> None:
+    """One log line. Fetching the scalars waits for the step."""
     method, (flops, records) = training.method, training.interval.take()
-    scalars, records = jax.device_get((measured.scalars, records))
+    scalars, records = jax.device_get((report.scalars, records))
     values = {name: float(value) for name, value in scalars.items()}
     values |= method.summarize(records)
     log.step(step, step / training.plan.epoch, values, flops=flops)
-    check_finite(step, values)
     if step == 1 and (warning := method.warning(values)):
         log.say(warning)
-
-
-def check_finite(step: int, values: Mapping[str, float]) -> None:
-    """Raise FloatingPointError if the total is not finite, naming what is not."""
-    if math.isfinite(values["total"]):
-        return
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    raise FloatingPointError(
-        f"not finite after step {step}: {', '.join(broken)}. The last checkpoint is "
-        "older; lower optimizer.lr or set optimizer.clip_norm, which makes it another "
-        "run: start that one from model_best.safetensors"
-    )
 
 
 def evaluate(

@@ -8,12 +8,16 @@ from typing import Annotated, Any
 import jax
 import optax
 
+from fmfa_jax.machines.trees import path_name
 from fmfa_jax.models import HEADS, INTERACTION
 from fmfa_jax.options import Above, Between, OneOf, Options
 
 GROUPS = ("uniform", "irra")
 EVERY = ("epoch", "step")
 BELOW_ONE = 0.9999999  # at 1 the bias correction divides by 0
+# Adam divides the gradient by its own size: a step moves a parameter by the rate times
+# a small number, so with these, finite parameters stay finite for 10^6 steps and more.
+LARGEST_RATE, LARGEST_FACTOR = 1e20, 1e10
 
 Group = tuple[float, bool]
 """A parameter's learning-rate factor, and whether it decays."""
@@ -36,14 +40,14 @@ class AdamOptions(Options, section="optimizer"):
         clip_norm: Clip the global norm of the gradient first; 0: do not.
     """
 
-    lr: Annotated[float, Above(0)] = 1e-5
+    lr: Annotated[float, Above(0, LARGEST_RATE)] = 1e-5
     b1: Annotated[float, Between(0, BELOW_ONE)] = 0.9
     b2: Annotated[float, Between(0, BELOW_ONE)] = 0.999
     eps: Annotated[float, Above(0)] = 1e-3
     weight_decay: Annotated[float, Between(0)] = 4e-5
     groups: Annotated[str, OneOf(GROUPS)] = "uniform"
-    head_factor: Annotated[float, Between(0)] = 5.0
-    bias_factor: Annotated[float, Between(0)] = 2.0
+    head_factor: Annotated[float, Between(0, LARGEST_FACTOR)] = 5.0
+    bias_factor: Annotated[float, Between(0, LARGEST_FACTOR)] = 2.0
     clip_norm: Annotated[float, Between(0)] = 0.0
 
 
@@ -63,11 +67,6 @@ class ScheduleOptions(Options, section="schedule"):
     warmup_factor: Annotated[float, Between(0, 1)] = 0.1
     end_factor: Annotated[float, Between(0, 1)] = 0.0
     every: Annotated[str, OneOf(EVERY)] = "epoch"
-
-
-def path_name(path: tuple) -> str:
-    """A pytree path as text: "image_tower/blocks/ln_1/bias"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def group(name: str, *, head_factor: float, bias_factor: float) -> Group:

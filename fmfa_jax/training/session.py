@@ -30,6 +30,7 @@ from fmfa_jax.machines.processes import (
     initialize_distributed,
     together,
 )
+from fmfa_jax.machines.trees import not_finite, some
 from fmfa_jax.methods import Method, Task
 from fmfa_jax.methods.method import Batch, HostBatch
 from fmfa_jax.run.environment import code_version
@@ -234,7 +235,16 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
 def save_model(
     session: Session, name: str, params: Any, metadata: dict[str, str]
 ) -> None:
-    """Write weights and sizes into the run's folder, for use without the data."""
+    """Write weights and sizes into the run's folder, for use without the data.
+
+    Raises:
+        FloatingPointError: They hold a NaN or an infinity.
+    """
+    if broken := not_finite(params):
+        raise FloatingPointError(
+            f"{name} is not written: wanted finite weights, got NaN or infinity in "
+            f"{some(broken)}"
+        )
     gather = jax.jit(lambda p: p, out_shardings=replicated(session.mesh))
     host = jax.device_get(gather(params))
     if session.processes.index == 0:

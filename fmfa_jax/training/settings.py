@@ -141,6 +141,7 @@ class Train(Options, section="train"):
     chunks: int  # likewise
     epochs: Positive
     stop_step: NotNegative
+    max_skipped: NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from fmfa_jax.machines.trees import some
 from fmfa_jax.models import PARTS, ModelConfig, param_shapes
 from fmfa_jax.weights.positions import Interpolation, resize_grid, resize_line
 from fmfa_jax.weights.rules import Rule
@@ -182,6 +183,21 @@ def fill_params(
         else:
             _copy(source, rule, params[rule.target])
     return {path: params[path] for path in sorted(params)}, tuple(resized)
+
+
+def check_finite(source: Source, params: Mapping[str, np.ndarray]) -> None:
+    """Refuse parameters, flat by path, that hold a NaN or an infinity.
+
+    Raises:
+        WeightsError: Names the first of them and how many there are.
+    """
+    broken = [path for path, value in params.items() if not np.isfinite(value).all()]
+    if broken:
+        raise WeightsError(
+            f"{source.path}: wanted finite parameters, got NaN or infinity in "
+            f"{some(broken)} of {len(params)}; nothing was loaded. Its training "
+            "diverged, or it was damaged: take an earlier file"
+        )
 
 
 def aligned_empty(shape: tuple[int, ...]) -> np.ndarray:

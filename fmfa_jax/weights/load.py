@@ -12,6 +12,7 @@ from fmfa_jax.models import PARTS, ModelConfig, Retriever, param_shapes
 from fmfa_jax.weights.convert import (
     IMAGE_POSITION,
     Problems,
+    check_finite,
     check_shapes,
     fill_params,
     match_names,
@@ -64,7 +65,8 @@ def load_params(
 
     Raises:
         WeightsError: The file cannot be read or does not fit the model; all tensors
-            that are missing, surplus or misshapen are listed.
+            that are missing, surplus or misshapen are listed. Or a parameter is not
+            finite.
     """
     source = open_source(path)
     found = Problems()
@@ -79,6 +81,7 @@ def load_params(
     if config is None:
         raise WeightsError(f"{source.path}: its tensors do not tell the model's sizes")
     params, resized = fill_params(source, match, config, source_grid)
+    check_finite(source, params)
     new = sorted(flatten_dict(param_shapes(config), sep="/").keys() - params.keys())
     report = LoadReport(
         source=str(source.path),

@@ -11,3 +11,17 @@ def quick_compiles():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="session")
+def shared(tmp_path_factory):
+    """What tiny runs of all modules share: the first of them draws the population."""
+    return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, shared, quick_compiles):
+    """Where the tiny runs of a module lie."""
+    folder = tmp_path_factory.mktemp("runs")
+    (folder / "population").symlink_to(shared / "population")
+    return folder

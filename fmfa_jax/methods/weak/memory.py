@@ -15,7 +15,6 @@ whole bfloat16 array to float32 and back.
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,18 +39,6 @@ _SPECS = {
     "written": P(AXIS),
     "pairs": P(),
 }
-
-
-class BankUpdate(NamedTuple):
-    """The bank after a step.
-
-    Attributes:
-        bank: The new bank.
-        skipped: int32 [], pairs of the batch whose row was left as it was.
-    """
-
-    bank: Bank
-    skipped: Int[Array, ""]
 
 
 def bank_shardings(mesh: Mesh) -> dict[str, NamedSharding]:
@@ -162,18 +149,14 @@ def update_bank(
     *,
     ready: Bool[Array, ""] | bool,
     rate: float = 0.9,
-    after: Float[Array, ""] | None = None,
+    taken: Bool[Array, ""] | bool = True,
     mesh: Mesh | None = None,
-) -> BankUpdate:
+) -> Bank:
     """Write the batch into its rows (11): B = rate * feature + (1 - rate) * B.
 
     While the bank is not `ready` (the first epoch), and where a row holds nothing yet,
-    the feature is written as it is. Donate the bank and pass the loss that has read it
-    as `after`: rows are then updated in place, otherwise all of them are copied.
-
-    Pairs with a feature that is not finite or an index outside the training pairs are
-    not written, nor is a second occurrence of an index. They leave the row as it was
-    and are counted in `skipped`.
+    the feature is written as it is. A pair that does not enter (see `enters`) leaves
+    its row as it was.
 
     Args:
         bank: The memory that this step's loss has read.
@@ -182,14 +165,13 @@ def update_bank(
         index: Row of each pair.
         ready: False in the first epoch.
         rate: Weight of the NEW feature.
-        after: A scalar that depends on every use of the old bank in the same compiled
-            step, such as the total loss. It only orders; its value changes nothing.
+        taken: False: nothing is written. Whether the gradient is finite is known only
+            after the last use of the old bank, so a donated bank is updated in place;
+            with an earlier answer XLA would copy all rows.
         mesh: See `init_bank`.
     """
     image, text = jax.lax.stop_gradient((image, text))
-    if after is not None:
-        index = index + _zero_after(after)
-    writes = _enters(image, text, index, bank)
+    writes = enters(bank, image, text, index) & taken
 
     def write(bank: Bank, image: Array, text: Array, index: Array, writes: Array):
         rows = bank["written"].shape[0]
@@ -203,23 +185,21 @@ def update_bank(
 
     bank_specs = {name: _SPECS[name] for name in bank}
     specs = (bank_specs, P(), P(), P(), P())
-    written = over_shards(write, mesh, specs, bank_specs)(
-        bank, image, text, index, writes
-    )
-    return BankUpdate(bank=written, skipped=jnp.sum(~writes, dtype=jnp.int32))
+    write = over_shards(write, mesh, specs, bank_specs)
+    return write(bank, image, text, index, writes)
 
 
-def _zero_after(value: Array) -> Array:
-    """An int32 zero that the compiler cannot know before it has `value`.
+def enters(
+    bank: Bank,
+    image: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    index: Int[Array, " b"],
+) -> Bool[Array, " b"]:
+    """Which pairs of a batch may be written.
 
-    An optimization barrier does not help: it is removed before copies are decided.
+    Not those with a feature that is not finite, as stored, or with an index outside the
+    training pairs, nor the second occurrence of an index.
     """
-    finite = jnp.where(jnp.isfinite(value), value, 0.0)
-    return jnp.int32(0.0 * jax.lax.stop_gradient(finite))
-
-
-def _enters(image: Array, text: Array, index: Array, bank: Bank) -> Array:
-    """Pairs of the batch that may be written."""
     storage = bank["image"].dtype
     finite = jnp.isfinite(as_float(as_stored(image, storage))).all(axis=1)
     finite &= jnp.isfinite(as_float(as_stored(text, storage))).all(axis=1)

@@ -105,7 +105,7 @@ class WeakMethod(Method):
     def compare(
         self, features: Any, notes: Any, batch: Batch, state: State
     ) -> tuple[Float[Array, ""], Measured]:
-        """The objective (22) against the OLD memory, and the memory's update."""
+        """The objective (22) against the OLD memory, and the rows to write into it."""
         del notes
         image, text = features["image"], features["text"]
         options, scale = self.recipe.weak, self.recipe.loss.scale
@@ -133,20 +133,25 @@ class WeakMethod(Method):
             return total, Measured(scalars)
         found = jnp.sum(mined.valid, axis=1, dtype=jnp.float32)
         scalars["links_per_anchor"] = jnp.mean(found)
-        update = memory.update_bank(
-            bank,
-            image,
-            text,
-            batch["pair"],
-            ready=ready,
-            rate=options.rate,
-            # Read before written, or XLA copies both banks at every step.
-            after=total,
+        rows = {"image": image, "text": text, "index": batch["pair"]}
+        enters = memory.enters(bank, **rows)
+        scalars["memory_skipped"] = jnp.sum(~enters, dtype=jnp.float32)
+        records = {"slot": mined.slot, "valid": mined.valid, "index": batch["pair"]}
+        return total, Measured(scalars, rows, records)
+
+    def advance(self, state: State, update: Any, taken: Bool[Array, ""]) -> State:
+        """The memory with the rows of the batch written into it."""
+        if update is None:
+            return {}
+        bank = memory.update_bank(
+            state["memory"],
+            **update,
+            ready=state["step"] >= self.first_epoch,
+            rate=self.recipe.weak.rate,
+            taken=taken,
             mesh=self.mesh,
         )
-        scalars["memory_skipped"] = update.skipped.astype(jnp.float32)
-        records = {"slot": mined.slot, "valid": mined.valid, "index": batch["pair"]}
-        return total, Measured(scalars, {"memory": update.bank}, records)
+        return {"memory": bank}
 
     def initial_state(self) -> State:
         """An empty memory where a loss reads it."""

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from data_pipeline.records import UNKNOWN_PERSON
+from fmfa_jax.machines.trees import some
 
 COLLINEAR_SHARE = 0.5
 """With more of a batch's pairs linked than this, thresholds mean nothing."""
@@ -87,7 +88,7 @@ def check_indices(index: Int[np.ndarray, " b"], *, pairs: int) -> None:
     """Raise unless a batch names each training pair at most once.
 
     On the device the first of two equal indices is written and an index outside the
-    pairs is not; both are counted in `BankUpdate.skipped`.
+    pairs is not; both are counted in `memory_skipped`.
 
     Raises:
         ValueError: A duplicate index, or one outside [0, pairs).
@@ -95,14 +96,15 @@ def check_indices(index: Int[np.ndarray, " b"], *, pairs: int) -> None:
     outside = index[(index < 0) | (index >= pairs)]
     if outside.size:
         raise ValueError(
-            f"pair indices: wanted 0 to {pairs - 1}, got {_some(outside)}; the batch "
-            "comes from another data set than the memory was made for"
+            f"pair indices: wanted 0 to {pairs - 1}, got {some(outside.tolist())}; the "
+            "batch comes from another data set than the memory was made for"
         )
     values, counts = np.unique(index, return_counts=True)
     if (counts > 1).any():
+        repeated = some(values[counts > 1].tolist())
         raise ValueError(
             f"pair indices: wanted each at most once in a batch, got "
-            f"{_some(values[counts > 1])} more than once; a batch must not be larger "
+            f"{repeated} more than once; a batch must not be larger "
             f"than the data set ({pairs} pairs) nor repeat a sample"
         )
 
@@ -121,9 +123,3 @@ def start_warning(linked_share: float, *, threshold: float) -> str | None:
         "features are almost collinear, as untrained towers give them, and the links "
         "of the weak method mean nothing; start from pretrained weights (init.path)"
     )
-
-
-def _some(values: np.ndarray) -> str:
-    """The first few of `values`, and how many there are."""
-    head = ", ".join(str(value) for value in values[:5])
-    return head if values.size <= 5 else f"{head}, ... ({values.size} in all)"

@@ -102,7 +102,7 @@ def mined_batch():
     live = [near(person[of_pair[index]], 6).astype(np.float32) for _ in range(2)]
     every = jnp.arange(len(of_pair))
     bank = init_bank(len(of_pair), 6)
-    bank = update_bank(bank, *map(jnp.asarray, memory), every, ready=False).bank
+    bank = update_bank(bank, *map(jnp.asarray, memory), every, ready=False)
     mined = mine(bank, jnp.asarray(live[0]), jnp.asarray(index))
     rows = take_rows(bank, mined.slot)
     image_id = np.array([0, 1, 2, 3, 1], np.int32)

@@ -62,8 +62,11 @@ class Counting(Method):
         terms = {"itc": lambda: losses.itc(features["image"], features["text"])}
         total, scalars = weighted(terms, self.recipe.losses)
         scalars["to_come"] = state["count"]["to_come"].astype(jnp.float32)
-        count = state["count"] | {"steps": state["count"]["steps"] + 1}
-        return total, Measured(scalars, {"count": count}, batch["pair"])
+        return total, Measured(scalars, records=batch["pair"])
+
+    def advance(self, state, update, taken):
+        count = state["count"]
+        return {"count": count | {"steps": count["steps"] + taken}}
 
     def initial_state(self):
         count = {"steps": np.int32(0), "to_come": np.int32(0)}
@@ -93,11 +96,6 @@ class Counting(Method):
         return jnp.ones(
             (len(images), model.embed_dim)
         )  # nobody can be told from anybody
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick_compiles):
-    return tmp_path_factory.mktemp("method")
 
 
 @pytest.fixture(scope="module")

@@ -20,7 +20,7 @@ def bank_of(rows, *, pairs=None, dtype="float32"):
     rows = jnp.asarray(rows, jnp.float32)
     bank = init_bank(pairs or len(rows), rows.shape[1], dtype=dtype)
     index = jnp.arange(len(rows))
-    return update(bank, rows, rows, index, ready=False).bank
+    return update(bank, rows, rows, index, ready=False)
 
 
 def dense(rows, anchors, count):

@@ -16,11 +16,6 @@ LAST = "model_last.safetensors"
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, quick_compiles):
-    return tmp_path_factory.mktemp("weak")
-
-
-@pytest.fixture(scope="module")
 def whole(folder):
     """Twelve steps in one go; the second epoch mines."""
     train(tiny_config(folder, "weak"), folder / "whole")

@@ -223,6 +223,37 @@ def test_other_arrays_are_refused_with_their_paths(saved):
     ]
 
 
+def poisoned(step):
+    state = make_state(step)
+    kernel = state["params"]["tower"]["kernel"]
+    state["params"]["tower"]["kernel"] = kernel.at[9, 1].set(jnp.nan)
+    return state
+
+
+def test_what_is_not_finite_is_not_saved(folder):
+    checkpoints, _ = open_again(folder)
+    with checkpoints:
+        checkpoints.restore_latest(make_state(0))
+        with pytest.raises(FloatingPointError, match=r"step 6 .* params/tower/kernel$"):
+            checkpoints.save(6, poisoned(6))
+        assert checkpoints.saved() == folder / "5"
+    assert sorted(path.name for path in folder.iterdir()) == ["3", "5"]
+
+
+def test_what_was_saved_and_is_not_finite_counts_as_corrupt(folder, monkeypatch):
+    checkpoints, _ = open_again(folder)
+    with checkpoints, monkeypatch.context() as patch:
+        checkpoints.restore_latest(make_state(0))
+        patch.setattr("fmfa_jax.run.checkpoints.not_finite", lambda state: [])
+        checkpoints.save(6, poisoned(6))
+    again, said = open_again(folder)
+    state, step = again.restore_latest(make_state(0))
+    assert step == 5
+    assert_same(state, make_state(5))
+    assert len(said) == 1 and str(folder / "6") in said[0]
+    assert said[0].endswith("NaN or infinity in params/tower/kernel")
+
+
 def test_a_step_is_saved_once(folder):
     checkpoints, _ = open_again(folder)
     with checkpoints:
