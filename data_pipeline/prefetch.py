@@ -18,7 +18,7 @@ AHEAD_BYTES = 1 << 30
 """Approximate limit on the memory of the rows that are made ahead of their use."""
 
 UNIT = 32
-"""Rows that one call makes. A call costs TensorFlow about 0.1 ms, a cached row 0.02."""
+"""Rows that one call makes: a call costs TensorFlow 0.15 ms, a cached row 0.02 ms."""
 
 
 @dataclass(frozen=True)

@@ -527,7 +527,7 @@ def test_one_large_batch_is_made_by_many_threads() -> None:
     assert list(batches) == [{}]
 
 
-@pytest.mark.parametrize("row_bytes", [1, 1 << 22])
+@pytest.mark.parametrize("row_bytes", [1, 1 << 23])
 def test_what_is_made_ahead_is_bounded_in_rows(row_bytes: int) -> None:
     made: list[tuple[int, int]] = []
     step_rows = 4 * prefetch.UNIT
