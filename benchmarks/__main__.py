@@ -6,6 +6,7 @@ import sys
 
 RUNS = (
     ("loader", "--images", "512", "--rounds", "3"),
+    ("cached", "--rounds", "1"),
     ("evaluate", "--case", "icfg", "--repeats", "1"),
     ("mining", "--rows", "68000", "--repeats", "3"),
     ("search", "--pictures", "200000"),

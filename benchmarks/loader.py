@@ -22,7 +22,7 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,14 +50,12 @@ class Contestant:
 
     Attributes:
         cores: Number of CPU cores it may use.
-        cache: Cache of our loader.
         rival: Which of ours a DataLoader is compared with; empty for our loader.
         out: What a DataLoader yields: "float" or "uint8" pictures.
         workers: Number of worker processes of a DataLoader.
     """
 
     cores: int
-    cache: str = "none"
     rival: str = ""
     out: str = ""
     workers: int = 0
@@ -66,7 +64,6 @@ class Contestant:
 CONTESTANTS = {
     "ours, 1 core": Contestant(1),
     "ours, 2 cores": Contestant(2),
-    "ours, 2 cores, memory cache, later epochs": Contestant(2, "memory"),
     "usual, 1 core, workers=0": Contestant(1, rival="ours, 1 core", out="float"),
     "usual, 2 cores, workers=2": Contestant(
         2, rival="ours, 2 cores", out="float", workers=2
@@ -101,13 +98,12 @@ def read_split(folder: Path) -> Split:
     return Split("train", tuple(pictures), tuple(pairs))
 
 
-def our_pass(split: Split, batch: int, cache: str) -> Callable[[], int]:
+def our_pass(split: Split, batch: int) -> Callable[[], int]:
     """Return a function that loads every picture once and counts them."""
     tokenizer = open_tokenizer("clip")
-    steps = len(split.pairs) // batch
 
-    def passes(count: int) -> Iterator[dict[str, np.ndarray]]:
-        return train_batches(
+    def run() -> int:
+        batches = train_batches(
             split,
             tokenizer=tokenizer,
             image_size=SIZE,
@@ -115,15 +111,12 @@ def our_pass(split: Split, batch: int, cache: str) -> Callable[[], int]:
             batch_size=batch,
             seed=0,
             start_step=0,
-            stop_step=count * steps,
+            stop_step=len(split.pairs) // batch,
             bad_images=BadImages(),
-            cache=cache,
         )
+        return sum(len(each["image"]) for each in batches)
 
-    if cache == "none":
-        return lambda: sum(len(b["image"]) for b in passes(1))
-    endless = passes(10**6)
-    return lambda: sum(len(next(endless)["image"]) for _ in range(steps))
+    return run
 
 
 def peer_pass(split: Split, batch: int, out: str, workers: int) -> Callable[[], int]:
@@ -172,7 +165,7 @@ def measure(name: str, split: Split, batch: int) -> dict[str, float]:
     if what.rival:
         run = peer_pass(split, batch, what.out, what.workers)
     else:
-        run = our_pass(split, batch, what.cache)
+        run = our_pass(split, batch)
     run()
     wall, cpu = time.perf_counter(), cpu_seconds(os.getpid())
     count = run()

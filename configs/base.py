@@ -42,7 +42,7 @@ def _data_and_model(c: ConfigDict) -> None:
     c.data.per_identity = 4  # K of the identity sampler
     c.data.caption_buckets = ()  # shorter lengths to which a batch's captions are cut
     c.data.cache = "none"  # where decoded pictures are cached: none | memory | disk
-    c.data.cache_dir = ""  # for the disk cache; empty: the system's temporary folder
+    c.data.cache_dir = ""  # of the disk cache, on a local disk; "": ~/.cache/fmfa_jax
 
     c.model = ConfigDict()
     c.model.preset = "vit-b-16"  # vit-b-16 | vit-b-32 | vit-l-14 | demo

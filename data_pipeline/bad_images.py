@@ -44,9 +44,9 @@ class BadImages:
         """The number of distinct pictures requested so far."""
         return len(self._seen)
 
-    def see(self, path: str) -> None:
-        """Record that a picture was requested, readable or not."""
-        self._seen.add(path)
+    def see(self, *paths: str) -> None:
+        """Record that pictures were requested, readable or not."""
+        self._seen.update(paths)
 
     def add(self, path: str, reason: str, *, images: int) -> None:
         """Record an unreadable picture.

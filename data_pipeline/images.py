@@ -14,6 +14,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+VERSION = 1
+"""Raised by whoever changes the pixels that `decode_resized` returns; part of the name
+of a cache on disk."""
+
 MAX_PIXELS = 64_000_000
 """Pictures whose header declares more pixels are rejected before decoding."""
 

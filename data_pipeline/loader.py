@@ -14,7 +14,7 @@ from data_pipeline.captions import Captions
 from data_pipeline.image_cache import CACHES, open_cache
 from data_pipeline.order import batch_order
 from data_pipeline.pictures import Pictures, StepPictures
-from data_pipeline.prefetch import Batch, map_steps
+from data_pipeline.prefetch import Batch, Draft, map_steps
 from data_pipeline.records import Split
 from data_pipeline.tokenizer import Tokenizer
 
@@ -29,16 +29,6 @@ __all__ = [
 
 NOTHING = -1
 """Person, image id and pair of a padded row in an evaluation batch."""
-
-_TRAIN = {
-    "image": np.uint8,
-    "tokens": np.int32,
-    "person": np.int32,
-    "image_id": np.int32,
-    "pair": np.int32,
-    "valid": np.bool_,
-}
-_GALLERY = {k: _TRAIN[k] for k in ("image", "person", "image_id", "valid")}
 
 
 def train_batches(
@@ -84,7 +74,7 @@ def train_batches(
         sampler: One of `order.SAMPLERS`; "identity" draws P identities x K pairs.
         per_identity: Number of pairs per identity, K.
         cache: Where decoded pictures are cached, one of `CACHES`.
-        cache_dir: Folder of the disk cache; None for the system's temporary folder.
+        cache_dir: Folder of the disk cache; None for the user's cache folder.
         caption_buckets: Lengths below l; a batch is cut to the smallest that fits.
 
     Raises:
@@ -100,26 +90,32 @@ def train_batches(
         batch_size=batch_size,
         per_identity=per_identity,
     )
-    kept = open_cache(
-        cache, images=len(split.images), image_size=image_size, folder=cache_dir
+    pictures = Pictures(
+        split, image_size, open_cache(cache, split, image_size, cache_dir)
     )
-    pictures = Pictures(split, image_size, kept)
     captions = Captions.of(
         tokenizer.encode(split.captions, context_length), caption_buckets
     )
 
-    def make(step: int) -> Batch:
-        pairs = ids(step)
-        length = captions.cut(pairs)
+    def begin(step: int) -> Draft:
+        batch = ids(step)
+        length = captions.cut(batch)
         fitting = captions.lengths <= length
-        reader = StepPictures(pictures, seed, step, pairs, fitting, bad_images)
-        image, pairs = reader.read(rows)
-        tokens = captions.tokens[pairs, :length]
-        return {"image": image, "tokens": tokens} | _about_pairs(split, pairs)
+        reader = StepPictures(pictures, seed, step, batch, fitting, bad_images)
+        image = np.empty((rows.stop - rows.start, *image_size, 3), np.uint8)
+        pairs = batch[rows].copy()
 
-    size = _batch_bytes(rows, image_size)
+        def fill(part: slice) -> None:
+            pairs[part] = reader.read(_shifted(part, rows.start), image[part])
+
+        def finish() -> Batch:
+            tokens = captions.tokens[pairs, :length]
+            return {"image": image, "tokens": tokens} | _about_pairs(split, pairs)
+
+        return Draft(fill, finish)
+
     return map_steps(
-        make, start=start_step, stop=stop_step, dtypes=_TRAIN, batch_bytes=size
+        begin, start=start_step, stop=stop_step, **_sizes(rows, image_size)
     )
 
 
@@ -155,21 +151,22 @@ def gallery_batches(
     rows = _process_rows(batch_size, process_index, process_count)
     pictures = Pictures(split, image_size, None)
 
-    def make(number: int) -> Batch:
+    def begin(number: int) -> Draft:
         ids, valid = _padded_ids(number, rows, batch_size, len(split.images))
         image = np.zeros((len(ids), *image_size, 3), np.uint8)
-        for row in np.flatnonzero(valid):
-            image[row] = pictures.read_named(int(ids[row]))
-        return {
-            "image": image,
-            "person": _padded(split.image_persons, ids, valid),
-            "image_id": ids,
-            "valid": valid,
-        }
 
-    size = _batch_bytes(rows, image_size)
+        def fill(part: slice) -> None:
+            for row in np.flatnonzero(valid[part]) + part.start:
+                image[row] = pictures.read_named(int(ids[row]))
+
+        def finish() -> Batch:
+            person = _padded(split.image_persons, ids, valid)
+            return {"image": image, "person": person, "image_id": ids, "valid": valid}
+
+        return Draft(fill, finish)
+
     stop = -(-len(split.images) // batch_size)
-    return map_steps(make, start=0, stop=stop, dtypes=_GALLERY, batch_bytes=size)
+    return map_steps(begin, start=0, stop=stop, **_sizes(rows, image_size))
 
 
 def query_batches(
@@ -233,5 +230,10 @@ def _padded(values: np.ndarray, ids: np.ndarray, valid: np.ndarray) -> np.ndarra
     return taken
 
 
-def _batch_bytes(rows: slice, image_size: tuple[int, int]) -> int:
-    return (rows.stop - rows.start) * image_size[0] * image_size[1] * 3
+def _shifted(part: slice, by: int) -> slice:
+    return slice(part.start + by, part.stop + by)
+
+
+def _sizes(rows: slice, image_size: tuple[int, int]) -> dict[str, int]:
+    height, width = image_size
+    return {"rows": rows.stop - rows.start, "row_bytes": height * width * 3}

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int64, UInt8
+from jaxtyping import Bool, Int, Int64, UInt8
 
 from data_pipeline import order
 from data_pipeline.bad_images import BadImages
@@ -24,6 +24,14 @@ class Pictures:
     image_size: tuple[int, int]
     cache: ImageCache | None
 
+    def take_cached(
+        self, indices: Int[np.ndarray, "r"], images: UInt8[np.ndarray, "r h w 3"]
+    ) -> Int[np.ndarray, "m"]:
+        """Copy the pictures that are cached; return the rows of those that are not."""
+        if self.cache is None:
+            return np.arange(len(indices))
+        return self.cache.take(indices, images)
+
     def read(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Return picture `index`, decoded and resized.
 
@@ -31,13 +39,15 @@ class Pictures:
             ImageError: If the picture cannot be decoded.
             OSError: If its file cannot be read.
         """
-        kept = self.cache.get(index) if self.cache else None
-        if kept is not None:
-            return kept
-        pixels = decode_resized(self.split.read(index), self.image_size)
-        if self.cache:
-            self.cache.put(index, pixels)
-        return pixels
+        kept = np.empty((1, *self.image_size, 3), np.uint8)
+        if not len(self.take_cached(np.array([index]), kept)):
+            return kept[0]
+        if self.cache is None:
+            return self._decoded(index)
+        return self.cache.add(index, lambda: self._decoded(index))
+
+    def _decoded(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        return decode_resized(self.split.read(index), self.image_size)
 
     def read_named(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Like `read`, but errors name the file: evaluations replace nothing."""
@@ -72,19 +82,20 @@ class StepPictures:
     bad_images: BadImages
 
     def read(
-        self, rows: slice
-    ) -> tuple[UInt8[np.ndarray, "r h w 3"], Int64[np.ndarray, "r"]]:
-        """Return the pictures of rows of the global batch, and the pairs used.
+        self, rows: slice, images: UInt8[np.ndarray, "r h w 3"]
+    ) -> Int64[np.ndarray, "r"]:
+        """Fill `images` with rows of the global batch; return the pairs used.
 
         Raises:
             ImageError: If no replacement is readable either.
             TooManyBadImagesError: If more than 1 % of the pictures are unreadable.
         """
         taken = self.batch[rows].copy()
-        images = np.empty((len(taken), *self.pictures.image_size, 3), np.uint8)
-        for i in range(len(taken)):
-            taken[i], images[i] = self._first_readable(rows.start + i)
-        return images, taken
+        indices = self.pictures.split.pair_images[taken]
+        self.bad_images.see(*(self.pictures.split.images[i].path for i in indices))
+        for row in self.pictures.take_cached(indices, images):
+            taken[row], images[row] = self._first_readable(rows.start + int(row))
+        return taken
 
     def _first_readable(self, row: int) -> tuple[int, UInt8[np.ndarray, "h w 3"]]:
         split = self.pictures.split

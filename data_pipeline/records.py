@@ -85,6 +85,20 @@ class Split:
             return self.source.read(index)
         return Path(self.images[index].path).read_bytes()
 
+    def stamp(self, index: int) -> str:
+        """Return what tells a changed picture `index` from the one it was.
+
+        For a file that is its size and the time of its last change, for a source the
+        digest of the encoded bytes.
+
+        Raises:
+            OSError: If there is no such file.
+        """
+        if self.source is not None:
+            return hashlib.sha256(self.source.read(index)).hexdigest()
+        known = Path(self.images[index].path).stat()
+        return f"{known.st_size} {known.st_mtime_ns}"
+
     @cached_property
     def image_persons(self) -> Int32[np.ndarray, "g"]:
         """The raw person id of each picture."""

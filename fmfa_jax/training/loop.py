@@ -25,9 +25,8 @@ from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
 from fmfa_jax.training.session import (
     Session,
-    batches,
+    device_batches,
     first_params,
-    on_devices,
     open_session,
     save_model,
 )
@@ -165,12 +164,10 @@ def train(
         StopSignal() as stop,
         bad_images_kept(session, bad_images),
     ):
-        for step, rows in enumerate(
-            batches(session, training.start, plan.stop, bad_images), training.start + 1
-        ):
+        feed = device_batches(session, method, training.start, plan.stop, bad_images)
+        for step, batch in enumerate(feed, training.start + 1):
             if (step - 1) % plan.epoch == 0:
                 state = method.before_epoch(state, epoch_at(session, method, step))
-            batch = on_devices(session, method, rows)
             state, report = training.step(state, batch)
             training.interval.add(batch, report)
             watchdog.beat(f"step {step}")
@@ -259,8 +256,8 @@ def epoch_at(session: Session, method: Method, step: int) -> Epoch:
 
     def passed() -> Iterator[Batch]:
         # What cannot be read is told once, by the steps themselves.
-        rows = batches(session, first, first + session.epoch, BadImages())
-        return (on_devices(session, method, each) for each in rows)
+        last = first + session.epoch
+        return device_batches(session, method, first, last, BadImages())
 
     return Epoch(first // session.epoch, passed)
 

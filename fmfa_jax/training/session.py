@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training and evaluation share: devices, data, batches, first parameters."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -198,6 +199,26 @@ def batches(
         caption_buckets=tuple(data.caption_buckets),
         bad_images=bad_images,
     )
+
+
+def device_batches(
+    session: Session, method: Method, start: int, stop: int, bad_images: BadImages
+) -> Iterator[Batch]:
+    """What the steps `start` + 1 to `stop` see of their batches, on the devices.
+
+    The next batch is on its way before a batch is returned: it is there before the step
+    ends, even where the caller waits for the step to write a log line.
+    """
+    ahead: deque[Batch] = deque()
+    try:
+        for rows in batches(session, start, stop, bad_images):
+            ahead.append(on_devices(session, method, rows))
+            if len(ahead) > 1:
+                yield ahead.popleft()
+    except Exception:
+        yield from ahead  # an error waits until its batch is asked for
+        raise
+    yield from ahead
 
 
 def on_devices(session: Session, method: Method, rows: HostBatch) -> Batch:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as everything
-from benchmarks import common, loader, train_step
+from benchmarks import cached, common, loader, train_step
 from tests.benchmarks.conftest import table
 
 TINY = ("--model", "demo", "--layers", "1")
@@ -100,8 +100,18 @@ def test_scaling_measures_on_many_devices(bench, monkeypatch):
 def test_both_loaders_read_every_picture_once(tmp_path):
     loader.write_pictures(tmp_path, 4)
     split = loader.read_split(tmp_path)
-    assert loader.our_pass(split, 2, "none")() == 4
+    assert loader.our_pass(split, 2)() == 4
     assert loader.peer_pass(split, 2, "float", 0)() == 4
+
+
+def test_all_contestants_read_decoded_pictures(tmp_path):
+    loader.write_pictures(tmp_path, 4)
+    cached.fill(tmp_path)
+    split, folder = loader.read_split(tmp_path), tmp_path / "cache"
+    for kind in ("disk", "memory"):
+        assert next(cached.our_counts(split, 2, kind, folder)) == 2
+    for gathered in (False, True):
+        assert next(cached.peer_counts(split, 2, gathered, folder, workers=0)) == 2
 
 
 def test_a_child_of_another_environment(monkeypatch):

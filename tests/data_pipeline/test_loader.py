@@ -4,6 +4,8 @@
 import logging
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data_pipeline import image_cache, loader, order, prefetch
+from data_pipeline import image_cache, loader, order, prefetch, room
 from data_pipeline.bad_images import BadImage, BadImages, TooManyBadImagesError
 from data_pipeline.images import ImageError
 from data_pipeline.pictures import Pictures
@@ -197,49 +199,52 @@ def test_a_cache_changes_nothing_and_saves_reading(
     tmp_path: Path, tokenizer: Tokenizer, cache: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     split = write_split(tmp_path)
-    settings = {"cache": cache, "cache_dir": str(tmp_path), "stop_step": 12}
+    folder = tmp_path / "cache"
+    settings = {"cache": cache, "cache_dir": str(folder), "stop_step": 12}
     wanted = train(split, tokenizer, stop_step=12)
     with caplog.at_level(logging.INFO):
         assert same(train(split, tokenizer, **settings), wanted)
     assert "cache of 14 decoded pictures: up to 0.00 GB" in caplog.text
-    kept = image_cache.open_cache(
-        cache, images=14, image_size=SIZE, folder=str(tmp_path)
-    )
+    kept = image_cache.open_cache(cache, split, SIZE, str(folder))
     pictures = Pictures(split, SIZE, kept)
     first = [pictures.read(i).copy() for i in range(14)]
     for picture in split.images:
         Path(picture.path).unlink()
     for i in range(14):
         assert np.array_equal(pictures.read(i), first[i])
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"] * (cache == "disk")
 
 
-def test_a_cache_that_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert image_cache.open_cache("none", images=1, image_size=SIZE) is None
+def test_a_cache_that_does_not_fit_is_refused(
+    split: Split, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert image_cache.open_cache("none", split, SIZE) is None
     with pytest.raises(ValueError, match=r"cache='ram' is not known.* none, memory"):
-        image_cache.open_cache("ram", images=1, image_size=SIZE)
+        image_cache.open_cache("ram", split, SIZE)
+    one = replace(split, images=split.images[:1], pairs=split.pairs[:1])
+    huge = (24 * 10**6, 8 * 10**5)
     for kind in ("memory", "disk"):
         with pytest.raises(OSError, match=rf"the {kind} cache .* needs 57600\.00 GB"):
-            image_cache.open_cache(kind, images=10**11, image_size=SIZE)
-    monkeypatch.setattr(image_cache, "free_memory", lambda: 1000 * 24 * 8 * 3)
-    image_cache.open_cache("memory", images=900, image_size=SIZE)
+            image_cache.open_cache(kind, one, huge, str(tmp_path))
+    monkeypatch.setattr(room, "free_memory", lambda: 1000 * 24 * 8 * 3)
+    image_cache.MemoryCache(900, SIZE)
     with pytest.raises(OSError, match="may take 90%"):
-        image_cache.open_cache("memory", images=901, image_size=SIZE)
+        image_cache.MemoryCache(901, SIZE)
 
 
 def test_free_memory_respects_the_control_group(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(image_cache, "_CGROUP", tmp_path)
-    host = image_cache.free_memory()
+    monkeypatch.setattr(room, "_CGROUP", tmp_path)
+    host = room.free_memory()
     assert host > 10_000_000
     (tmp_path / "memory.current").write_text("3000\n")
     (tmp_path / "memory.max").write_text("5000\n")
-    assert image_cache.free_memory() == 2000
+    assert room.free_memory() == 2000
     (tmp_path / "memory.max").write_text("max\n")
-    assert image_cache.free_memory() > 10_000_000
-    monkeypatch.setattr(image_cache, "_MEMINFO", tmp_path / "none")
-    assert image_cache.free_memory() > 10_000_000
+    assert room.free_memory() > 10_000_000
+    monkeypatch.setattr(room, "_MEMINFO", tmp_path / "none")
+    assert room.free_memory() > 10_000_000
 
 
 def test_unreadable_pictures_are_replaced_and_listed(
@@ -387,7 +392,7 @@ def test_an_unreadable_picture_ends_an_evaluation(tmp_path: Path) -> None:
 @pytest.mark.parametrize("cache", loader.CACHES)
 @pytest.mark.parametrize("processes", [1, 2, 4])
 def test_each_picture_is_read_by_one_process_only(
-    split: Split, tokenizer: Tokenizer, processes: int, cache: str
+    split: Split, tokenizer: Tokenizer, processes: int, cache: str, tmp_path: Path
 ) -> None:
     """A process reads only its rows of a batch; a gallery's pictures are read once."""
     batches = [order.batch_ids(s, seed=3, size=28, batch_size=8) for s in range(9)]
@@ -397,7 +402,9 @@ def test_each_picture_is_read_by_one_process_only(
         source = _Memory(split)
         counted = Split("train", split.images, split.pairs, source)
         rows = {"process_index": p, "process_count": processes}
-        train(counted, tokenizer, cache=cache, stop_step=9, **rows)
+        # A folder for each process: otherwise the later ones would find all pictures.
+        settings = {"cache": cache, "cache_dir": str(tmp_path / f"{p}"), "stop_step": 9}
+        train(counted, tokenizer, **settings, **rows)
         own = np.concatenate([ids[p * share : (p + 1) * share] for ids in batches]) // 2
         if cache == "none":
             assert sorted(source.asked) == sorted(own)
@@ -466,19 +473,80 @@ def test_leaving_early_ends_the_work(split: Split, tokenizer: Tokenizer) -> None
     batches.close()
 
 
-def test_steps_come_in_order_and_fail_in_order() -> None:
-    def make(step: int) -> dict[str, np.ndarray]:
-        if step == 7:
-            raise KeyError("seven")
-        return {"x": np.full(3, step, np.int32)}
+def drafts(rows: int, *, broken: dict[int, int] | None = None):
+    """Begin batches whose rows are numbered; row `broken[step]` cannot be made."""
 
+    def begin(step: int) -> prefetch.Draft:
+        x = np.full(rows, -1)
+
+        def fill(part: slice) -> None:
+            row = (broken or {}).get(step, -1)
+            if part.start <= row < part.stop:
+                raise KeyError(f"row {row} of step {step}")
+            assert (x[part] == -1).all()
+            x[part] = step * rows + np.arange(rows)[part]
+
+        return prefetch.Draft(fill, lambda: {"x": x})
+
+    return begin
+
+
+@pytest.mark.parametrize("rows", [3, 32, 33, 1000])
+def test_steps_come_in_order_whole_and_fail_in_order(rows: int) -> None:
+    batches = prefetch.map_steps(
+        drafts(rows, broken={7: rows - 1}), start=2, stop=50, rows=rows, row_bytes=1
+    )
     got = []
-    with pytest.raises(KeyError, match="seven"):
-        for batch in prefetch.map_steps(
-            make, start=2, stop=50, dtypes={"x": np.int32}, batch_bytes=12
-        ):
-            got.append(batch["x"].tolist())
-    assert got == [[s] * 3 for s in range(2, 7)]
+    with pytest.raises(KeyError, match=f"row {rows - 1} of step 7"):
+        for batch in batches:
+            got.append(batch["x"])
+    assert np.array_equal(got, np.arange(2 * rows, 7 * rows).reshape(5, rows))
+
+
+def test_a_step_that_cannot_begin_fails_in_its_turn() -> None:
+    def begin(step: int) -> prefetch.Draft:
+        if step == 3:
+            raise KeyError("three")
+        return drafts(64)(step)
+
+    batches = prefetch.map_steps(begin, start=0, stop=9, rows=64, row_bytes=1)
+    assert [next(batches)["x"][0] for _ in range(3)] == [0, 64, 128]
+    with pytest.raises(KeyError, match="three"):
+        next(batches)
+
+
+def test_one_large_batch_is_made_by_many_threads() -> None:
+    """Two units of one batch wait for each other, which one thread could not."""
+    both = threading.Barrier(2, timeout=30)
+
+    def begin(step: int) -> prefetch.Draft:
+        return prefetch.Draft(lambda part: both.wait() and None, dict)
+
+    rows = 2 * prefetch.UNIT
+    batches = prefetch.map_steps(begin, start=0, stop=1, rows=rows, row_bytes=1)
+    assert list(batches) == [{}]
+
+
+@pytest.mark.parametrize("row_bytes", [1, 1 << 23])
+def test_what_is_made_ahead_is_bounded_in_rows(row_bytes: int) -> None:
+    made: list[tuple[int, int]] = []
+    step_rows = 4 * prefetch.UNIT
+
+    def begin(step: int) -> prefetch.Draft:
+        return prefetch.Draft(lambda part: made.append((step, part.start)), dict)
+
+    batches = prefetch.map_steps(
+        begin, start=0, stop=10**6, rows=step_rows, row_bytes=row_bytes
+    )
+    next(batches)
+    unit_bytes = prefetch.UNIT * row_bytes
+    ahead = min(4 + 2 * prefetch.cores(), prefetch.AHEAD_BYTES // unit_bytes)
+    deadline = time.monotonic() + 30
+    while len(made) < 4 + ahead and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(made) == 4 + ahead
+    batches.close()
 
 
 def test_tensorflow_is_hidden_from_accelerators() -> None:

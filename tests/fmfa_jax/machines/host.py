@@ -85,10 +85,10 @@ def trap(do: str, step: int, after: str) -> None:
         step: the last one whose batch it still gets.
         after: first wait for this path to exist.
     """
-    batches = loop.batches
+    batches = loop.device_batches
 
-    def trapped(session: Any, start: int, *rest: Any) -> Iterator[Any]:
-        for number, batch in enumerate(batches(session, start, *rest), start):
+    def trapped(session: Any, method: Any, start: int, *rest: Any) -> Iterator[Any]:
+        for number, batch in enumerate(batches(session, method, start, *rest), start):
             if number == step:
                 wait_for(lambda: Path(after).exists())
                 if do == "error":
@@ -96,7 +96,7 @@ def trap(do: str, step: int, after: str) -> None:
                 os.kill(os.getpid(), getattr(signal, f"SIG{do}"))
             yield batch
 
-    loop.batches = trapped
+    loop.device_batches = trapped
 
 
 def share_programs(process: int) -> None:
@@ -160,12 +160,12 @@ def main() -> None:
     folder, process = Path(sys.argv[1]), int(os.environ.get("PROCESS_ID", "0"))
     share_programs(process)
     reads = count_reads()
-    batches, code_version = loop.batches, session.code_version
+    batches, code_version = loop.device_batches, session.code_version
     for line in sys.stdin:
         job = Job(**json.loads(line))
         reads.clear()
         outcome = take(job, folder, process)
-        loop.batches, session.code_version = batches, code_version
+        loop.device_batches, session.code_version = batches, code_version
         outcome |= {"reads": reads, "keras": "keras" in sys.modules}
         write_json(folder / "outcomes" / f"{job.name}-{process}.json", outcome)
 

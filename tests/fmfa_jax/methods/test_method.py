@@ -83,9 +83,10 @@ class Counting(Method):
         return (0.0, False) if path.startswith("text_tower") else None
 
     def check_batch(self, batch):
-        CALLS.append(("step", batch["pair"]))
+        CALLS.append(("checked", batch["pair"]))
 
     def summarize(self, records):
+        CALLS.append(("step", np.concatenate(records)))
         return {"pairs": float(sum(len(pairs) for pairs in records))}
 
     def warning(self, scalars: Mapping[str, float]):
@@ -130,12 +131,12 @@ def test_before_each_epoch_it_meets_the_batches_that_the_steps_will_meet(whole):
     run, calls = whole
     epochs = [call for call in calls if call[0] == "epoch"]
     assert [call[1] for call in epochs] == [0, 1]
-    # Its own pass checks batches too: what follows the pass are the steps'.
-    at = [i for i, call in enumerate(calls) if call[0] == "epoch"]
-    steps = [
-        np.concatenate([c[1] for c in calls[i + 1 : i + 1 + n]])
-        for i, n in zip(at, (8, 4), strict=True)
-    ]
+    kinds = [call[0] for call in calls if call[0] != "checked"]
+    assert kinds == ["epoch", *["step"] * 8, "epoch", *["step"] * 4]
+    met = [call[1] for call in calls if call[0] == "step"]
+    steps = np.concatenate(met[:8]), np.concatenate(met[8:])
+    # Each step's batch, and those of its own passes.
+    assert sum(call[0] == "checked" for call in calls) == 8 + 4 + 2 * 8
     np.testing.assert_array_equal(steps[0], epochs[0][2])
     np.testing.assert_array_equal(steps[1], epochs[1][2][: len(steps[1])])
     sums = [float(call[2].sum()) for call in epochs]
