@@ -20,9 +20,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Int64
 
 from data_pipeline.records import UNKNOWN_PERSON
 from fmfa_jax.evaluation.blocks import (
-    GALLERY_BLOCK,
     UNROLL,
     blocks_at_once,
+    fitting_gallery,
     fitting_queries,
     gallery_blocks,
     replicate,
@@ -74,7 +74,7 @@ def match_ranks(
     gallery_ids: Int[np.ndarray, "g"],
     *,
     query_block: int | None = None,
-    gallery_block: int = GALLERY_BLOCK,
+    gallery_block: int | None = None,
     mesh: Mesh | None = None,
 ) -> MatchRanks:
     """Rank every match by the float32 cosine of its features.
@@ -85,7 +85,7 @@ def match_ranks(
         query_ids: Person of each query.
         gallery_ids: Person of each gallery item; unknown persons match nobody.
         query_block: Queries at a time; by default as many as fit in `STRIP_BYTES`.
-        gallery_block: Gallery items per matrix product.
+        gallery_block: Gallery items per matrix product; by default all on one CPU.
         mesh: Devices to share the gallery. Every process must pass the same features
             and gets the same result.
 
@@ -95,7 +95,8 @@ def match_ranks(
     matches = _find_matches(query_ids, gallery_ids)
     size = query_block or fitting_queries(len(query_ids), len(gallery_ids), mesh)
     rows = unit_rows(query, name="query")
-    blocks, pads = gallery_blocks(gallery, gallery_block, mesh)
+    part = gallery_block or fitting_gallery(len(gallery_ids), mesh)
+    blocks, pads = gallery_blocks(gallery, part, mesh)
 
     def count(
         block: np.ndarray, positions: np.ndarray, valid: np.ndarray
