@@ -6,14 +6,15 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Float32
 
+from data_pipeline.prefetch import cores
 from fmfa_jax.losses.arithmetic import NO_LENGTH
 
 GALLERY_BLOCK = 1024
-"""Gallery items per matrix product; fixed, so that products do not depend on the
-number of devices."""
+"""Gallery items per matrix product where several devices may share the gallery; fixed,
+so that products do not depend on their number."""
 LARGEST_QUERY_BLOCK = 256
 STRIP_BYTES = 512 * 2**20
-"""Memory on a device for the similarities of a query block with its gallery."""
+"""Memory on a device for the similarities of query blocks with its gallery."""
 UNROLL = 16
 """Gallery items per step of the counting loop; a gallery block is a multiple of it."""
 
@@ -88,6 +89,31 @@ def fitting_queries(queries: int, gallery: int, mesh: Mesh | None = None) -> int
     """Return the number of queries at a time whose strip fits in `STRIP_BYTES`."""
     fits = STRIP_BYTES * devices(mesh) // (4 * gallery)
     return max(8, min(LARGEST_QUERY_BLOCK, round_up(queries, 8), fits // 8 * 8))
+
+
+def fitting_gallery(gallery: int, mesh: Mesh | None = None) -> int:
+    """Return the number of gallery items per matrix product.
+
+    One CPU multiplies them all, because it would have to copy a part. Its products do
+    not depend on the number of rows.
+    """
+    return gallery if _one_cpu(mesh) else GALLERY_BLOCK
+
+
+def blocks_at_once(size: int, gallery: int, mesh: Mesh | None = None) -> int:
+    """Return how many blocks of `size` queries to work on at a time.
+
+    A CPU multiplies on all cores but counts on one, so that other blocks keep the rest
+    busy, as far as their strips fit in `STRIP_BYTES`. Several devices take one block
+    after the other, in an order that all processes share.
+    """
+    if not _one_cpu(mesh):
+        return 1
+    return max(1, min(cores(), STRIP_BYTES // (4 * gallery * size)))
+
+
+def _one_cpu(mesh: Mesh | None) -> bool:
+    return devices(mesh) == 1 and jax.default_backend() == "cpu"
 
 
 def devices(mesh: Mesh | None) -> int:

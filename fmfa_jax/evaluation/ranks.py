@@ -8,6 +8,7 @@ gallery and over devices.
 """
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -19,8 +20,9 @@ from jaxtyping import Array, Bool, Float, Float32, Int, Int32, Int64
 
 from data_pipeline.records import UNKNOWN_PERSON
 from fmfa_jax.evaluation.blocks import (
-    GALLERY_BLOCK,
     UNROLL,
+    blocks_at_once,
+    fitting_gallery,
     fitting_queries,
     gallery_blocks,
     replicate,
@@ -72,7 +74,7 @@ def match_ranks(
     gallery_ids: Int[np.ndarray, "g"],
     *,
     query_block: int | None = None,
-    gallery_block: int = GALLERY_BLOCK,
+    gallery_block: int | None = None,
     mesh: Mesh | None = None,
 ) -> MatchRanks:
     """Rank every match by the float32 cosine of its features.
@@ -83,7 +85,7 @@ def match_ranks(
         query_ids: Person of each query.
         gallery_ids: Person of each gallery item; unknown persons match nobody.
         query_block: Queries at a time; by default as many as fit in `STRIP_BYTES`.
-        gallery_block: Gallery items per matrix product.
+        gallery_block: Gallery items per matrix product; by default all on one CPU.
         mesh: Devices to share the gallery. Every process must pass the same features
             and gets the same result.
 
@@ -93,15 +95,20 @@ def match_ranks(
     matches = _find_matches(query_ids, gallery_ids)
     size = query_block or fitting_queries(len(query_ids), len(gallery_ids), mesh)
     rows = unit_rows(query, name="query")
-    blocks, pads = gallery_blocks(gallery, gallery_block, mesh)
+    part = gallery_block or fitting_gallery(len(gallery_ids), mesh)
+    blocks, pads = gallery_blocks(gallery, part, mesh)
 
-    def count(block: np.ndarray, positions: np.ndarray, valid: np.ndarray) -> Array:
+    def count(
+        block: np.ndarray, positions: np.ndarray, valid: np.ndarray
+    ) -> np.ndarray:
         padded = np.zeros((size, rows.shape[1]), np.float32)
         padded[: len(block)] = rows[block]
         arrays = (replicate(x, mesh) for x in (padded, positions, valid))
-        return _count_products(*arrays, blocks, np.int32(pads), mesh=mesh)
+        counts = _count_products(*arrays, blocks, np.int32(pads), mesh=mesh)
+        return np.asarray(counts)
 
-    return _collect(count, matches, size)
+    at_once = blocks_at_once(size, len(gallery_ids), mesh)
+    return _collect(count, matches, size, at_once)
 
 
 @dataclass(frozen=True)
@@ -132,19 +139,22 @@ def _find_matches(query_ids: np.ndarray, gallery_ids: np.ndarray) -> _Matches:
 
 
 def _collect(
-    count: Callable[[np.ndarray, np.ndarray, np.ndarray], Array],
+    count: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray],
     matches: _Matches,
     size: int,
+    at_once: int,
 ) -> MatchRanks:
-    """Count block by block and convert the counts to ranks."""
+    """Count in blocks, `at_once` at a time, and convert the counts to ranks."""
     offsets = np.concatenate([[0], np.cumsum(matches.count)]).astype(np.int64)
     ranks = np.zeros(offsets[-1], np.int32)
-    for rows, positions, valid in _query_blocks(matches, size):
-        at_least = np.asarray(count(rows, positions, valid))
-        own = valid[:, : len(rows)]
-        order = np.arange(len(own))[:, None]
-        target = (offsets[rows][None] + order)[own]
-        ranks[target] = _ranks_from_counts(at_least[:, : len(rows)], own)[own]
+    blocks = list(_query_blocks(matches, size))
+    with ThreadPoolExecutor(at_once) as pool:
+        counts = pool.map(count, *zip(*blocks, strict=True))
+        for (rows, _, valid), at_least in zip(blocks, counts, strict=True):
+            own = valid[:, : len(rows)]
+            order = np.arange(len(own))[:, None]
+            target = (offsets[rows][None] + order)[own]
+            ranks[target] = _ranks_from_counts(at_least[:, : len(rows)], own)[own]
     return MatchRanks(ranks, offsets, len(matches.order))
 
 
@@ -261,5 +271,5 @@ def _at_least(
 
 
 def _padded_matches(count: int) -> int:
-    """Round up to one of few sizes to compile for: 8 16 24 32 64 .."""
-    return round_up(count, 8) if count <= 32 else 1 << (count - 1).bit_length()
+    """Round up to one of few sizes to compile for: 4 8 12 .. 32 64 128 .."""
+    return round_up(count, 4) if count <= 32 else 1 << (count - 1).bit_length()

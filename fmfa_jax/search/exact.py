@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Exact search: the product of a query with every row, shard by shard.
 
-XLA multiplies float32 rows where they are mapped, and converts float16 rows in blocks
-that stay in the cache (NumPy takes ten times as long for those).
+A query is bound by memory, so each row is read once, where it is mapped: XLA fuses the
+conversion of float16 with the products and runs on all cores. A row's product does not
+depend on its place, so equal pictures tie.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +17,8 @@ from jaxtyping import Array, Float, Float32, Int64
 
 from fmfa_jax.search.shards import Shard
 
-BLOCK = 2048
-"""Float16 rows that stay in a core's cache while they are converted."""
+_LANES = 16
+"""Sums that each row's product is split into; narrower ones are not vectorized."""
 
 
 @dataclass(frozen=True)
@@ -69,43 +70,51 @@ class ExactSearch:
         while self._unchecked:
             self._unchecked[-1].check()
             self._unchecked.pop()
-        best, matches, lowest, highest = [], 0, np.inf, -np.inf
+        rows, similarity = np.empty(0, np.int64), np.empty(0, np.float32)
+        matches, lowest, highest = 0, np.inf, -np.inf
         # All products are started before the first is awaited.
-        products = [_products(rows, query) for rows in self._rows]
+        products = [_products(shard, query) for shard in self._rows]
         for start, product in zip(self._starts, products, strict=True):
             scores = np.asarray(product)
             matches += int(np.count_nonzero(scores >= minimum))
             lowest = min(lowest, float(scores.min()))
             highest = max(highest, float(scores.max()))
-            chosen = _largest(scores, top)
-            best.append((start + chosen, scores[chosen]))
-        rows, similarity = map(np.concatenate, zip(*best, strict=True))
-        order = np.lexsort((rows, -similarity))[:top]
-        order = order[similarity[order] >= minimum]
-        return Found(rows[order], similarity[order], matches, lowest, highest)
+            worst = float(similarity[-1]) if len(similarity) == top else minimum
+            chosen = _largest(scores, top, worst)
+            rows = np.concatenate([rows, start + chosen])
+            similarity = np.concatenate([similarity, scores[chosen]])
+            order = np.lexsort((rows, -similarity))[:top]
+            rows, similarity = rows[order], similarity[order]
+        return Found(rows, similarity, matches, lowest, highest)
 
 
-def _largest(scores: Float32[np.ndarray, "g"], size: int) -> Int64[np.ndarray, "k"]:
-    """Return where the `size` largest scores are, with all that tie with the last."""
-    if len(scores) <= size:
-        return np.arange(len(scores))
-    last = np.partition(scores, len(scores) - size)[len(scores) - size]
-    return np.flatnonzero(scores >= last)
+def _largest(
+    scores: Float32[np.ndarray, "g"], size: int, minimum: float
+) -> Int64[np.ndarray, "k"]:
+    """Return where the `size` largest scores are, with all that tie with the last.
+
+    Scores below the minimum are left out, which spares the search most of them.
+    """
+    places = np.flatnonzero(scores >= minimum)
+    if len(places) <= size:
+        return places
+    values = scores[places]
+    last = np.partition(values, len(values) - size)[len(values) - size]
+    return places[values >= last]
 
 
 @jax.jit
 def _products(
     rows: Float[Array, "g d"], query: Float32[np.ndarray | Array, "d"]
 ) -> Float32[Array, "g"]:
-    dot = partial(jnp.dot, precision=jax.lax.Precision.HIGHEST)
-    if rows.dtype == jnp.float32 or len(rows) <= BLOCK:
-        return dot(rows.astype(jnp.float32), query)
+    """Add up every 16th product, then these sums.
 
-    def step(_: None, start: Array) -> tuple[None, Array]:
-        block = jax.lax.dynamic_slice_in_dim(rows, start, BLOCK)
-        return None, dot(block.astype(jnp.float32), query)
-
-    starts = jnp.arange(len(rows) // BLOCK) * BLOCK
-    whole = jax.lax.scan(step, None, starts)[1].reshape(-1)
-    rest = rows[len(whole) :].astype(jnp.float32)
-    return jnp.concatenate([whole, dot(rest, query)])
+    XLA vectorizes this for float16, too, and takes half the time of its own product of
+    a matrix with a vector.
+    """
+    lanes = math.gcd(rows.shape[1], _LANES)
+    rows, query = rows.reshape(len(rows), -1, lanes), jnp.reshape(query, (-1, lanes))
+    sums = sum(rows[:, i].astype(jnp.float32) * part for i, part in enumerate(query))
+    # Otherwise each of the next additions would repeat those above.
+    sums = jax.lax.optimization_barrier(sums)
+    return sum(sums[:, i] for i in range(lanes))

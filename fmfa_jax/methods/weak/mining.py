@@ -127,8 +127,9 @@ def _scan_blocks(
         norms = jax.lax.dynamic_slice_in_dim(inverse_norm, start, block)
         slot = start + jnp.arange(block, dtype=jnp.int32)
         lives = jax.lax.dynamic_slice_in_dim(written, start, block) & (slot >= wanted)
-        cosines = jnp.matmul(anchors, as_float(part).T, precision=EXACT)
-        cosines = jnp.where(lives, cosines * norms, -jnp.inf)
+        # Rows first: a CPU then multiplies them without transposing them.
+        cosines = jnp.matmul(as_float(part), anchors.T, precision=EXACT)
+        cosines = jnp.where(lives[:, None], cosines * norms[:, None], -jnp.inf)
         similarity, place = _top_k_in_chunks(cosines, min(count, block))
         merged = jnp.concatenate([best[0], similarity], axis=1)
         slots = jnp.concatenate([best[1], start + place], axis=1)
@@ -149,17 +150,17 @@ def _best(similarity: Array, slot: Array, count: int) -> tuple[Array, Array]:
 
 
 def _top_k_in_chunks(values: Array, count: int) -> tuple[Array, Array]:
-    """`jax.lax.top_k`, faster: only the `count` best chunks can hold the best values.
+    """`jax.lax.top_k` of each column, faster: only the best chunks can hold the best.
 
-    A value outside them is beaten by the maxima of `count` chunks, which also precede
-    it on a tie, so the result is the same, ties included.
+    A value outside the `count` best chunks is beaten by the maxima of these, which also
+    precede it on a tie, so the result is the same, ties included.
     """
     height, width = values.shape
-    if width % _CHUNK or width // _CHUNK <= count:
-        return tuple(jax.lax.top_k(values, count))
-    chunks = values.reshape(height, width // _CHUNK, _CHUNK)
-    chosen = jax.lax.top_k(chunks.max(axis=2), count)[1]
+    if height % _CHUNK or height // _CHUNK <= count:
+        return tuple(jax.lax.top_k(values.T, count))
+    maxima = values.reshape(height // _CHUNK, _CHUNK, width).max(axis=1)
+    chosen = jax.lax.top_k(maxima.T, count)[1]
     chosen = jnp.sort(chosen, axis=1)  # the order of rows decides ties
-    candidates = jnp.take_along_axis(chunks, chosen[:, :, None], axis=1)
     place = chosen[:, :, None] * _CHUNK + jnp.arange(_CHUNK, dtype=chosen.dtype)
-    return _best(candidates.reshape(height, -1), place.reshape(height, -1), count)
+    place = place.reshape(width, -1)
+    return _best(values[place, jnp.arange(width)[:, None]], place, count)

@@ -127,7 +127,7 @@ def test_blocks_that_do_not_divide(query_block: int, gallery_block: int) -> None
 def test_eight_devices_equal_one(mesh: Mesh, gallery: int) -> None:
     query, features, query_ids, gallery_ids = people(40, gallery, 12, seed=2)
     arguments = query, features, query_ids, gallery_ids
-    one = match_ranks(*arguments, gallery_block=16)
+    one = match_ranks(*arguments)
     eight = match_ranks(*arguments, gallery_block=16, mesh=mesh)
     np.testing.assert_array_equal(one.ranks, eight.ranks)
     np.testing.assert_array_equal(one.offsets, eight.offsets)

@@ -15,8 +15,8 @@ from fmfa_jax.search.store import SearchError
 WIDTH = 64
 
 
-def unit(rng, count):
-    rows = rng.standard_normal((count, WIDTH)).astype(np.float32)
+def unit(rng, count, width=WIDTH):
+    rows = rng.standard_normal((count, width)).astype(np.float32)
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
@@ -45,8 +45,8 @@ def oracle(query, rows, top, minimum=-2.0):
 @pytest.mark.parametrize("storage", ["float32", "float16"])
 def test_the_nearest_are_those_of_a_full_sort(tmp_path, storage):
     rng = np.random.default_rng(0)
-    # More than a block with a rest, exactly one block, one row.
-    sizes = [2 * exact.BLOCK + 300, exact.BLOCK, 1]
+    # The best of the first shards must not hide better ones in later ones.
+    sizes = [4396, 20, 2048, 1]
     opened = write(tmp_path, unit(rng, sum(sizes)), storage, sizes)
     kept = np.concatenate([shard.unit(slice(None)) for shard in opened])
     assert opened[0].rows.dtype == storage
@@ -73,12 +73,16 @@ def test_a_wanted_similarity_cuts_and_counts(tmp_path):
     assert len(find(query, 1000).rows) == 500
 
 
-def test_among_equals_the_lower_number_comes_first(tmp_path):
-    rows = np.tile(unit(np.random.default_rng(2), 3), (40, 1))
-    find = exact.ExactSearch(write(tmp_path, rows, "float32", [50, 50, 20]))
-    # Row 1 of each three; a vector's product with equal rows is equal.
-    found = find(rows[1], 7)
-    assert found.rows.tolist() == [1, 4, 7, 10, 13, 16, 19]
+@pytest.mark.parametrize("storage", ["float32", "float16"])
+@pytest.mark.parametrize("width", [512, 24, 7])
+def test_among_equals_the_lower_number_comes_first(tmp_path, storage, width):
+    """Wherever equal rows stand, their products are equal."""
+    rng = np.random.default_rng(2)
+    rows = np.tile(unit(rng, 1, width), (120, 1))
+    find = exact.ExactSearch(write(tmp_path, rows, storage, [50, 1, 49, 20]))
+    for query in unit(rng, 8, width):
+        assert find(query, 7).rows.tolist() == [*range(7)]
+        assert len(set(find(query, 120).similarity.tolist())) == 1
 
 
 @pytest.mark.parametrize("storage", ["float32", "float16"])
