@@ -10,8 +10,9 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.loader import BadImages
-from fmfa_jax import files
+from fmfa_jax import files, models
 from fmfa_jax.figures import write_curves
+from fmfa_jax.machines.devices import has_bfloat16
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
 from fmfa_jax.methods.method import Batch, Epoch, Method, State
@@ -214,7 +215,9 @@ def start_log(session: Session, training: Training) -> RunLog:
     )
     if session.processes.index == 0:
         files.write_json(folder / "config.json", settings.flat)
-        files.write_json(folder / "environment.json", environment())
+        # Which names the resolved `auto` of config.json.
+        used = {"computing": computing(session.model, session.mesh.devices.flat[0])}
+        files.write_json(folder / "environment.json", environment() | used)
         files.write_json(folder / "init.json", training.origin)
     log.say(opening(session, plan, training.start))
     return log
@@ -242,12 +245,20 @@ def opening(session: Session, plan: Plan, start: int) -> str:
         f"{len(split.pairs)} pairs",
         f"{session.mesh.size} x {devices[0].device_kind}, "
         f"{session.processes.count} process(es), batch {settings.train.batch_size}, "
-        f"{plan.epoch} steps an epoch, {session.model.dtype} towers",
+        f"{plan.epoch} steps an epoch",
+        computing(session.model, devices[0]),
         f"run folder: {session.workdir}",
     ]
     if start:
         lines.append(f"resumed after step {start} of {plan.stop}")
     return "\n".join(lines)
+
+
+def computing(model: models.ModelConfig, device: Any) -> str:
+    """How the model computes on a device, in a line; all that `auto` has come to."""
+    line = f"{model.dtype} towers, {model.attention} attention, remat {model.remat}"
+    old = device.platform != "cpu" and not has_bfloat16(device)
+    return line + (f"; {device.device_kind} has no bfloat16" if old else "")
 
 
 def epoch_at(session: Session, method: Method, step: int) -> Epoch:

@@ -6,7 +6,10 @@ from types import SimpleNamespace
 import jax
 import pytest
 
+from configs import cuhk
 from fmfa_jax.machines import devices
+from fmfa_jax.training import loop
+from fmfa_jax.training import settings as door
 
 
 def card(platform, capability=None):
@@ -42,3 +45,30 @@ def test_what_a_device_can_do(platform, capability, bfloat16, cudnn):
 def test_this_host_is_a_cpu():
     assert not devices.has_bfloat16(jax.devices()[0])
     assert devices.capability(jax.devices()[0]) is None
+
+
+def test_the_first_lines_say_why_a_card_computes_in_float32():
+    """Free notebooks lend a T4."""
+    t4, h100 = (
+        SimpleNamespace(platform="gpu", device_kind=kind, compute_capability=capability)
+        for kind, capability in (("Tesla T4", "7.5"), ("NVIDIA H100", "9.0"))
+    )
+    settings = door.read(cuhk.get_config())
+    said = {}
+    for device in (t4, h100, jax.devices()[0]):
+        model = settings.model.sized(device, vocab_size=49408, classes=3)
+        said[device.device_kind] = loop.computing(model, device)
+    assert said["Tesla T4"].startswith("float32 towers, xla attention")
+    assert said["Tesla T4"].endswith("; Tesla T4 has no bfloat16")
+    assert said["NVIDIA H100"].startswith("bfloat16 towers, cudnn attention")
+    assert "no bfloat16" not in said["NVIDIA H100"] + said["cpu"]
+
+
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+def test_cudnn_is_refused_where_it_is_not(platform):
+    config = cuhk.get_config().copy_and_resolve_references()
+    config.model.update({"attention": "cudnn", "dtype": "bfloat16"})
+    device = SimpleNamespace(platform=platform, device_kind=platform)
+    model = door.read(config).model
+    with pytest.raises(ValueError, match=r"cudnn: wanted .* take auto or xla"):
+        model.sized(device, vocab_size=49408, classes=3)
