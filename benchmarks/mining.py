@@ -12,7 +12,6 @@ processes take turns.
 """
 
 import functools
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -54,14 +53,13 @@ def main() -> None:
 
 
 def measure(name: str, rows: int, dtype: str, block: int | None) -> dict[str, float]:
-    """Return a call's seconds, the banks' size, and the peak before they were made."""
+    """Return a call's times, the banks' size, and the peak before they were made."""
     if name == "torch":
         call, numbers = _torch(rows)
     else:
         call, numbers = _jax(name, rows, dtype, block)
     call()
-    times = [common.seconds(call) for _ in range(_CALLS)]
-    return numbers | {"seconds": statistics.median(times)}
+    return numbers | common.timed(call, _CALLS)
 
 
 def _torch(rows: int) -> tuple[Call, dict[str, float]]:
@@ -169,12 +167,14 @@ def _filled(rows: int, dtype: str) -> Bank:
 
 
 def _compare(rows: int, dtype: str, found: dict[str, dict[str, float]]) -> None:
-    mine = found["mining"]["seconds"]
+    mine = found["mining"]
     lines = [
         (
             _TITLES[name],
             f"{values['seconds']:.3f}",
-            f"{values['seconds'] / mine:.1f}",
+            f"{values['seconds'] / mine['seconds']:.2f}",
+            f"{values['cpu_seconds']:.3f}",
+            f"{values['cpu_seconds'] / mine['cpu_seconds']:.2f}",
             f"{values['peak_gb']:.2f}",
             f"{values['base_gb']:.2f}",
             f"{(values['peak_gb'] - values['base_gb']) / values['bank_gb']:.2f}",
@@ -183,7 +183,16 @@ def _compare(rows: int, dtype: str, found: dict[str, dict[str, float]]) -> None:
     ]
     common.show(
         f"Mining, batch {BATCH} x {rows} rows x {WIDTH}, {dtype}",
-        ("", "seconds", "x ours", "peak GB", "before", "peak / bank"),
+        (
+            "",
+            "seconds",
+            "x ours",
+            "CPU s",
+            "x ours",
+            "peak GB",
+            "before",
+            "peak / bank",
+        ),
         lines,
         notes=[
             f"Both banks: {found['step']['bank_gb']:.2f} GB (10^9 bytes)."

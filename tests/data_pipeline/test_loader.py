@@ -280,6 +280,22 @@ def test_unreadable_pictures_are_replaced_and_listed(
         assert same(joined(parts), batches[1:])
 
 
+def test_replacements_are_those_of_a_batch_made_by_one_thread(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = write_split(tmp_path, images=100, broken=tuple(range(0, 100, 9)))
+
+    def batches() -> Batches:
+        bad = BadImages()
+        bad.see(*map(str, range(10_000)))  # few of so many are unreadable
+        return train(split, tokenizer, batch_size=40, stop_step=4, bad_images=bad)
+
+    monkeypatch.setattr(prefetch, "UNIT", 40)
+    whole = batches()
+    monkeypatch.setattr(prefetch, "UNIT", 7)
+    assert same(batches(), whole)
+
+
 def test_more_than_one_percent_unreadable_is_an_error(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
@@ -308,9 +324,11 @@ def test_the_limit_counts_each_picture_once() -> None:
     assert fresh.seen == 1
 
 
+@pytest.mark.parametrize("unit", [3, prefetch.UNIT])
 def test_gallery_batches_hold_every_picture_once(
-    split: Split, tokenizer: Tokenizer
+    split: Split, tokenizer: Tokenizer, unit: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(prefetch, "UNIT", unit)
     for processes, size in ((1, 4), (2, 4), (4, 8), (1, 50), (2, 6)):
         parts = [
             list(

@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, Mesh
 
-from fmfa_jax.evaluation import RetrievalMetrics, match_ranks, retrieval_metrics
+from fmfa_jax.evaluation import (
+    RetrievalMetrics,
+    blocks,
+    match_ranks,
+    retrieval_metrics,
+)
 
 REFERENCE = Path(__file__).parents[2] / "reference" / "metrics.npz"
 
@@ -121,6 +126,21 @@ def test_blocks_that_do_not_divide(query_block: int, gallery_block: int) -> None
     )
     wanted = oracle_metrics(cosines(query, gallery), query_ids, gallery_ids)
     assert_same(ours, wanted)
+
+
+@pytest.mark.parametrize(
+    ("gallery", "wanted"), [(20_000, 16), (200_000, 2), (10**6, 1)]
+)
+def test_all_blocks_at_a_time_fit_in_the_memory_of_a_strip(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch, gallery: int, wanted: int
+) -> None:
+    monkeypatch.setattr(blocks, "cores", lambda: 16)
+    size = blocks.fitting_queries(1000, gallery)
+    at_once = blocks.blocks_at_once(size, gallery)
+    assert at_once == wanted
+    assert at_once * size * gallery * 4 <= blocks.STRIP_BYTES
+    # Processes that share a mesh must multiply in the same order.
+    assert blocks.blocks_at_once(size, gallery, mesh) == 1
 
 
 @pytest.mark.parametrize("gallery", [3, 103, 300])
