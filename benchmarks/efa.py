@@ -84,7 +84,7 @@ def _jax(name: str, *arrays: np.ndarray) -> Callable[[], Any]:
 
     def blocks(rows: Any, groups: Any) -> Any:
         everywhere = jnp.ones(groups.shape[:2], bool)
-        return best_cosines(rows, groups, mask=everywhere)
+        return best_cosines(rows, groups, everywhere)
 
     best = dense if name == "dense" else blocks
 

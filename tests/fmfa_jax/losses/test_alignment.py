@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.losses import alignment, efa
-from fmfa_jax.losses.alignment import best_cosines
+from fmfa_jax.losses import comparison, efa
+from fmfa_jax.losses.comparison import best_cosines
 
 BATCH, WORDS, PATCHES, WIDTH = 5, 4, 7, 6
 PEOPLE = np.array([3, 1, 3, 0, 2])
@@ -100,14 +100,38 @@ def test_efa_equals_the_oracle_in_value_and_gradient(tokens, rule):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("block_rows", [1, 2 * BATCH, 3 * BATCH, 1000])
-def test_blocks_of_any_size_give_one_result(tokens, monkeypatch, block_rows):
-    """Sizes that divide the positions, that leave a rest, and that hold them all."""
-    monkeypatch.setattr(alignment, "BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("positions", [1, 2, 3, PATCHES])
+def test_blocks_of_any_size_give_one_result(tokens, monkeypatch, positions, backend):
+    """Sizes that divide the positions, that leave a rest, and that hold them all.
+
+    Both backends' ways, in value and gradient; the oracle's gradient is autodiff's.
+    """
+    at_once = positions * BATCH * BATCH * WORDS
+    monkeypatch.setattr(comparison, "AT_ONCE_CPU", at_once)
+    monkeypatch.setattr(comparison, "AT_ONCE_ACCELERATOR", at_once)
     text, image = tokens
+    rows, weight = image[:, 1:], jnp.sin(jnp.arange(BATCH * BATCH) + 1.0)
     everywhere = jnp.ones((BATCH, WORDS), bool)
-    got = best_cosines(image, text, mask=everywhere)
-    np.testing.assert_allclose(got, naive_best(image, text), atol=1e-6)
+
+    def ours(rows, groups):
+        best = best_cosines(rows, groups, everywhere, backend=backend)
+        return jnp.sum(best * weight.reshape(BATCH, BATCH)), best
+
+    def naive(rows, groups):
+        best = naive_best(rows, groups)
+        return jnp.sum(best * weight.reshape(BATCH, BATCH)), best
+
+    (got, best), (want, oracle) = (
+        jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True), compiler_options=HASTY)(
+            rows, text
+        )
+        for f in (ours, naive)
+    )
+    np.testing.assert_allclose(best, oracle, atol=1e-6)
+    for ours_, oracles in zip(got, want, strict=True):
+        assert np.abs(oracles).max() > 0.1
+        np.testing.assert_allclose(ours_, oracles, atol=1e-5)
 
 
 def sizes_in(jaxpr):
