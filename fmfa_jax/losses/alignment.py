@@ -98,6 +98,9 @@ def grouped_patches(
     Dot products are scaled to 0..1 over the patches, those up to `threshold` dropped,
     and the rest normalised to sum to 1. A word equally similar to all patches gets
     zeros.
+
+    In float32 whatever the towers compute in: rounded operands would move patches over
+    the threshold, and this is a b-th of the work of `best_cosines`.
     """
     similar = jnp.einsum("bld,bpd->blp", text, patches, precision=EXACT)
     low = similar.min(axis=-1, keepdims=True)
