@@ -12,6 +12,7 @@ RUNS = (
     ("search", "--pictures", "200000"),
     ("train_step", "--steps", "1", "--repeats", "1"),
     ("efa", "--repeats", "1"),
+    ("vocabulary", "--filled", "10", "--repeats", "1"),
     ("attention",),
     ("scaling", "--steps", "5", "--repeats", "1"),
 )

@@ -11,7 +11,6 @@ released code does. Each candidate runs in its own process, and the processes ta
 turns.
 """
 
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -57,9 +56,7 @@ def measure(name: str, batch: int, rows: int, width: int) -> dict[str, float]:
     value, gradients = call()
     numbers = {"base_gb": base, "value": value}
     numbers["norm"] = float(np.sqrt(sum(np.vdot(g, g) for g in gradients)))
-    return numbers | {
-        "seconds": statistics.median(common.seconds(call) for _ in range(_CALLS))
-    }
+    return numbers | common.timed(call, _CALLS)
 
 
 def inputs(batch: int, rows: int, width: int) -> tuple[np.ndarray, ...]:
@@ -75,8 +72,8 @@ def _jax(name: str, *arrays: np.ndarray) -> Callable[[], Any]:
     import jax
     import jax.numpy as jnp
 
-    from fmfa_jax.losses.alignment import best_cosines
     from fmfa_jax.losses.arithmetic import EXACT, unit
+    from fmfa_jax.losses.comparison import best_cosines
 
     def dense(rows: Any, groups: Any) -> Any:
         rows, groups = unit(rows), unit(groups)
@@ -84,7 +81,7 @@ def _jax(name: str, *arrays: np.ndarray) -> Callable[[], Any]:
 
     def blocks(rows: Any, groups: Any) -> Any:
         everywhere = jnp.ones(groups.shape[:2], bool)
-        return best_cosines(rows, groups, mask=everywhere)
+        return best_cosines(rows, groups, everywhere)
 
     best = dense if name == "dense" else blocks
 
@@ -128,6 +125,7 @@ def _compare(
             _TITLES[name],
             f"{values['seconds']:.2f}",
             f"{values['seconds'] / mine['seconds']:.1f}",
+            f"{values['cpu_seconds']:.2f}",
             f"{values['peak_gb'] - values['base_gb']:.2f}",
             f"{values['peak_gb']:.2f}",
             f"{abs(values['value'] / mine['value'] - 1):.0e}",
@@ -135,7 +133,16 @@ def _compare(
         )
         for name, values in found.items()
     ]
-    header = ("", "seconds", "x ours", "added GB", "peak GB", "value", "gradient")
+    header = (
+        "",
+        "seconds",
+        "x ours",
+        "CPU s",
+        "added GB",
+        "peak GB",
+        "value",
+        "gradient",
+    )
     common.show(
         f"EFA, {rows} x {GROUPS} rows of {batch} x {batch} pairs, width {width}",
         header,

@@ -78,7 +78,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         irr_layers=options.layers or 4,
         dtype=options.dtype,
     )
-    method = FMFAMethod(config, Recipe(losses=dict.fromkeys(TERMS, 1.0)))
+    recipe = Recipe(losses=dict.fromkeys(TERMS, 1.0))
+    method = FMFAMethod(config, recipe, mesh=mesh)
     optimizer = make_optimizer(lambda step: LR, AdamOptions())
     state = make_state(models.init_params(config, 0), optimizer, mesh, method)
     step = make_step(

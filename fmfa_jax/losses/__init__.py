@@ -7,6 +7,7 @@ from fmfa_jax.losses.classification import (
     identity_loss,
     labelled_mean,
     token_losses,
+    word_losses,
 )
 from fmfa_jax.losses.links import global_loss, local_loss
 from fmfa_jax.losses.matching import cmpm, itc, sdm
@@ -22,4 +23,5 @@ __all__ = [
     "local_loss",
     "sdm",
     "token_losses",
+    "word_losses",
 ]

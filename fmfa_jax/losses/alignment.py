@@ -2,24 +2,28 @@
 """Explicit fine-grained alignment (EFA): words against the patches they select.
 
 Source: arXiv 2509.13754; the grouping of patches by words follows SPARC (Bica et al.
-2024). All of it is float32 and nothing of size [b, b, n, l] ever exists.
+2024). Nothing of size [b, b, n, l] ever exists. All of it is float32, but for the
+operands of `best_cosines` where its caller wants them in bfloat16.
 """
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.arithmetic import EXACT, same_person, unit, wide
+from fmfa_jax.losses.comparison import best_cosines
 from fmfa_jax.losses.matching import contrast
 
 RULES = ("official", "plus")
 # Added to every gap of the official rule, by what is compared with the groups.
 WORD_MARGIN, PATCH_MARGIN = 0.1, 0.9
-# Rows of the one product of a block: enough to keep the hardware busy.
-BLOCK_ROWS = 512
 # A row of similarities that varies by less, relative to its size, is noise.
 FLAT = 1e-6
+
+Compare = Callable[[Array, Array, Array], Array]
+"""From rows, groups and their mask to the best cosines, as `best_cosines`."""
 
 
 def efa(
@@ -31,6 +35,7 @@ def efa(
     text_mask: Bool[Array, "b l"] | None = None,
     scale: float = 14.0,
     threshold: float = 0.5,
+    compare: Compare = best_cosines,
 ) -> Float[Array, ""]:
     """Words and patches should fit the groups of their own pair better than others'.
 
@@ -49,12 +54,14 @@ def efa(
         scale: 1 / temperature of "plus".
         threshold: "plus" leaves a patch out of a word's group below this share of the
             word's range of similarities; "official" uses 1 / number of patches.
+        compare: `best_cosines`, or the same with other operands, for another backend,
+            or spread over devices.
     """
     if rule not in RULES:
         raise ValueError(f"rule must be one of {RULES}, got {rule!r}.")
     text, patches = wide(text_tokens), wide(image_tokens[:, 1:])
     if rule == "official":
-        return _official(text, patches)
+        return _official(text, patches, compare)
     if person is None or text_mask is None:
         raise ValueError("efa with rule='plus' wants both person and text_mask.")
     groups = grouped_patches(text, patches, threshold=threshold)
@@ -62,9 +69,7 @@ def efa(
     everywhere = jnp.ones(patches.shape[:2], bool)
     directions = [
         contrast(
-            _mean_scores(best_cosines(rows, groups, mask=text_mask), mask),
-            positive,
-            scale=scale,
+            _mean_scores(compare(rows, groups, text_mask), mask), positive, scale=scale
         )
         for rows, mask in ((text, text_mask), (patches, everywhere))
     ]
@@ -72,14 +77,14 @@ def efa(
 
 
 def _official(
-    text: Float[Array, "b l d"], patches: Float[Array, "b p d"]
+    text: Float[Array, "b l d"], patches: Float[Array, "b p d"], compare: Compare
 ) -> Float[Array, ""]:
     """The sum of both comparisons, as the released code has it."""
     groups = grouped_patches(text, patches, threshold=1 / patches.shape[1])
     everywhere = jnp.ones(groups.shape[:2], bool)
     losses = []
     for rows, margin in ((text, WORD_MARGIN), (patches, PATCH_MARGIN)):
-        best = best_cosines(rows, groups, mask=everywhere)
+        best = compare(rows, groups, everywhere)
         scores = unit(jax.nn.logsumexp(best, axis=0))
         losses.append(_margin_loss(scores, margin=margin))
     return sum(losses)
@@ -93,6 +98,9 @@ def grouped_patches(
     Dot products are scaled to 0..1 over the patches, those up to `threshold` dropped,
     and the rest normalised to sum to 1. A word equally similar to all patches gets
     zeros.
+
+    In float32 whatever the towers compute in: rounded operands would move patches over
+    the threshold, and this is a b-th of the work of `best_cosines`.
     """
     similar = jnp.einsum("bld,bpd->blp", text, patches, precision=EXACT)
     low = similar.min(axis=-1, keepdims=True)
@@ -103,33 +111,6 @@ def grouped_patches(
     total = share.sum(axis=-1, keepdims=True)
     share = share / jnp.where(total > 0, total, 1)
     return jnp.einsum("blp,bpd->bld", share, patches, precision=EXACT)
-
-
-def best_cosines(
-    rows: Float[Array, "b x d"],
-    groups: Float[Array, "b l d"],
-    *,
-    mask: Bool[Array, "b l"],
-) -> Float[Array, "x b b"]:
-    """For row x of item i the largest cosine with a group of item j, at [x, i, j].
-
-    Groups outside `mask` do not count; an item without any scores 0. Computed for a few
-    positions x of all items at a time, as one matrix product, and recomputed in the
-    backward pass. The loop runs over positions, not items, so that a batch sharded over
-    devices stays sharded.
-    """
-    rows, groups = unit(rows), unit(groups)
-    any_group = mask.any(axis=1)
-
-    @jax.checkpoint
-    def at_position(row: Float[Array, "b d"]) -> Float[Array, "b b"]:
-        scores = jnp.einsum("id,jld->ijl", row, groups, precision=EXACT)
-        # -2 lies below every cosine.
-        best = jnp.max(scores, axis=-1, where=mask[None], initial=-2)
-        return jnp.where(any_group, best, 0)
-
-    positions = max(1, BLOCK_ROWS // rows.shape[0])
-    return lax.map(at_position, rows.swapaxes(0, 1), batch_size=positions)
 
 
 def _mean_scores(

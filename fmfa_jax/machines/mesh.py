@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh, and where batches and parameters lie on it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -108,3 +108,15 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
         return NamedSharding(mesh, P(*([None] * axis), "fsdp"))
 
     return jax.tree.map(rule, state)
+
+
+def over_shards(
+    function: Callable, mesh: Mesh | None, in_specs: object, out_specs: object
+) -> Callable:
+    """Run `function` on each device of `mesh` with its part; None: leave it alone."""
+    if mesh is None:
+        return function
+    # The function itself makes replicated results equal; they are not checked again.
+    return jax.shard_map(
+        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
+    )

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """FMFA: from a batch with person ids to its named losses (arXiv 2509.13754)."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, ClassVar
@@ -8,10 +9,13 @@ from typing import Annotated, Any, ClassVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
 
 from fmfa_jax import losses, models
 from fmfa_jax.losses import alignment, matching
+from fmfa_jax.machines.mesh import BATCH_AXES, over_shards
 from fmfa_jax.methods.method import (
     Batch,
     Measured,
@@ -91,9 +95,14 @@ class FMFAMethod(Method):
 
     The batch holds image uint8 [b,h,w,3], tokens int32 [b,l] and person int32 [b]; l
     may be less than the context length where all captions of the batch are shorter.
+
+    Attributes:
+        recipe: Weights and options.
+        mesh: Devices that batches are spread over; None: one device.
     """
 
     recipe: Recipe
+    mesh: Mesh | None = None
 
     Recipe: ClassVar[type] = Recipe
     batch_keys: ClassVar[tuple[str, ...]] = ("image", "tokens", "person")
@@ -131,7 +140,7 @@ class FMFAMethod(Method):
                 f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
                 "give them ids, or train from pairs alone with the preset :weak"
             )
-        return cls(task.model, recipe)
+        return cls(task.model, recipe, mesh=task.mesh)
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
         """Tokens, global features, identity logits and losses of masked words."""
@@ -200,7 +209,17 @@ class FMFAMethod(Method):
             mask = content_mask(batch["tokens"], start_id=self.model.vocab_size - 2)
             extra = {"person": batch["person"], "text_mask": mask}
         text, image = features["text_tokens"], features["image_tokens"]
-        return losses.efa(text, image, rule=rule, **extra)
+        compare = functools.partial(
+            alignment.best_cosines,
+            operands=self.model.dtype,
+            backend=jax.default_backend(),
+        )
+        # Each device compares its own rows with all groups. They travel once, and so
+        # do their gradients; left to the compiler it would be once a block.
+        compare = over_shards(
+            compare, self.mesh, (P(BATCH_AXES), P(), P()), P(None, BATCH_AXES)
+        )
+        return losses.efa(text, image, rule=rule, compare=compare, **extra)
 
     def _guess(
         self,
@@ -216,9 +235,17 @@ class FMFAMethod(Method):
         lengths = None
         if self.recipe.loss.mlm_rule == "plus":
             lengths = tokens.argmax(axis=1) + 1  # the end token has the largest id
-        mlm = model.masked_logits(hidden, image_tokens, labels, capacity, lengths)
-        notes = {"masked_labels": mlm.labels, "dropped": mlm.dropped}
-        return losses.token_losses(mlm.logits, mlm.labels), notes
+        words = model.masked_words(hidden, image_tokens, labels, capacity, lengths)
+        guess = functools.partial(
+            losses.word_losses,
+            lambda head, rows: head.wide(rows),
+            backend=jax.default_backend(),
+        )
+        # As in `_efa`: the vocabulary and its gradient travel once.
+        own = P(BATCH_AXES)
+        guess = over_shards(guess, self.mesh, (P(), own, own), own)
+        notes = {"masked_labels": words.labels, "dropped": words.dropped}
+        return guess(model.vocabulary, words.hidden, words.labels), notes
 
     def _views(
         self, batch: Batch, key: jax.Array

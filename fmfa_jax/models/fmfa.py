@@ -12,8 +12,8 @@ from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Int, UInt8
 
 from fmfa_jax.models.config import ModelConfig
-from fmfa_jax.models.heads import MaskedLogits, labelled_rows
-from fmfa_jax.models.layers import compute_dtype
+from fmfa_jax.models.heads import MaskedLogits, MaskedWords, labelled_rows
+from fmfa_jax.models.layers import Linear, compute_dtype
 from fmfa_jax.models.parts import PARTS
 from fmfa_jax.models.placement import gathered
 
@@ -94,15 +94,17 @@ class FMFA(nnx.Module):
         dtype = compute_dtype(self.config.dtype, self.classifier.kernel[...])
         return self.classifier.wide(features.astype(dtype))
 
-    def masked_logits(
+    def masked_words(
         self,
         text_tokens: Float[Array, "b l d"],
         image_tokens: Float[Array, "b n d"],
         labels: Int[Array, "b l"],
         capacity: int,
         lengths: Int[Array, " b"] | None = None,
-    ) -> MaskedLogits:
-        """Predict the masked words of captions from their other words and the image.
+    ) -> MaskedWords:
+        """Guess the masked words of captions from their other words and the image.
+
+        The guesses are rows that `vocabulary` scores.
 
         Args:
             text_tokens: Output of the text tower for the masked captions.
@@ -119,8 +121,26 @@ class FMFA(nnx.Module):
                 "irr_layers=0. Set irr_layers (4 in the paper), or drop the mlm loss."
             )
         rows = labelled_rows(labels, capacity=capacity)
-        logits = self.irr(text_tokens, image_tokens, rows.position, lengths=lengths)
-        return MaskedLogits(logits, rows.labels, rows.dropped)
+        hidden = self.irr(text_tokens, image_tokens, rows.position, lengths=lengths)
+        return MaskedWords(hidden, rows.labels, rows.dropped)
+
+    @property
+    def vocabulary(self) -> Linear:
+        """The layer whose `wide` turns guesses of `masked_words` into logits."""
+        return self.irr.head.fc
+
+    def masked_logits(
+        self,
+        text_tokens: Float[Array, "b l d"],
+        image_tokens: Float[Array, "b n d"],
+        labels: Int[Array, "b l"],
+        capacity: int,
+        lengths: Int[Array, " b"] | None = None,
+    ) -> MaskedLogits:
+        """Score the vocabulary for all guesses of `masked_words` at once."""
+        words = self.masked_words(text_tokens, image_tokens, labels, capacity, lengths)
+        logits = self.vocabulary.wide(words.hidden)
+        return MaskedLogits(logits, words.labels, words.dropped)
 
 
 def init_params(config: ModelConfig, seed: int | Array = 0) -> dict[str, Any]:

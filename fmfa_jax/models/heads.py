@@ -39,6 +39,20 @@ class MaskedLogits(NamedTuple):
     dropped: Int[Array, " b"]
 
 
+class MaskedWords(NamedTuple):
+    """What is scored against the vocabulary at the labelled positions of a batch.
+
+    Attributes:
+        hidden: Input of the vocabulary's layer, in the dtype that it computes in.
+        labels: See `MaskedLogits`.
+        dropped: See `MaskedLogits`.
+    """
+
+    hidden: Float[Array, "b c d"]
+    labels: Int[Array, "b c"]
+    dropped: Int[Array, " b"]
+
+
 class LabelledRows(NamedTuple):
     """The labelled positions of each caption, moved to the front.
 
@@ -67,7 +81,7 @@ def labelled_rows(labels: Int[Array, "b l"], *, capacity: int) -> LabelledRows:
 
 
 class TokenHead(nnx.Module):
-    """Linear, QuickGELU, LayerNorm, then scores over the vocabulary."""
+    """Linear, QuickGELU, LayerNorm; then `fc` scores the vocabulary."""
 
     def __init__(self, config: ModelConfig):
         width = config.embed_dim
@@ -76,9 +90,9 @@ class TokenHead(nnx.Module):
         self.ln = LayerNorm(width)
         self.fc = Linear(width, config.vocab_size, std=fc_std, compute=config)
 
-    def __call__(self, x: Float[Array, "b c d"]) -> Float[Array, "b c v"]:
-        """Return float32 logits."""
-        return self.fc.wide(self.ln(quick_gelu(self.dense(x))))
+    def __call__(self, x: Float[Array, "b c d"]) -> Float[Array, "b c d"]:
+        """Return what `fc` scores."""
+        return self.ln(quick_gelu(self.dense(x)))
 
 
 class InteractionEncoder(nnx.Module):
@@ -102,8 +116,8 @@ class InteractionEncoder(nnx.Module):
         position: Int[Array, "b c"],
         *,
         lengths: Int[Array, " b"] | None = None,
-    ) -> Float[Array, "b c v"]:
-        """Return float32 logits at some positions; see `FMFA.masked_logits`."""
+    ) -> Float[Array, "b c d"]:
+        """Return the head's rows at some positions; see `FMFA.masked_words`."""
         dtype = compute_dtype(self.config.dtype, self.ln_text.scale[...])
         text = self.ln_text(text_tokens.astype(dtype))
         image = self.ln_image(image_tokens.astype(dtype))

@@ -77,6 +77,15 @@ def test_efa_in_blocks_and_all_at_once(bench):
         assert max(float(row["value"]), float(row["gradient"])) < 1e-5, name
 
 
+def test_the_vocabulary_in_blocks_and_all_at_once(bench):
+    small = ("--filled", "3", "--batch", "2", "--words", "50", "--repeats", "1")
+    title, rows = table(bench("benchmarks.vocabulary", *small))
+    assert title == "Vocabulary, 2 captions, 3 of 28 rows filled, 50 words, float32"
+    assert len(rows) == 3
+    for name, row in rows.items():
+        assert max(float(row["value"]), float(row["gradient"])) < 1e-5, name
+
+
 def test_scaling_measures_on_many_devices(bench, monkeypatch):
     real, asked = common.child, []
 

@@ -14,7 +14,6 @@ whole bfloat16 array to float32 and back.
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +22,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.arithmetic import inverse_norm
+from fmfa_jax.machines.mesh import over_shards
 
 Bank = dict[str, Array]
 AXIS = "data"  # the mesh axis that the rows are spread over
@@ -98,18 +98,6 @@ def as_stored(rows: Array, dtype: jnp.dtype) -> Array:
     if dtype == jnp.uint16:
         return jax.lax.bitcast_convert_type(rows.astype(jnp.bfloat16), jnp.uint16)
     return rows.astype(dtype)
-
-
-def over_shards(
-    function: Callable, mesh: Mesh | None, in_specs: object, out_specs: object
-) -> Callable:
-    """Run `function` on each device of `mesh` with its part; None: leave it alone."""
-    if mesh is None:
-        return function
-    # The function itself makes replicated results equal; they are not checked again.
-    return jax.shard_map(
-        function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-    )
 
 
 def first_row(rows: Array, mesh: Mesh | None) -> Array | int:

@@ -14,12 +14,12 @@ from jaxtyping import Array, Float, Int
 from data_pipeline.hints import unknown
 from fmfa_jax.losses.arithmetic import EXACT, unit
 from fmfa_jax.losses.links import Mined
+from fmfa_jax.machines.mesh import over_shards
 from fmfa_jax.methods.weak.memory import (
     AXIS,
     Bank,
     as_float,
     first_row,
-    over_shards,
 )
 
 EXCLUDES = ("rank0", "self")

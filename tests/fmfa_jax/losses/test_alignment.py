@@ -1,13 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """EFA against oracles that hold everything at once."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.losses import alignment, efa
-from fmfa_jax.losses.alignment import best_cosines
+from fmfa_jax import models
+from fmfa_jax.losses import comparison, efa
+from fmfa_jax.losses.comparison import best_cosines
 
 BATCH, WORDS, PATCHES, WIDTH = 5, 4, 7, 6
 PEOPLE = np.array([3, 1, 3, 0, 2])
@@ -100,14 +104,103 @@ def test_efa_equals_the_oracle_in_value_and_gradient(tokens, rule):
         np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("block_rows", [1, 2 * BATCH, 3 * BATCH, 1000])
-def test_blocks_of_any_size_give_one_result(tokens, monkeypatch, block_rows):
-    """Sizes that divide the positions, that leave a rest, and that hold them all."""
-    monkeypatch.setattr(alignment, "BLOCK_ROWS", block_rows)
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+@pytest.mark.parametrize("positions", [1, 2, 3, PATCHES])
+def test_blocks_of_any_size_give_one_result(tokens, monkeypatch, positions, backend):
+    """Sizes that divide the positions, that leave a rest, and that hold them all.
+
+    Both backends' ways, in value and gradient; the oracle's gradient is autodiff's.
+    """
+    at_once = positions * BATCH * BATCH * WORDS
+    monkeypatch.setattr(comparison, "AT_ONCE_CPU", at_once)
+    monkeypatch.setattr(comparison, "AT_ONCE_ACCELERATOR", at_once)
     text, image = tokens
+    rows, weight = image[:, 1:], jnp.sin(jnp.arange(BATCH * BATCH) + 1.0)
     everywhere = jnp.ones((BATCH, WORDS), bool)
-    got = best_cosines(image, text, mask=everywhere)
-    np.testing.assert_allclose(got, naive_best(image, text), atol=1e-6)
+
+    def ours(rows, groups):
+        best = best_cosines(rows, groups, everywhere, backend=backend)
+        return jnp.sum(best * weight.reshape(BATCH, BATCH)), best
+
+    def naive(rows, groups):
+        best = naive_best(rows, groups)
+        return jnp.sum(best * weight.reshape(BATCH, BATCH)), best
+
+    (got, best), (want, oracle) = (
+        jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True), compiler_options=HASTY)(
+            rows, text
+        )
+        for f in (ours, naive)
+    )
+    np.testing.assert_allclose(best, oracle, atol=1e-6)
+    for ours_, oracles in zip(got, want, strict=True):
+        assert np.abs(oracles).max() > 0.1
+        np.testing.assert_allclose(ours_, oracles, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["cpu", "gpu"])
+def test_of_groups_that_tie_the_first_takes_the_gradient(tokens, backend):
+    text, image = tokens
+    twice = jnp.concatenate([text[:, :2], text[:, :2]], axis=1)
+    everywhere = jnp.ones((BATCH, WORDS), bool)
+
+    def total(groups):
+        best = best_cosines(image, groups, everywhere, backend=backend)
+        return jnp.sum(best)
+
+    gradient = jax.grad(total)(twice)
+    assert np.abs(gradient[:, :2]).min(axis=(0, 2)).max() > 0
+    assert not gradient[:, 2:].any()
+
+
+def tower_tokens():
+    """Words and patches of eight random pairs: float32 towers', bfloat16 towers'."""
+    config = models.PRESETS["demo"]
+    params = models.init_params(config, 0)
+    rng = np.random.default_rng(0)
+    pixels = jnp.asarray(rng.normal(size=(8, *config.image_size, 3)), jnp.float32)
+    ids = jnp.asarray(rng.integers(1, config.vocab_size, (8, config.context_length)))
+
+    @functools.partial(jax.jit, compiler_options=HASTY)
+    def encode(params):
+        both = [
+            dataclasses.replace(config, dtype=name) for name in ("float32", "bfloat16")
+        ]
+        both = [models.bind(each, params) for each in both]
+        return [(each.encode_texts(ids), each.encode_images(pixels)) for each in both]
+
+    return jax.device_get(encode(params))
+
+
+def test_bfloat16_operands_err_less_than_bfloat16_towers():
+    """Both against float64, in value and gradient, norm-wise."""
+
+    def compiled(operands, backend):
+        compare = functools.partial(best_cosines, operands=operands, backend=backend)
+        loss = functools.partial(efa, compare=compare)
+        loss = jax.value_and_grad(loss, argnums=(0, 1))
+        return jax.jit(loss, compiler_options=HASTY)
+
+    exact, rounded = tower_tokens()
+    with jax.enable_x64(True):
+        run = compiled("float32", "cpu")
+        reference, towers = (
+            jax.device_get(run(*(jnp.asarray(x, jnp.float64) for x in tokens)))
+            for tokens in (exact, rounded)
+        )
+
+    def errors(found):
+        return [
+            np.linalg.norm(np.float64(ours) - want) / np.linalg.norm(want)
+            for ours, want in zip(
+                jax.tree.leaves(found), jax.tree.leaves(reference), strict=True
+            )
+        ]
+
+    allowed = errors(towers)
+    for backend in ("cpu", "gpu"):
+        ours = errors(compiled("bfloat16", backend)(*exact))
+        assert all(0 < mine < bound for mine, bound in zip(ours, allowed, strict=True))
 
 
 def sizes_in(jaxpr):

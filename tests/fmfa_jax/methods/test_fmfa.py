@@ -2,18 +2,23 @@
 """The named, weighted sum; and every loss on input that breaks the textbook's form."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmfa_jax.losses import itc, sdm
+from fmfa_jax import models
+from fmfa_jax.losses import classification, comparison, itc, sdm
+from fmfa_jax.machines.mesh import batch_sharding, make_mesh, replicated
 from fmfa_jax.methods.fmfa import TERMS, FMFAMethod, LossOptions, Recipe
 from tests.tiny_model import tiny_model
 
 BATCH, TOKENS, WORDS, WIDTH, PEOPLE, ROWS = 6, 5, 4, 8, 6, 2
 MODEL = tiny_model(context_length=WORDS, classes=PEOPLE, irr_layers=1)
+# Made in a hurry: the same operations, 40 % less time to compile.
+HASTY = {"xla_backend_optimization_level": 0}
 OPTIONS = {
     "official": LossOptions(),
     "paper": LossOptions(a_sdm_weight="paper", a_sdm_alpha=10.0),
@@ -110,9 +115,7 @@ def compiled(name):
         values = objective(floats | rest, dict.fromkeys(TERMS, 1.0), options)
         return values["total"], values
 
-    # Made in a hurry: the same operations, 40 % less time to compile.
-    hasty = {"xla_backend_optimization_level": 0}
-    step = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=hasty)
+    step = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=HASTY)
 
     def split(inputs):
         floats = {name: inputs[name] for name in FLOATS}
@@ -201,3 +204,57 @@ def test_unknown_losses_are_refused_with_the_near_names():
         Recipe(losses={"itc": float("nan")})
     with pytest.raises(ValueError, match=r"itc_positives='image'.*pair, person"):
         LossOptions(itc_positives="image")
+
+
+def collectives(program):
+    """How many a compiled program has, and how many of them inside loops."""
+    parts = [
+        part for part in program.split("\n\n") if part.lstrip().startswith(("%", "E"))
+    ]
+    parts = {re.match(r"\s*(?:ENTRY )?%([\w.-]+)", part)[1]: part for part in parts}
+    inside, found = set(), set(re.findall(r"body=%([\w.-]+)", program))
+    assert found
+    while found:
+        inside |= found
+        called = {
+            name for each in found for name in re.findall(r"%([\w.-]+)", parts[each])
+        }
+        found = (called & parts.keys()) - inside
+
+    def count(names):
+        wanted = r" (all-[a-z]+|collective-permute|reduce-scatter)(-start)?\("
+        return sum(len(re.findall(wanted, parts[name])) for name in names)
+
+    return count(parts), count(inside)
+
+
+def test_nothing_travels_once_a_block(monkeypatch):
+    """Over four devices, no loop holds a collective: read in the compiled program."""
+    monkeypatch.setattr(comparison, "AT_ONCE_CPU", 1)
+    monkeypatch.setattr(classification, "AT_ONCE_CPU", 1)
+    mesh = make_mesh(devices=jax.devices()[:4])
+    method = FMFAMethod(MODEL, Recipe(losses={"efa": 1.0, "mlm": 1.0}), mesh=mesh)
+
+    def rows(dtype, *shape):
+        sharding = batch_sharding(mesh)
+        return jax.ShapeDtypeStruct((8, *shape), dtype, sharding=sharding)
+
+    batch = {
+        "image": rows(jnp.uint8, *MODEL.image_size, 3),
+        "tokens": rows(jnp.int32, WORDS),
+        "person": rows(jnp.int32),
+        "row": rows(jnp.int32),
+    }
+    params = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated(mesh)),
+        models.param_shapes(method.model),
+    )
+
+    def total(params, batch):
+        features, notes = method.encode(params, batch, jax.random.key(0))
+        return method.compare(features, notes, batch, {})[0]
+
+    program = jax.jit(jax.grad(total), compiler_options=HASTY)
+    every, inside = collectives(program.lower(params, batch).compile().as_text())
+    assert every > 0
+    assert inside == 0

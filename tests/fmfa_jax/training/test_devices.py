@@ -66,7 +66,7 @@ def batches():
 def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
     """Scalars of five steps and the last parameters, as NumPy."""
     mesh = make_mesh(fsdp=fsdp, devices=jax.devices()[:devices])
-    learns = fmfa.FMFAMethod(HEADS, SUPERVISED)
+    learns = fmfa.FMFAMethod(HEADS, SUPERVISED, mesh=mesh)
     if method == "weak":
         learns = weak.WeakMethod(
             TOWERS, PAIRS_ALONE, mesh=mesh, pairs=PAIRS, first_epoch=3
