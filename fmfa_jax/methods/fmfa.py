@@ -212,7 +212,7 @@ class FMFAMethod(Method):
         compare = functools.partial(
             alignment.best_cosines,
             operands=self.model.dtype,
-            backend=jax.default_backend(),
+            backend=self.model.platform,
         )
         # Each device compares its own rows with all groups. They travel once, and so
         # do their gradients; left to the compiler it would be once a block.
@@ -239,7 +239,7 @@ class FMFAMethod(Method):
         guess = functools.partial(
             losses.word_losses,
             lambda head, rows: head.wide(rows),
-            backend=jax.default_backend(),
+            backend=self.model.platform,
         )
         # As in `_efa`: the vocabulary and its gradient travel once.
         own = P(BATCH_AXES)

@@ -31,6 +31,8 @@ class Compute:
             "elementwise", everything in a block but its matmuls, which saves most of
             the memory for little work; "full", whole blocks.
         scan_unroll: Blocks in one iteration of the loop over blocks.
+        platform: JAX's name for the kind of device, which the losses size their blocks
+            by.
     """
 
     dtype: str = "float32"
@@ -39,6 +41,7 @@ class Compute:
     attention: str = "xla"
     remat: str = "none"
     scan_unroll: int = 1
+    platform: str = "cpu"
 
     def compute_problems(self) -> list[str]:
         """Describe each invalid choice in a sentence."""

@@ -118,6 +118,7 @@ class Model(Options, section="model"):
             attention=_or(self.attention, "cudnn" if fused else "xla"),
             remat=_or(self.remat, "elementwise" if accelerator else "none"),
             scan_unroll=self.scan_unroll,
+            platform=device.platform,
         )
 
 

@@ -121,6 +121,7 @@ def test_a_step_in_bfloat16_lowers(case):
     config = configured(shipped, preset, **changes)
     model, traced = whole_step(config, "cuda", length=length)
     assert (model.dtype, model.attention) == ("bfloat16", "cudnn")
+    assert model.platform == "gpu"
     program = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "__cudnn$fmhaSoftmaxBackward" in program
     model, traced = whole_step(config, "tpu", length=length)
