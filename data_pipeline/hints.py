@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error messages for mistyped names."""
+"""Error messages for mistyped names, and names that are safe to print."""
 
 import difflib
 from collections.abc import Iterable
@@ -17,3 +17,14 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(got.lower(), known, n=3, cutoff=0.5)
     hint = f"; did you mean {' or '.join(near)}?" if near else "."
     return f"{what}={got!r} is not known{hint} Possible: {', '.join(known) or 'none'}"
+
+
+def printable(text: str) -> str:
+    r"""Return a text from a file with everything escaped that a terminal might obey.
+
+    Control characters, line ends, lone surrogates and marks that turn the direction of
+    writing become \x1b, \n, \ud800, \u202e; letters of all scripts stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
