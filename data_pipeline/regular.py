@@ -21,13 +21,16 @@ def read_regular(path: str | os.PathLike[str], *, largest: int = LARGEST) -> byt
         OSError: If it cannot be read, is larger, or is no regular file: a pipe or a
             device could block for ever, or never end.
     """
+    name = printable(os.fspath(path))
     # Without O_NONBLOCK, opening a pipe waits for its writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise OSError(f"{printable(os.fspath(path))}: wanted a regular file")
-        encoded = file.read(largest + 1)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(f"{name}: a pipe, device or folder, no regular file")
+        with open(descriptor, "rb", closefd=False) as file:
+            encoded = file.read(largest + 1)
+    finally:
+        os.close(descriptor)
     if len(encoded) > largest:
-        raise OSError(
-            f"{printable(os.fspath(path))}: wanted at most {largest} bytes, got more"
-        )
+        raise OSError(f"{name}: wanted at most {largest} bytes, got more")
     return encoded

@@ -183,7 +183,7 @@ def test_only_regular_files_are_pictures(
 ) -> None:
     dataset = as_folder(tmp_path, [("train", 1, "1.jpg", ["x"])])
     make(tmp_path / "1.jpg")
-    with pytest.raises(OSError, match=r"regular file|Is a directory"):
+    with pytest.raises(OSError, match="no regular file"):
         dataset.train.read(0)
 
 
