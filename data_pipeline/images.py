@@ -74,6 +74,7 @@ class Facts:
         height: As stored.
         width: As stored.
         profile: What becomes of its colour profile; see `colours.profile_of`.
+        mended: Whether its metadata is damaged, or its end is missing.
     """
 
     kind: str
@@ -81,6 +82,7 @@ class Facts:
     height: int
     width: int
     profile: str
+    mended: bool
 
 
 def decode(
@@ -163,10 +165,16 @@ def inspect(encoded: bytes) -> Facts:
     Raises:
         ImageError: See `decode`.
     """
-    image = _salvaged(encoded, lambda data: _loaded(data, MAX_PIXELS))
+    mended = False
+    try:
+        image = _loaded(encoded, MAX_PIXELS)
+    except Exception:
+        image = _salvaged(encoded, lambda data: _loaded(data, MAX_PIXELS))
+        mended = True
     _rgb(encoded, image)
     kind = "JPEG" if image.format == "MPO" else str(image.format)
-    return Facts(kind, image.mode, image.height, image.width, profile_of(image))
+    profile = profile_of(image)
+    return Facts(kind, image.mode, image.height, image.width, profile, mended)
 
 
 def _open(encoded: bytes, max_pixels: int) -> Image.Image:
