@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pictures of a data set looked at one by one, in threads, before they are needed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -68,19 +68,20 @@ class Examiner:
         return f"missing: did you mean {printable(near)}?" if near else "missing"
 
 
-def check_evaluation(dataset: PersonDataset, splits: Sequence[str]) -> None:
+def check_evaluation(dataset: PersonDataset, splits: Iterable[str]) -> None:
     """Open every picture of the splits and read its header, which takes seconds.
 
     Args:
         dataset: The data set.
-        splits: Names of splits that have captions.
+        splits: Names of the splits that will be measured.
 
     Raises:
+        ValueError: If there is no such split, or it has no captions.
         UnreadablePicturesError: If there are such that cannot be read; names them. An
             evaluation leaves nothing out, and would end the run after its first epoch.
     """
     examiner, bad, total = Examiner(dataset), [], 0
-    for split in map(dataset.evaluation_split, splits):
+    for split in map(dataset.evaluation_split, sorted(splits)):
         total += len(split.images)
         bad += [f for _, f in examiner.look(split, header) if isinstance(f, BadPicture)]
     if bad:

@@ -163,6 +163,11 @@ class PersonDataset:
         return split
 
     @property
+    def measurable(self) -> tuple[str, ...]:
+        """Names of the splits that an evaluation can use: of val and test."""
+        return tuple(s.name for s in self.splits if s.pairs and s is not self.train)
+
+    @property
     def splits(self) -> tuple[Split, ...]:
         """The splits that exist, in the order train, val, test."""
         return tuple(s for s in (self.train, self.val, self.test) if s is not None)

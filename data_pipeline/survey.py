@@ -96,7 +96,7 @@ def _leaks(dataset: PersonDataset) -> Iterator[Finding]:
 
 
 def _have_own_numbers(one: Split, other: Split) -> bool:
-    ids = (one.identities, other.identities)
+    ids = (one.identities.tolist(), other.identities.tolist())
     return ids[0][0] == ids[1][0] and all(
         len(each) >= _OWN_NUMBERS and each[-1] - each[0] == len(each) - 1
         for each in ids

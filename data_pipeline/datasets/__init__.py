@@ -45,10 +45,12 @@ def open_dataset(name: str, root: str, **options: object) -> PersonDataset:
         DatasetMissing: If the files are not there.
         AnnotationError: If the annotation is malformed.
     """
-    known = [*READERS, *(f"tfds:{reader}" for reader in PREPARABLE)]
-    if name not in known:
-        raise ValueError(hints.unknown("data set", name, known))
-    _check_options(name, options, _OPTIONS.get(name, ()))
+    names = [*READERS, *(f"tfds:{reader}" for reader in PREPARABLE)]
+    if name not in names:
+        raise ValueError(hints.unknown("data set", name, names))
+    known = _OPTIONS.get(name, ())
+    _check_options(name, options, known)
+    options = {option: value for option, value in options.items() if option in known}
     if name.startswith("tfds:"):
         # TensorFlow takes seconds to import: only those who ask for it wait.
         from data_pipeline.datasets.tfds.reader import read_prepared
@@ -60,7 +62,8 @@ def open_dataset(name: str, root: str, **options: object) -> PersonDataset:
 def _check_options(
     name: str, options: dict[str, object], known: Collection[str]
 ) -> None:
-    for option in options:
-        if option not in known:
+    for option, value in options.items():
+        # What is switched off may stay: a folder and its shards share their config.
+        if option not in known and value:
             hint = hints.unknown("option", option, known)
             raise ValueError(f"data set {name!r}: {hint}")

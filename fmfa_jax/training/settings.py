@@ -34,7 +34,7 @@ AUTO = "auto"
 NOT_IDENTITY = frozenset(
     f"model.{name}" for name in ("products", "attention", "remat", "scan_unroll")
 )
-SPLITS = ("auto", "val", "test")
+SPLITS = ("auto", "val", "test", "none")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
 
