@@ -37,9 +37,9 @@ class Pictures:
     """
 
     total: int = 0
-    formats: Counter[str] = field(default_factory=Counter)
-    modes: Counter[str] = field(default_factory=Counter)
-    profiles: Counter[str] = field(default_factory=Counter)
+    formats: dict[str, int] = field(default_factory=dict)
+    modes: dict[str, int] = field(default_factory=dict)
+    profiles: dict[str, int] = field(default_factory=dict)
     mended: int = 0
     heights: tuple[int, int] = (0, 0)
     widths: tuple[int, int] = (0, 0)
@@ -47,14 +47,14 @@ class Pictures:
     @property
     def decoded(self) -> int:
         """Number of pictures that can be used."""
-        return self.formats.total()
+        return sum(self.formats.values())
 
     def add(self, facts: Facts) -> None:
         """Take in one picture."""
         first = not self.decoded
-        self.formats[facts.kind] += 1
-        self.modes[facts.mode] += 1
-        self.profiles[facts.profile] += 1
+        _count(self.formats, facts.kind)
+        _count(self.modes, facts.mode)
+        _count(self.profiles, facts.profile)
         self.mended += facts.mended
         self.heights = _widened(self.heights, facts.height, first=first)
         self.widths = _widened(self.widths, facts.width, first=first)
@@ -198,13 +198,13 @@ def _odd_pictures(pictures: Pictures) -> Iterator[Finding]:
         (
             "ignored-profiles",
             "warning",
-            pictures.profiles["ignored"],
+            pictures.profiles.get("ignored", 0),
             "pictures have a colour profile that cannot be read: it is ignored",
         ),
         (
             "converted-profiles",
             "note",
-            pictures.profiles["converted"],
+            pictures.profiles.get("converted", 0),
             "pictures have a colour profile and are converted to sRGB",
         ),
         (
@@ -235,6 +235,10 @@ def _published(dataset: PersonDataset) -> dict[str, Counts]:
     layout = LAYOUTS.get(dataset.name)
     drawn = (Path(dataset.root).parent / RECORD).is_file()
     return {} if layout is None or drawn else dict(layout.published)
+
+
+def _count(numbers: dict[str, int], kind: str) -> None:
+    numbers[kind] = numbers.get(kind, 0) + 1
 
 
 def _widened(ends: tuple[int, int], value: int, *, first: bool) -> tuple[int, int]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The check as a doctor: what it sees in data of all habits, and what it leaves alone."""
+"""The check as a doctor: what it sees in data as people have it."""
 
 import json
 import os
