@@ -17,6 +17,7 @@ otherwise 1.
 import argparse
 import json
 import os
+import signal
 import sys
 import time
 from collections import Counter
@@ -190,4 +191,6 @@ def _places() -> str:
 
 
 if __name__ == "__main__":
+    # A reader such as head may leave early.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

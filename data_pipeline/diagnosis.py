@@ -165,8 +165,8 @@ class _Twins:
                 kind = "identical-files" if same else "identical-files-across-splits"
                 where = "of the same split" if same else "of different splits"
                 text = (
-                    f"{len(pairs)} pairs of files {where} are byte for byte the same "
-                    f"picture ({examples(pairs, of=len(pairs))})"
+                    f"files {where} that are byte for byte the same: {len(pairs)} "
+                    f"({examples(pairs, of=len(pairs))})"
                 )
                 yield Finding(kind, "warning", len(pairs), text)
 
@@ -184,7 +184,7 @@ def _missing_folders(dataset: PersonDataset, bad: list[BadPicture]) -> list[Find
             "missing-folder",
             "error",
             number,
-            f"{folder}: {number} of {number} pictures missing",
+            f"all of {folder} missing: {number} pictures",
         )
         for folder, number in gone.items()
         if number == wanted[folder] > 1
@@ -199,36 +199,36 @@ def _odd_pictures(pictures: Pictures) -> Iterator[Finding]:
             "ignored-profiles",
             "warning",
             pictures.profiles.get("ignored", 0),
-            "pictures have a colour profile that cannot be read: it is ignored",
+            "pictures whose colour profile cannot be read and is ignored",
         ),
         (
             "converted-profiles",
             "note",
             pictures.profiles.get("converted", 0),
-            "pictures have a colour profile and are converted to sRGB",
+            "pictures converted from their colour profile to sRGB",
         ),
         (
             "mended-pictures",
             "note",
             pictures.mended,
-            "pictures have damaged metadata or lack the end of their file, but none "
-            "of their pixels",
+            "pictures with damaged metadata or without the end of their file, all "
+            "of their pixels being there",
         ),
         (
             "transparent-pictures",
             "note",
             clear,
-            "pictures have an alpha channel and are laid on white",
+            "pictures with an alpha channel, laid on white",
         ),
         (
             "deep-grey",
             "note",
             deep,
-            "pictures have 16-bit grey levels, scaled by the bits in use",
+            "pictures with 16-bit grey levels, scaled by the bits in use",
         ),
     ):
         if number:
-            yield Finding(kind, gravity, number, f"{number} {text}")
+            yield Finding(kind, gravity, number, f"{text}: {number}")
 
 
 def _published(dataset: PersonDataset) -> dict[str, Counts]:

@@ -47,11 +47,11 @@ def cut(
     texts = [captions[i] for i in lengths]
     rows = tokenizer.encode(list(dict.fromkeys(texts)), context_length)
     merged = len(rows) - len(np.unique(rows, axis=0))
-    equal = f"; {merged} that differ become equal" if merged else ""
+    equal = f"; then equal, though they differ: {merged}" if merged else ""
     text = (
-        f"{len(lengths)} of {len(captions)} captions are longer than the "
-        f"{context_length} positions of the context and are cut{equal}. The longest "
-        f"needs {lengths[longest]}: '{shortened(captions[longest])}'"
+        f"captions longer than the context, cut to its {context_length} positions: "
+        f"{len(lengths)} of {len(captions)}{equal}; the longest needs "
+        f"{lengths[longest]}: '{shortened(captions[longest])}'"
     )
     return [Finding("cut-captions", "warning", len(lengths), text)]
 
@@ -84,15 +84,15 @@ def _leaks(dataset: PersonDataset) -> Iterator[Finding]:
         where = f"both in {one.name} and in {other.name}"
         if _have_own_numbers(one, other) and not dataset.person_names:
             text = (
-                f"{len(both)} numbers of people are {where}. Both splits number "
-                f"theirs from {both[0]}, so these are taken for different people"
+                f"numbers of people {where}: {len(both)}; both count from {both[0]}, "
+                "so these are taken for different people"
             )
             yield Finding("own-numbers", "warning", len(both), text)
             continue
         names = dataset.person_names or {i: str(i) for i in both.tolist()}
         few = examples((names[i] for i in both.tolist()), of=len(both))
-        text = f"{len(both)} people are {where}, which makes its figures too good"
-        yield Finding("leak", "error", len(both), f"{text} ({few})")
+        text = f"people {where}: {len(both)} ({few}); its figures will be too good"
+        yield Finding("leak", "error", len(both), text)
 
 
 def _have_own_numbers(one: Split, other: Split) -> bool:
@@ -111,9 +111,9 @@ def _names(dataset: PersonDataset) -> Iterator[Finding]:
     for number, name in enumerate(names):
         if name.casefold() in PLACEHOLDERS:
             text = (
-                f"{pictures[number]} pictures show a person called "
-                f"'{shortened(name)}', who counts as one person; where nobody knows "
-                "who it is, leave the field empty"
+                f"pictures of a person called '{shortened(name)}', who counts as one "
+                f"person: {pictures[number]}; where nobody knows who it is, leave the "
+                "field empty"
             )
             yield Finding("placeholder", "warning", pictures[number], text)
     alike = defaultdict(list)
@@ -122,7 +122,7 @@ def _names(dataset: PersonDataset) -> Iterator[Finding]:
     groups = [group for group in alike.values() if len(group) > 1]
     if groups:
         few = examples((" and ".join(group) for group in groups), of=len(groups))
-        text = f"{len(groups)} people have names that differ little ({few})"
+        text = f"people with names that differ little: {len(groups)} ({few})"
         yield Finding("similar-names", "warning", len(groups), text)
 
 
@@ -138,14 +138,14 @@ def _captions(split: Split) -> Iterator[Finding]:
     if empty:
         files = (split.images[split.pairs[i].image].file for i in empty)
         text = (
-            f"{len(empty)} captions of {split.name} say nothing, neither a letter nor "
-            f"a digit ({examples(files, of=len(empty))})"
+            f"captions of {split.name} without a letter or digit: {len(empty)} "
+            f"({examples(files, of=len(empty))})"
         )
         yield Finding("empty-captions", "warning", len(empty), text)
     silent = len(split.images) - len(np.unique(split.pair_images))
     if silent:
-        use = "are not used" if split.name == "train" else "are in the gallery alone"
-        text = f"{silent} pictures of {split.name} have no caption and {use}"
+        use = "not used" if split.name == "train" else "in the gallery alone"
+        text = f"pictures of {split.name} without a caption, {use}: {silent}"
         yield Finding("no-captions", "note", silent, text)
     yield from _shared(split, set(empty))
 
@@ -166,9 +166,8 @@ def _shared(split: Split, without: set[int]) -> Iterator[Finding]:
         pairs = sum(uses[words] for words in shared)
         whom = len(set().union(*(people[words] for words in shared)))
         text = (
-            f"{len(shared)} sentences of {split.name} are about several people each, "
-            f"{pairs} captions of {whom} people in all "
-            f"({examples(shared, of=len(shared))})"
+            f"sentences of {split.name} about several people each: {len(shared)} "
+            f"({examples(shared, of=len(shared))}), {pairs} captions of {whom} people"
         )
         yield Finding("shared-captions", "warning", pairs, text)
 

@@ -103,25 +103,25 @@ def notes(listed: Sequence[Listed], repeated: int, fields: Fields) -> list[Findi
     files = [e.file for e in listed if is_respelled(e.file)]
     unknown = [e.file for e in listed if e.person is None]
     kinds = {
-        "split-names": (splits, "names of splits were read in spite of their spelling"),
+        "split-names": (splits, "splits spelled in another way"),
         "paths": (
             files,
-            "paths have blanks around them, the separators of Windows, or another "
-            "Unicode form than NFC: none of these count",
+            "paths with blanks around them, the separators of Windows or another "
+            "Unicode form than NFC, none of which count",
         ),
         "unknown-people": (
             unknown,
-            "pictures name no person: those in train have no identity, each in val and "
-            "test is a person of its own",
+            "pictures without a person (in train they have no identity, in val and "
+            "test each is a person of its own)",
         ),
     }
     found = [
-        Finding(kind, "note", len(rows), f"{len(rows)} {text} ({_few(rows)})")
+        Finding(kind, "note", len(rows), f"{text}: {len(rows)} ({_few(rows)})")
         for kind, (rows, text) in kinds.items()
         if rows
     ]
     if repeated:
-        text = f"{repeated} entries are about a picture listed before: merged"
+        text = f"entries about a picture listed before, merged: {repeated}"
         found.append(Finding("repeated-pictures", "note", repeated, text))
     return found
 

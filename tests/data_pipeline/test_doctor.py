@@ -72,7 +72,7 @@ def test_captions_are_measured_against_the_context(tmp_path, capsys):
     write_lines(tmp_path, rows)
     assert kinds(checked(tmp_path, capsys)[1]) == {}
     assert check.main([str(tmp_path), "--context-length=16"]) == 0
-    assert "1 of 5 captions are longer than the 16 pos" in capsys.readouterr().out
+    assert "cut to its 16 positions: 1 of 5" in capsys.readouterr().out
     assert check.main([str(tmp_path), "--tokenizer=/nowhere"]) == 1
     assert "wanted 'clip' or a folder" in capsys.readouterr().out
 
@@ -120,7 +120,7 @@ def test_a_folder_that_never_arrived_is_one_line(tmp_path, capsys):
         (tmp_path / row["file"]).unlink()
     assert check.main([str(tmp_path)]) == 1
     out = capsys.readouterr().out
-    assert f"error: {tmp_path / 'b'}: 60 of 60 pictures missing" in out
+    assert f"error: all of {tmp_path / 'b'} missing: 60 pictures" in out
     assert "and 10 more; --json lists all" in out
     assert len(checked(tmp_path, capsys)[1]["bad"]) == 60
 

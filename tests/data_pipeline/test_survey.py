@@ -51,7 +51,7 @@ def test_nothing_is_odd_about_a_plain_set() -> None:
 def test_a_person_in_two_splits_is_a_leak() -> None:
     leaky = dataset(test=plain("test", range(3, 9)))
     assert kinds(survey(leaky)) == {"leak": ("error", 2)}
-    assert "2 people are both in train and in test" in str(survey(leaky)[0])
+    assert "people both in train and in test: 2" in str(survey(leaky)[0])
     assert "'3', '4'" in str(survey(leaky)[0])
     # The unknown are nobody in particular.
     unknown = split("train", {-1: ["a man"], 1: ["a boy"], 2: ["a girl"]})
@@ -127,9 +127,9 @@ def test_cut_captions_are_counted_with_the_longest() -> None:
     train = split("train", {1: [start + "coat", "short"], 2: [start + "hat and scarf"]})
     found = cut(dataset(train=train), tokenizer, 77)
     assert kinds(found) == {"cut-captions": ("warning", 2)}
-    assert "2 of 5 captions are longer than the 77 positions" in found[0].text
-    assert "1 that differ become equal" in found[0].text
-    assert "The longest needs 85: 'red red" in found[0].text
+    assert "cut to its 77 positions: 2 of 5" in found[0].text
+    assert "then equal, though they differ: 1" in found[0].text
+    assert "the longest needs 85: 'red red" in found[0].text
     assert cut(dataset(train=train), tokenizer, 85) == []
 
 
