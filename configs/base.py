@@ -134,7 +134,8 @@ def _run(c: ConfigDict) -> None:
     c.eval = ConfigDict()
     c.eval.every_epochs = 1  # 0: only at the end
     c.eval.batch_size = 256
-    c.eval.split = "auto"  # selects the best: val | test | auto (val if there is one)
+    c.eval.split = "auto"  # selects the best: val | test | auto (val if there is one,
+    # then test, if there is one) | none (nothing is measured)
     c.eval.pictures = 8  # ranking pictures drawn by the final evaluation
 
     c.checkpoint = ConfigDict()

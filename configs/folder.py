@@ -18,4 +18,5 @@ def get_config(preset: str = "plus"):
     c = base()
     c.name = "folder"
     c.data.name = "folder"
+    c.data.options.test_share = 0.0  # of the people, set aside where no line is in test
     return with_preset(c, preset).lock()

@@ -5,12 +5,14 @@ import logging
 import threading
 from dataclasses import dataclass
 
+from data_pipeline.hints import printable
+
 SHARE = 0.01
 """Largest tolerated share of unreadable pictures among those seen."""
 
-GRACE = 1000
-"""The share is taken over at least this many pictures (or all of them, if fewer), so
-that one damaged file in the first batch does not count as 1 % of the data set."""
+FEW = 9
+"""So many unreadable pictures are tolerated whatever their share: one damaged file in
+the first batch, or in a small data set, is no reason to end a run."""
 
 
 class TooManyBadImagesError(RuntimeError):
@@ -57,9 +59,10 @@ class BadImages:
             images: Number of pictures in the split.
 
         Raises:
-            TooManyBadImagesError: If more than 1 % of the pictures seen are unreadable.
+            TooManyBadImagesError: If at least 10 pictures, and more than 1 % of those
+                seen, are unreadable.
         """
-        reason = " ".join(reason.split())
+        path, reason = printable(path), printable(" ".join(reason.split()))
         with self._lock:
             known = path in self._bad
             self._bad.setdefault(path, BadImage(path, reason))
@@ -69,10 +72,9 @@ class BadImages:
         logging.getLogger(__name__).warning(
             "unreadable picture %s, replaced by another: %s", path, reason
         )
-        of = max(seen, min(images, GRACE))
-        if bad > SHARE * of:
+        if bad > max(FEW, SHARE * seen):
             raise TooManyBadImagesError(
                 f"{bad} unreadable pictures among {seen} seen, of {images} in all: "
-                f"more than {SHARE:.0%} of {of}; repair or remove them. The last "
-                f"one: {path}: {reason}"
+                f"more than {FEW}, and than {SHARE:.0%}; repair or remove them. The "
+                f"last one: {path}: {reason}"
             )

@@ -5,10 +5,21 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from data_pipeline.hints import printable
+from data_pipeline.regular import read_regular
 
 START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
 WORD_END = "</w>"
 """What marks the last symbol of a word in a vocabulary."""
+
+_JOINT = "tokenizer.json"
+TABLES = (("vocab.json", "merges.txt"), (_JOINT,))
+"""The files that hold the tables of a folder; the first that are there are read."""
+
+LARGEST_TABLE = 64 << 20
+"""Larger files are refused; CLIP's have 1 MB."""
 
 _CLIP_VOCABULARY = 49408
 _JEKYLL = (43893, 865)  # "jeky" + "ll</w>": the parts of the last merge, 49405
@@ -53,7 +64,9 @@ def clip_byte_pairs() -> BytePairs:
 
 
 def folder_byte_pairs(folder: Path) -> BytePairs:
-    """Return the vocabulary of a folder with vocab.json and merges.txt.
+    """Return the vocabulary of a folder with vocab.json and merges.txt, or neither.
+
+    Without them the tables are read from tokenizer.json.
 
     The vocabulary may have any size; its last two entries are `<|startoftext|>` and
     `<|endoftext|>`. The entry before them is `<|mask|>`, or the result of a merge,
@@ -116,56 +129,130 @@ def _folder_decoder(vocabulary: dict[str, int]) -> Decoder:
     return decode
 
 
+def table_files(folder: Path) -> tuple[str, ...]:
+    """Return the names of the files that hold a folder's tables; () if it has none."""
+    whole = (files for files in TABLES if all((folder / f).is_file() for f in files))
+    return next(whole, ())
+
+
 def read_tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
     """Read the vocabulary and the merges of a folder, with the mask in its place.
 
     Raises:
+        OSError: If a file cannot be read.
         ValueError: See `folder_byte_pairs`.
     """
-    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-    _check_vocabulary(vocabulary, folder)
-    merges = _read_merges(folder / "merges.txt")
+    path = folder / (table_files(folder) or TABLES[0])[0]
+    tables = _read_json(path)
+    if path.name == _JOINT:
+        vocabulary, merges = _joint_tables(path, tables)
+    else:
+        vocabulary, merges = tables, _read_merges(folder / "merges.txt")
+    _check_vocabulary(vocabulary, path)
+    _check_merges(merges, vocabulary)
+    pairs = [merge for _, merge in merges]
     place = len(vocabulary) - 3
     entry = sorted(vocabulary, key=vocabulary.__getitem__)[place]
     if entry == MASK:
-        return vocabulary, merges
-    kept = [m for m in merges if "".join(m) != entry and entry not in m]
-    if len(kept) == len(merges):
+        return vocabulary, pairs
+    kept = [m for m in pairs if "".join(m) != entry and entry not in m]
+    if len(kept) == len(pairs):
         raise ValueError(
-            f"{folder}/vocab.json: entry {place} is {entry!r}, wanted {MASK!r} or the "
+            f"{path}: entry {place} is {entry!r}, wanted {MASK!r} or the "
             "result of a merge, which can give up its place to it"
         )
     return {MASK if e == entry else e: i for e, i in vocabulary.items()}, kept
 
 
-def _read_merges(path: Path) -> list[Merge]:
-    lines = path.read_text(encoding="utf-8").split("\n")
-    if lines[0].startswith("#version"):
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(read_regular(path, largest=LARGEST_TABLE).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: wanted a JSON file, got: {error}") from error
+
+
+Placed = tuple[str, tuple[str, ...]]
+"""A merge, not yet checked, and where it stands."""
+
+
+def _joint_tables(path: Path, tables: Any) -> tuple[dict[str, int], list[Placed]]:
+    """Return the tables of a tokenizer.json, which transformers 5 writes alone."""
+    model = tables.get("model") if isinstance(tables, dict) else None
+    kind = {"type": "BPE", "end_of_word_suffix": WORD_END}
+    if not isinstance(model, dict) or any(model.get(k) != v for k, v in kind.items()):
+        raise ValueError(
+            f"{path}: wanted a CLIP tokenizer, byte pairs whose words end in {WORD_END}"
+        )
+    vocabulary, merges = model.get("vocab"), model.get("merges")
+    if not isinstance(vocabulary, dict) or not isinstance(merges, list):
+        raise ValueError(f"{path}: wanted model.vocab, an object, and model.merges")
+    added = tables.get("added_tokens") or []
+    if not all(isinstance(token, dict) for token in added):
+        raise ValueError(f"{path}: wanted added_tokens to be a list of objects")
+    extra = {str(token.get("content")): token.get("id") for token in added}
+    # Early files write a merge as one text, later ones as two.
+    pairs = (each.split(" ") if isinstance(each, str) else each for each in merges)
+    placed = [
+        (
+            f"{path}, merge {number}",
+            tuple(map(str, pair)) if isinstance(pair, list) else (),
+        )
+        for number, pair in enumerate(pairs)
+    ]
+    return vocabulary | extra, placed
+
+
+def _read_merges(path: Path) -> list[Placed]:
+    try:
+        text = read_regular(path, largest=LARGEST_TABLE).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: wanted UTF-8, got: {error}") from error
+    lines = list(enumerate(text.split("\n"), start=1))
+    if lines[0][1].startswith("#version"):
         lines = lines[1:]
-    pairs = [tuple(line.strip().split(" ")) for line in lines if line.strip()]
-    for number, pair in enumerate(pairs):
-        if len(pair) != 2:
+    filled = [(line, text.strip()) for line, text in lines if text.strip()]
+    return [
+        (f"{path}, line {line}: merge {number}", tuple(text.split(" ")))
+        for number, (line, text) in enumerate(filled)
+    ]
+
+
+def _check_merges(merges: list[Placed], vocabulary: dict[str, int]) -> None:
+    seen = set()
+    for place, merge in merges:
+        shown = printable(" ".join(merge)[:80])
+        if len(merge) != 2:
             raise ValueError(
-                f"{path}: merge {number} is {' '.join(pair)!r}, wanted two symbols "
-                "separated by a space"
+                f"{place} is {shown!r}, wanted two symbols separated by a space"
             )
-    return pairs
+        if missing := [e for e in (*merge, "".join(merge)) if e not in vocabulary]:
+            raise ValueError(
+                f"{place} is {shown!r}: {printable(missing[0][:80])!r} is not in the "
+                "vocabulary"
+            )
+        if merge in seen:
+            raise ValueError(f"{place} is {shown!r}, which is there already")
+        seen.add(merge)
 
 
-def _check_vocabulary(vocabulary: dict[str, int], folder: Path) -> None:
+def _check_vocabulary(vocabulary: Any, path: Path) -> None:
+    if not isinstance(vocabulary, dict) or any(
+        type(place) is not int for place in vocabulary.values()
+    ):
+        raise ValueError(f"{path}: wanted an object of entries with whole numbers")
     size = len(vocabulary)
     if sorted(vocabulary.values()) != list(range(size)):
-        raise ValueError(f"{folder}/vocab.json: its {size} ids are not 0 to {size - 1}")
+        raise ValueError(f"{path}: its {size} ids are not 0 to {size - 1}")
     found = {entry: vocabulary.get(entry) for entry in (START, END)}
     if found != {START: size - 2, END: size - 1}:
         raise ValueError(
-            f"{folder}/vocab.json: wanted {START} at {size - 2} and {END} at "
+            f"{path}: wanted {START} at {size - 2} and {END} at "
             f"{size - 1}, the last two entries; found {found}"
         )
     missing = [symbol for symbol in byte_entries() if symbol not in vocabulary]
     if missing:
         raise ValueError(
-            f"{folder}/vocab.json: lacks {len(missing)} of the 512 byte symbols "
+            f"{path}: lacks {len(missing)} of the 512 byte symbols "
             f"({' '.join(missing[:5])} ...); texts that need one would have no ids"
         )
 

@@ -1,140 +1,166 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Check data sets before hours of training: count them and decode every picture.
+"""Check data sets before hours of training, picture by picture; nothing is written.
 
-    python -m data_pipeline.check ROOT [--name NAME]
+    python -m data_pipeline.check ROOT [--name NAME] [--json]
 
-Finds the data sets under ROOT, prints the number of people, pictures and captions in
-each split beside the published numbers, and lists each missing or unreadable picture.
-The exit status is 0 if all pictures can be read (whatever the counts), otherwise 1.
+Finds the data sets under ROOT and reports on each:
+
+- people, pictures and captions of each split beside the published numbers;
+- what is odd: "note" is what was put in order, "warning" what may not be meant, "error"
+  what training or evaluation fails on, or makes its figures worthless;
+- each picture that is missing or cannot be decoded.
+
+The exit status is 0 if training and evaluation will go through (whatever the counts),
+otherwise 1.
 """
 
 import argparse
+import json
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from data_pipeline.datasets import AnnotationError, DatasetMissing, folder, open_dataset
 from data_pipeline.datasets.layout import Counts, traces
 from data_pipeline.datasets.published import LAYOUTS
-from data_pipeline.images import ImageError, decode
-from data_pipeline.records import PersonDataset, Split
-from data_pipeline.synthetic.population import RECORD
+from data_pipeline.diagnosis import Diagnosis, diagnose
+from data_pipeline.hints import printable
+from data_pipeline.tokenizer import Tokenizer, open_tokenizer
 
-
-@dataclass(frozen=True)
-class BadPicture:
-    """A picture that cannot be used, and why."""
-
-    split: str
-    path: str
-    reason: str
+NAMED = 50
+"""Number of unreadable pictures that are listed, except with --json."""
 
 
 def detect(root: str) -> list[str]:
     """Return the names of the data sets found, at least in part, under `root`."""
     names = [name for name, layout in LAYOUTS.items() if traces(layout, root)]
-    if (Path(root).expanduser() / folder.CAPTIONS).is_file():
+    if (Path(os.path.expanduser(root)) / folder.CAPTIONS).is_file():
         names.append("folder")
     return names
 
 
-def counts(split: Split) -> Counts:
-    """Return the number of known people, pictures and captions in a split."""
-    return Counts(len(split.identities), len(split.images), len(split.pairs))
-
-
-def table(dataset: PersonDataset) -> str:
+def table(diagnosis: Diagnosis) -> str:
     """Return a text table of the counts of each split beside the published ones."""
-    published, heading = _published(dataset)
-    here = {split.name: counts(split) for split in dataset.splits}
+    layout, published = LAYOUTS.get(diagnosis.name), diagnosis.published
+    doubtful = published and layout is not None and layout.verified != "yes"
+    heading = "published (unverified)" if doubtful else "published"
     rows = [("split", "ids", "images", "captions", heading, "")]
     for name in ("train", "val", "test"):
-        mine, theirs = here.get(name, Counts(0, 0, 0)), published.get(name)
+        mine = diagnosis.splits.get(name, Counts(0, 0, 0))
+        theirs = published.get(name)
         if mine.images or theirs:
-            rows.append(
-                (
-                    name,
-                    *map(str, _tuple(mine)),
-                    _slashed(theirs),
-                    _verdict(mine, theirs),
-                )
-            )
+            cells = map(str, _tuple(mine))
+            rows.append((name, *cells, _slashed(theirs), _verdict(mine, theirs)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(_row(row, widths) for row in rows)
 
 
-def bad_pictures(split: Split) -> Iterator[BadPicture]:
-    """Decode every picture of the split in threads and yield those that fail."""
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        reasons = pool.map(lambda i: _reason(split, i), range(len(split.images)))
-        for image, reason in zip(split.images, reasons, strict=True):
-            if reason:
-                yield BadPicture(split.name, image.path, reason)
-
-
-def check(name: str, root: str) -> int:
-    """Print the report on one data set and return its number of problems."""
-    try:
-        dataset = open_dataset(name, root)
-    except (AnnotationError, DatasetMissing) as error:
-        print(f"{name}: {error}\n")
-        return 1
-    total = sum(len(split.images) for split in dataset.splits)
-    print(f"{name} at {dataset.root}\n{table(dataset)}")
-    bad = _print_bad(b for split in dataset.splits for b in bad_pictures(split))
-    print(f"{total} pictures: {total - bad} decoded, {bad} missing or unreadable\n")
-    return bad
+def report(diagnosis: Diagnosis) -> str:
+    """Return the report for people."""
+    pictures, bad = diagnosis.pictures, diagnosis.bad
+    lines = [
+        f"{diagnosis.name} at {printable(diagnosis.root)}",
+        table(diagnosis),
+        *map(str, diagnosis.findings),
+        *(f"  {each.split}  {each.path}: {each.reason}" for each in bad[:NAMED]),
+    ]
+    if len(bad) > NAMED:
+        lines.append(f"  and {len(bad) - NAMED} more; --json lists all")
+    if pictures.decoded:
+        heights, widths = (
+            "{} to {}".format(*ends) for ends in (pictures.heights, pictures.widths)
+        )
+        kinds = _listed(pictures.formats)
+        lines.append(f"{kinds}, {heights} pixels high, {widths} wide")
+    lines.append(
+        f"{pictures.total} pictures: {pictures.decoded} decoded, {len(bad)} missing or "
+        "unreadable\n"
+    )
+    return "\n".join(lines)
 
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command and return its exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m data_pipeline.check", description=__doc__.split("\n")[0]
-    )
-    parser.add_argument("root", help="folder with the data sets, or of one of them")
-    parser.add_argument("--name", help="check only this data set, e.g. cuhk_pedes")
-    flags = parser.parse_args(arguments)
+    flags = _parser().parse_args(arguments)
     names = [flags.name] if flags.name else detect(flags.root)
     if not names:
         print(f"no data set under {flags.root!r}. Looked for {_places()}")
         return 1
     try:
-        return int(sum([check(name, flags.root) for name in names]) > 0)
-    except ValueError as error:
+        tokenizer = open_tokenizer(flags.tokenizer)
+        results = [_check(name, flags, tokenizer) for name in names]
+    except (ValueError, OSError) as error:
         print(error)
         return 1
+    if flags.json:
+        reports = [result for result, _ in results]
+        print(json.dumps({"data_sets": reports}, indent=1))
+    return int(not all(sound for _, sound in results))
 
 
-def _print_bad(bad: Iterable[BadPicture]) -> int:
-    number = 0
-    for picture in bad:
-        print(f"  {picture.split}  {picture.path}: {picture.reason}")
-        number += 1
-    return number
-
-
-def _reason(split: Split, index: int) -> str:
-    """Return why picture `index` cannot be used, or an empty string if it can."""
+def _check(
+    name: str, flags: argparse.Namespace, tokenizer: Tokenizer
+) -> tuple[dict[str, object], bool]:
+    """Check one data set; return the report for scripts, and whether it is sound."""
     try:
-        decode(split.read(index))
-    except FileNotFoundError:
-        return "missing"
-    except (OSError, ImageError) as error:
-        return f"unreadable: {error}"
-    return ""
+        # A population is read where it was drawn, and not drawn here.
+        layout = "cuhk_pedes" if name == "synthetic" else name
+        dataset = open_dataset(layout, flags.root)
+    except (AnnotationError, DatasetMissing) as error:
+        if not flags.json:
+            print(f"{name}: {error}\n")
+        return {"sound": False, "name": name, "error": str(error)}, False
+    diagnosis = diagnose(
+        dataset, tokenizer, flags.context_length, progress=_progress(name)
+    )
+    if not flags.json:
+        print(report(diagnosis))
+    return diagnosis.as_json(), diagnosis.sound
 
 
-def _published(dataset: PersonDataset) -> tuple[dict[str, Counts], str]:
-    """Return the published counts to compare with, and the heading for them."""
-    layout = LAYOUTS.get(dataset.name)
-    drawn = (Path(dataset.root).parent / RECORD).is_file()
-    if layout is None or drawn:
-        return {}, "published"
-    unverified = "" if layout.verified == "yes" else " (unverified)"
-    return dict(layout.published), f"published{unverified}"
+def _progress(name: str) -> Callable[[int, int], None]:
+    """Return what keeps a line on a terminal up to date."""
+    if not sys.stderr.isatty():
+        return lambda done, total: None
+    last = [0.0]
+
+    def say(done: int, total: int) -> None:
+        now = time.monotonic()
+        if done == total:
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        elif now - last[0] > 0.2:
+            last[0] = now
+            line = f"\r{name}: {done:,} of {total:,} pictures ({done / total:.0%})"
+            print(line, end="", file=sys.stderr, flush=True)
+
+    return say
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m data_pipeline.check", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument("root", help="folder with the data sets, or of one of them")
+    parser.add_argument("--name", help="check only this data set, e.g. cuhk_pedes")
+    parser.add_argument("--json", action="store_true", help="for scripts")
+    parser.add_argument(
+        "--tokenizer", default="clip", help="config.data.tokenizer of the run"
+    )
+    parser.add_argument(
+        "--context-length",
+        type=int,
+        default=77,
+        help="config.model.context_length of the run (default: 77)",
+    )
+    return parser
+
+
+def _listed(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in Counter(numbers).most_common())
 
 
 def _tuple(size: Counts) -> tuple[int, int, int]:
@@ -165,4 +191,6 @@ def _places() -> str:
 
 
 if __name__ == "__main__":
+    # A reader such as head may leave early.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     sys.exit(main(sys.argv[1:]))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Error messages for mistyped names."""
+"""Error messages for mistyped names, and names that are safe to print."""
 
 import difflib
 from collections.abc import Iterable
@@ -22,3 +22,14 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
     similar = near(got, known)
     hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
     return f"{what}={got!r} is not known{hint} Possible: {', '.join(known) or 'none'}"
+
+
+def printable(text: str) -> str:
+    r"""Return a text from a file with everything escaped that a terminal might obey.
+
+    Control characters, line ends, lone surrogates and marks that turn the direction of
+    writing become \x1b, \n, \ud800, \u202e; letters of all scripts stay.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -7,12 +7,26 @@ costs more than twice as much as Pillow's fixed-point resize. Both steps release
 GIL. DCT-scaled decoding (`Image.draft`) is not exact and therefore not used.
 """
 
+import contextlib
 import io
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+from data_pipeline import jpeg
+from data_pipeline.colours import ColourError, profile_of, to_rgb
+from data_pipeline.hints import printable
+from data_pipeline.metadata import without_metadata
+from data_pipeline.regular import read_regular
+
+VERSION = 2
+"""Raised by whoever changes the pixels that `decode_resized` returns; part of the name
+of a cache on disk."""
 
 VERSION = 1
 """Raised by whoever changes the pixels that `decode_resized` returns; part of the name
@@ -21,17 +35,58 @@ of a cache on disk."""
 MAX_PIXELS = 64_000_000
 """Pictures whose header declares more pixels are rejected before decoding."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 """The accepted file formats: some of Pillow's other decoders can run programs."""
 
+SUFFIXES = frozenset(
+    ".jpg .jpeg .jpe .jfif .png .webp .avif .bmp .gif .tif .tiff .ppm".split()
+)
+"""What names of such files end in, in lower case; how one is read, its content says."""
+
 Image.init()  # registers the formats that Pillow otherwise only loads on demand
+# Damaged metadata does not count, and sizes have a limit of our own.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 _ORIENTATION = 0x0112  # EXIF tag; 1 means upright
-_DEEP_GREY = ("I;16", "I;16L", "I;16B", "I;16N", "I")
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class ImageError(ValueError):
     """Raised when a picture cannot be decoded; the message says why."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message, safe to print."""
+        super().__init__(printable(message))
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a picture is in its file.
+
+    Attributes:
+        kind: One of `FORMATS`.
+        mode: Pillow's name for its kind of pixels, such as "RGB", "RGBA" or "I;16".
+        height: As stored.
+        width: As stored.
+        profile: What becomes of its colour profile; see `colours.profile_of`.
+        mended: Whether its metadata is damaged, or its end is missing.
+    """
+
+    kind: str
+    mode: str
+    height: int
+    width: int
+    profile: str
+    mended: bool
 
 
 def decode(
@@ -39,9 +94,9 @@ def decode(
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Decode a picture to upright RGB.
 
-    EXIF orientation is applied. Grey, palette, CMYK and 16-bit pictures become 8-bit
-    RGB; transparency is dropped, as in Pillow's `convert("RGB")`; an animation yields
-    its first frame.
+    EXIF orientation is applied. Pictures of all modes become 8-bit sRGB, see
+    `colours.to_rgb`; an animation yields its first frame. Metadata that is damaged does
+    not count, and neither does a missing end of file if every pixel is there.
 
     Args:
         encoded: The file's bytes.
@@ -91,29 +146,123 @@ def load(
         ImageError: See `decode`; the message names the file.
         OSError: If the file cannot be read.
     """
-    encoded = Path(path).read_bytes()
+    encoded = read_regular(path)
     try:
         return decode_resized(encoded, image_size, max_pixels=max_pixels)
     except ImageError as error:
         raise ImageError(f"{path}: {error}") from error
 
 
-def _open(encoded: bytes, max_pixels: int) -> Image.Image:
-    """Decode to a Pillow image of mode RGB."""
+def header(encoded: bytes, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int]:
+    """Return the (height, width) that the header declares, without decoding.
+
+    Raises:
+        ImageError: If the bytes are not a picture, or it is too large.
+    """
+    image = _salvaged(encoded, lambda data: _opened(data, max_pixels))
+    return image.height, image.width
+
+
+def inspect(encoded: bytes) -> Facts:
+    """Decode a picture as `decode` does, and return what it was before.
+
+    Raises:
+        ImageError: See `decode`.
+    """
+    mended = False
     try:
-        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
-        _check_size(image, max_pixels)
-        if image.getexif().get(_ORIENTATION, 1) != 1:
-            image = ImageOps.exif_transpose(image)
-        image.load()
-        return image if image.mode == "RGB" else _to_rgb(image)
+        image = _loaded(encoded, MAX_PIXELS)
+    except Exception:
+        image = _salvaged(encoded, lambda data: _loaded(data, MAX_PIXELS))
+        mended = True
+    _rgb(encoded, image)
+    kind = "JPEG" if image.format == "MPO" else str(image.format)
+    profile = profile_of(image)
+    return Facts(kind, image.mode, image.height, image.width, profile, mended)
+
+
+def _open(encoded: bytes, max_pixels: int) -> Image.Image:
+    """Decode to an upright Pillow image of mode RGB."""
+    image = _salvaged(encoded, lambda data: _loaded(data, max_pixels))
+    turn = _TURNS.get(_orientation(image))
+    image = _rgb(encoded, image)
+    return image if turn is None else image.transpose(turn)
+
+
+def _salvaged(encoded: bytes, read: Callable[[bytes], Image.Image]) -> Image.Image:
+    """Read a picture; where that fails, see whether its pixels are whole."""
+    with _explained(encoded):
+        try:
+            return read(encoded)
+        except ImageError:
+            raise
+        except Exception:
+            for bare in without_metadata(encoded):
+                with contextlib.suppress(Exception):
+                    return read(bare)
+            if (complete := _completed(encoded)) is not None:
+                return read(complete)
+            raise
+
+
+def _opened(encoded: bytes, max_pixels: int) -> Image.Image:
+    image = Image.open(io.BytesIO(encoded), formats=FORMATS)
+    _check_size(image, max_pixels)
+    return image
+
+
+def _loaded(encoded: bytes, max_pixels: int) -> Image.Image:
+    image = _opened(encoded, max_pixels)
+    image.load()
+    return image
+
+
+def _rgb(encoded: bytes, image: Image.Image) -> Image.Image:
+    with _explained(encoded):
+        return to_rgb(image)
+
+
+def _completed(encoded: bytes) -> bytes | None:
+    """Return a JPEG that lacks no more than its end, with an end; otherwise None."""
+    if not encoded.startswith(jpeg.START):
+        return None
+    pixels, ended = None, None
+    for ended in jpeg.endings(encoded):
+        try:
+            these = _loaded(ended, MAX_PIXELS).tobytes()
+        except Exception:
+            return None
+        if pixels is not None and these != pixels:
+            return None
+        pixels = these
+    return ended
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation; 1, upright, if it cannot be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    # Of damaged tables Pillow's parser raises nearly anything.
+    except Exception:
+        return 1
+    return found if isinstance(found, int) else 1
+
+
+@contextlib.contextmanager
+def _explained(encoded: bytes) -> Iterator[None]:
+    """Turn whatever Pillow raises into an ImageError."""
+    try:
+        yield
     except ImageError:
         raise
+    except ColourError as error:
+        raise ImageError(str(error)) from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"more than {max_pixels} pixels: {error}") from error
+        raise ImageError(f"more than {MAX_PIXELS} pixels: {error}") from error
     except UnidentifiedImageError as error:
         raise ImageError(
-            f"{len(encoded)} bytes that are no picture: wanted {', '.join(FORMATS)}"
+            f"{len(encoded)} bytes that are no picture{_likeness(encoded)}: wanted "
+            f"{', '.join(FORMATS)}"
         ) from error
     # On damaged files Pillow's parsers raise nearly anything: OSError, SyntaxError,
     # ValueError, struct.error, zlib.error, IndexError, ...
@@ -124,6 +273,16 @@ def _open(encoded: bytes, max_pixels: int) -> Image.Image:
         ) from error
 
 
+def _likeness(encoded: bytes) -> str:
+    """Return what bytes that are no picture look like, for a message."""
+    start = encoded[:200].lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        return " but a pointer of Git LFS (fetch the file with git lfs pull)"
+    if start.startswith((b"<!doctype html", b"<html")):
+        return " but a web page"
+    return ""
+
+
 def _check_size(image: Image.Image, max_pixels: int) -> None:
     pixels = image.width * image.height
     if pixels > max_pixels:
@@ -131,19 +290,6 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
             f"its header declares {image.width} x {image.height} = {pixels} pixels, "
             f"wanted at most {max_pixels}: shrink the picture"
         )
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode in _DEEP_GREY:
-        # Pillow's own conversion clips at 255, which would turn the picture white.
-        deep = np.clip(np.asarray(image), 0, 65535)
-        image = Image.fromarray((deep >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        raise ImageError("has floating-point grey levels: wanted 8 or 16 bits")
-    elif image.mode == "P" and "transparency" in image.info:
-        # Same colours as the direct conversion, which warns about the lost alpha.
-        image = image.convert("RGBA")
-    return image.convert("RGB")
 
 
 def _resized(image: Image.Image, image_size: tuple[int, int]) -> Image.Image:

@@ -6,11 +6,13 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Int32
+
+from data_pipeline.findings import Finding
+from data_pipeline.regular import read_regular
 
 UNKNOWN_PERSON = -1
 """Person of a picture whose identity the annotation does not state."""
@@ -79,11 +81,11 @@ class Split:
         """Return the encoded bytes of picture `index`, from the source or its file.
 
         Raises:
-            OSError: If the file cannot be read.
+            OSError: If the file cannot be read or is no regular file.
         """
         if self.source is not None:
             return self.source.read(index)
-        return Path(self.images[index].path).read_bytes()
+        return read_regular(self.images[index].path)
 
     def stamp(self, index: int) -> str:
         """Return what tells a changed picture `index` from the one it was.
@@ -144,6 +146,8 @@ class PersonDataset:
         test: The test split; empty if the data set has none.
         person_names: If the reader numbered the people itself, the annotation's name of
             person i at index i; otherwise empty.
+        image_folder: Folder of the pictures' files; empty if they come from sources.
+        notes: What the reader put in order or could not know.
     """
 
     name: str
@@ -152,6 +156,8 @@ class PersonDataset:
     val: Split | None
     test: Split
     person_names: tuple[str, ...] = ()
+    image_folder: str = ""
+    notes: tuple[Finding, ...] = ()
 
     def evaluation_split(self, name: str) -> Split:
         """Return the split to evaluate on: "val" or "test".
@@ -169,6 +175,11 @@ class PersonDataset:
                 f"{name!r}; it has them in: {', '.join(there) or 'none'}"
             )
         return split
+
+    @property
+    def measurable(self) -> tuple[str, ...]:
+        """Names of the splits that an evaluation can use: of val and test."""
+        return tuple(s.name for s in self.splits if s.pairs and s is not self.train)
 
     @property
     def splits(self) -> tuple[Split, ...]:

@@ -16,10 +16,16 @@ from jaxtyping import Int32
 from data_pipeline.byte_pairs import (
     END,
     START,
+    TABLES,
     BytePairs,
     clip_byte_pairs,
     folder_byte_pairs,
+    table_files,
 )
+
+LONGEST_WORD = 4096
+"""Letters that are kept of a word, since byte pairs cost the square of its length. More
+would only matter beyond the largest number of text positions."""
 
 _LITERAL = re.compile("|".join(map(re.escape, (START, END))))
 
@@ -82,33 +88,69 @@ class WordTokenizer(Tokenizer, Protocol):
 def open_tokenizer(name: str) -> WordTokenizer:
     """Open a tokenizer: "clip", or a folder with a Hugging Face CLIP tokenizer.
 
-    The folder contains vocab.json and merges.txt; see `byte_pairs.folder_byte_pairs`.
+    The folder contains vocab.json and merges.txt, or tokenizer.json alone; see
+    `byte_pairs.folder_byte_pairs`.
 
     Raises:
-        FileNotFoundError: If `name` is neither "clip" nor a folder with the two files.
+        FileNotFoundError: If `name` is neither "clip" nor a folder with these files.
         ValueError: If the folder's vocabulary does not have CLIP's form.
     """
     if name == "clip":
         return _BytePairTokenizer(clip_byte_pairs())
-    missing = [f for f in ("vocab.json", "merges.txt") if not Path(name, f).is_file()]
-    if missing:
+    folder = Path(name)
+    if not table_files(folder):
+        missing = [file for file in TABLES[0] if not (folder / file).is_file()]
         raise FileNotFoundError(
             f"tokenizer {name!r}: wanted 'clip' or a folder with vocab.json and "
-            f"merges.txt; {' and '.join(missing)} not found there"
+            f"merges.txt, or with tokenizer.json; {' and '.join(missing)} not found "
+            "there"
         )
-    return _BytePairTokenizer(folder_byte_pairs(Path(name)))
+    return _BytePairTokenizer(folder_byte_pairs(folder))
+
+
+def cut_captions(
+    tokenizer: Tokenizer, captions: Sequence[str], context_length: int
+) -> dict[int, int]:
+    """Return how long the captions are that do not fit, by their index.
+
+    Args:
+        tokenizer: Makes the ids.
+        captions: The captions.
+        context_length: Number of text positions. A caption's length is the number that
+            it would need, start and end included.
+    """
+    lengths: dict[int, int] = {}
+    left, room = list(range(len(captions))), context_length
+    while left:
+        room = 2 * room if lengths else room + 1
+        rows = tokenizer.encode([captions[i] for i in left], room)
+        # Look for the end, which has the largest id: id 0 is padding, but also "!".
+        found = dict(zip(left, (rows.argmax(axis=1) + 1).tolist(), strict=True))
+        lengths |= {i: n for i, n in found.items() if n > context_length}
+        left = [i for i, n in found.items() if n == room]
+    return lengths
 
 
 def clean(caption: str) -> str:
     """Return a caption as CLIP sees it.
 
     Broken encodings are repaired (ftfy), HTML entities resolved twice, white space
-    collapsed and letters lowered.
+    collapsed and letters lowered. What is longer than any word is cut.
     """
+    if len(caption) > LONGEST_WORD:
+        caption = _cut_words(caption, 16 * LONGEST_WORD)  # entities shrink
     # Printable ASCII without entities needs no repair, which takes 3/4 of the time.
     if not caption.isascii() or not caption.isprintable() or "&" in caption:
         caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
-    return " ".join(caption.split()).lower()
+    return _cut_words(caption, LONGEST_WORD).lower()
+
+
+def _cut_words(text: str, length: int) -> str:
+    """Return the words of a text, each no longer than this, with a space between."""
+    words = text.split()
+    if len(text) > length:
+        words = [word[:length] for word in words]
+    return " ".join(words)
 
 
 @dataclass(frozen=True)

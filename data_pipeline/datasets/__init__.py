@@ -15,9 +15,9 @@ from functools import partial
 
 from data_pipeline import hints
 from data_pipeline.datasets import folder, synthetic
-from data_pipeline.datasets.annotations import AnnotationError, DatasetMissing
 from data_pipeline.datasets.layout import read_layout
 from data_pipeline.datasets.published import LAYOUTS
+from data_pipeline.datasets.raw import AnnotationError, DatasetMissing
 from data_pipeline.records import PersonDataset
 
 READERS: dict[str, Callable[..., PersonDataset]] = {
@@ -25,6 +25,7 @@ READERS: dict[str, Callable[..., PersonDataset]] = {
     "folder": folder.read,
     "synthetic": synthetic.read,
 }
+_OPTIONS = {"folder": folder.OPTIONS, "synthetic": synthetic.OPTIONS}
 PREPARABLE = tuple(name for name in READERS if name != "synthetic")
 """The names that also exist as tfds:NAME."""
 
@@ -37,17 +38,19 @@ def open_dataset(name: str, root: str, **options: object) -> PersonDataset:
     Args:
         name: Name of the data set; see the module's docstring.
         root: Folder of the data set; `~` is the home folder.
-        **options: Options of the reader (only synthetic has any).
+        **options: Options of the reader (synthetic and folder have some).
 
     Raises:
         ValueError: If a name or option is unknown; the message suggests similar ones.
         DatasetMissing: If the files are not there.
         AnnotationError: If the annotation is malformed.
     """
-    known = [*READERS, *(f"tfds:{reader}" for reader in PREPARABLE)]
-    if name not in known:
-        raise ValueError(hints.unknown("data set", name, known))
-    _check_options(name, options, synthetic.OPTIONS if name == "synthetic" else ())
+    names = [*READERS, *(f"tfds:{reader}" for reader in PREPARABLE)]
+    if name not in names:
+        raise ValueError(hints.unknown("data set", name, names))
+    known = _OPTIONS.get(name, ())
+    _check_options(name, options, known)
+    options = {option: value for option, value in options.items() if option in known}
     if name.startswith("tfds:"):
         # TensorFlow takes seconds to import: only those who ask for it wait.
         from data_pipeline.datasets.tfds.reader import read_prepared
@@ -59,7 +62,8 @@ def open_dataset(name: str, root: str, **options: object) -> PersonDataset:
 def _check_options(
     name: str, options: dict[str, object], known: Collection[str]
 ) -> None:
-    for option in options:
-        if option not in known:
+    for option, value in options.items():
+        # What is switched off may stay: a folder and its shards share their config.
+        if option not in known and value:
             hint = hints.unknown("option", option, known)
             raise ValueError(f"data set {name!r}: {hint}")

@@ -1,30 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Validated reading of annotation files: each error names file, entry and field."""
+"""From the entries of an annotation to the splits of a data set."""
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
 
+from data_pipeline.datasets.paths import ImageFolder, is_respelled, normalised
+from data_pipeline.datasets.raw import (
+    LARGEST_PERSON,
+    SPLITS,
+    AnnotationError,
+    RawEntry,
+)
+from data_pipeline.findings import Finding, examples
 from data_pipeline.records import (
+    UNKNOWN_PERSON,
     ImageSource,
     Pair,
     PersonDataset,
     Picture,
     Split,
 )
-
-SPLITS = ("train", "val", "test")
-_LARGEST_PERSON = 2**31 - 1  # ids travel as int32
-
-
-class DatasetMissing(FileNotFoundError):
-    """Raised when a data set is not where it was expected."""
-
-
-class AnnotationError(ValueError):
-    """Raised when an annotation file is malformed."""
 
 
 @dataclass(frozen=True)
@@ -38,89 +34,127 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class RawEntry:
-    """One unchecked entry; `place` is its number in `file`, such as "entry 7"."""
+class Fields:
+    """What the fields of an entry are called in an annotation."""
 
     file: str
-    place: str
-    values: Mapping[str, object] = field(repr=False)
-
-    def error(self, name: str, wanted: str) -> AnnotationError:
-        """Return the error for a field that is not what was wanted."""
-        came = _shown(self.values[name]) if name in self.values else "no such field"
-        return AnnotationError(
-            f"{self.file}, {self.place}, field {name!r}: wanted {wanted}, got {came}"
-        )
-
-    def text(self, name: str) -> str:
-        """Return a field that must be a text."""
-        value = self.values.get(name)
-        if not isinstance(value, str) or not _is_unicode(value):
-            raise self.error(name, "a text")
-        return value
-
-    def texts(self, name: str) -> tuple[str, ...]:
-        """Return a field that must be a list of texts; the list may be empty."""
-        value = self.values.get(name)
-        if not isinstance(value, list) or not all(
-            isinstance(text, str) and _is_unicode(text) for text in value
-        ):
-            raise self.error(name, "a list of texts")
-        return tuple(value)
-
-    def person(self, name: str) -> int:
-        """Return a field that must be a person's id: an integer, or its digits."""
-        value = self.values.get(name)
-        if isinstance(value, str) and value.isascii() and value.isdigit():
-            value = int(value) if len(value) < 12 else value
-        if type(value) is not int or not 0 <= value <= _LARGEST_PERSON:
-            raise self.error(name, f"a whole number from 0 to {_LARGEST_PERSON}")
-        return value
-
-    def image_file(self, name: str) -> str:
-        """Return a field that must be a path inside the image folder.
-
-        Absolute paths and paths with ".." are rejected: an annotation file from
-        elsewhere must not make the program read other files. Links that the user placed
-        inside the image folder are followed.
-        """
-        value = self.text(name)
-        parts = PurePosixPath(value).parts
-        if not parts or value.startswith("/") or ".." in parts or "\0" in value:
-            raise self.error(name, "a relative path inside the image folder, no '..'")
-        return value
+    person: str
+    split: str = "split"
 
 
-def read_json_list(path: Path) -> list[RawEntry]:
-    """Read an annotation file that consists of one JSON list of objects.
+@dataclass(frozen=True)
+class Listed:
+    """What an annotation says about one picture, in normalised words.
+
+    Attributes:
+        raw: The first entry about it.
+        split: "train", "val" or "test".
+        file: Path as in the annotation.
+        person: Name or number; None if unknown.
+        captions: The captions of all entries about it.
+    """
+
+    raw: RawEntry
+    split: str
+    file: str
+    person: str | int | None
+    captions: list[str] = field(default_factory=list)
+
+
+def merge(listed: Iterable[Listed], fields: Fields) -> tuple[list[Listed], int]:
+    """Return each picture once, with the captions of all entries about it.
+
+    Args:
+        listed: The entries, in order.
+        fields: What their fields are called.
+
+    Returns:
+        The pictures in order of their first entry, and the number of entries that were
+        about a picture already listed.
 
     Raises:
-        AnnotationError: If it is not JSON, not a list of objects, or empty.
+        AnnotationError: If two entries about a picture differ in person or split.
     """
-    try:
-        entries = json.loads(path.read_text("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise AnnotationError(f"{path}: wanted a JSON file, got: {error}") from error
-    if not isinstance(entries, list) or not entries:
-        raise AnnotationError(
-            f"{path}: wanted a JSON list with at least one entry, got {_shown(entries)}"
-        )
-    return [
-        raw_entry(str(path), f"entry {i}", values) for i, values in enumerate(entries)
+    pictures: dict[str, Listed] = {}
+    repeated = 0
+    for new in listed:
+        old = pictures.setdefault(normalised(new.file), new)
+        if old is new:
+            continue
+        for attribute, name in (("person", fields.person), ("split", fields.split)):
+            if (said := getattr(old, attribute)) != getattr(new, attribute):
+                wanted = f"{said!r} as {old.raw.place} says of this file"
+                raise new.raw.error(name, wanted)
+        old.captions.extend(new.captions)
+        repeated += 1
+    return list(pictures.values()), repeated
+
+
+def notes(listed: Sequence[Listed], repeated: int, fields: Fields) -> list[Finding]:
+    """Return what reading put in order or could not know, each kind with its count.
+
+    Args:
+        listed: The pictures, each once.
+        repeated: Number of entries that `merge` took into others.
+        fields: What the fields of an entry are called.
+    """
+    splits = [str(e.raw.values.get(fields.split, e.split)) for e in listed]
+    splits = [s for s, e in zip(splits, listed, strict=True) if s != e.split]
+    files = [e.file for e in listed if is_respelled(e.file)]
+    unknown = [e.file for e in listed if e.person is None]
+    kinds = {
+        "split-names": (splits, "splits spelled in another way"),
+        "paths": (
+            files,
+            "paths with blanks around them, the separators of Windows or another "
+            "Unicode form than NFC, none of which count",
+        ),
+        "unknown-people": (
+            unknown,
+            "pictures without a person (in train they have no identity, in val and "
+            "test each is a person of its own)",
+        ),
+    }
+    found = [
+        Finding(kind, "note", len(rows), f"{text}: {len(rows)} ({_few(rows)})")
+        for kind, (rows, text) in kinds.items()
+        if rows
     ]
+    if repeated:
+        text = f"entries about a picture listed before, merged: {repeated}"
+        found.append(Finding("repeated-pictures", "note", repeated, text))
+    return found
 
 
-def raw_entry(file: str, place: str, values: object) -> RawEntry:
-    """Return `values` as an entry.
+def entries(listed: Sequence[Listed], numbers: Mapping[str | int, int]) -> list[Entry]:
+    """Return the pictures with their people as numbers.
+
+    An unknown person has UNKNOWN_PERSON in training; in val and test each such picture
+    is a person of its own, numbered after the known ones.
+
+    Args:
+        listed: The pictures.
+        numbers: The number of each known person.
 
     Raises:
-        AnnotationError: If it is not a JSON object.
+        AnnotationError: If the numbers do not suffice.
     """
-    if not isinstance(values, dict):
+    own = max(numbers.values(), default=-1) + 1
+    made = []
+    for picture in listed:
+        if picture.person is not None:
+            person = numbers[picture.person]
+        elif picture.split == "train":
+            person = UNKNOWN_PERSON
+        else:
+            person, own = own, own + 1
+        made.append(Entry(picture.split, picture.file, person, tuple(picture.captions)))
+    if own > LARGEST_PERSON + 1:
         raise AnnotationError(
-            f"{file}, {place}: wanted an object with fields, got {_shown(values)}"
+            f"{listed[0].raw.file}: people are numbered up to {LARGEST_PERSON}, which "
+            "leaves no numbers for the unknown ones: number them from 0"
         )
-    return RawEntry(file, place, values)
+    return made
 
 
 def assemble(
@@ -131,6 +165,7 @@ def assemble(
     image_folder: str,
     person_names: tuple[str, ...] = (),
     sources: Mapping[str, ImageSource] | None = None,
+    notes: Sequence[Finding] = (),
 ) -> PersonDataset:
     """Sort the entries into splits, each in the order of the annotation.
 
@@ -141,29 +176,35 @@ def assemble(
         image_folder: Folder that the entries' files are relative to.
         person_names: See PersonDataset.
         sources: What reads each split's pictures by index; None if they are files.
+        notes: See PersonDataset.
     """
     sources = sources or {}
     by_split: dict[str, list[Entry]] = {split: [] for split in SPLITS}
     for entry in entries:
         by_split[entry.split].append(entry)
+    folder = ImageFolder(os.path.abspath(image_folder))
     train, val, test = (
-        _split(split, by_split[split], os.path.abspath(image_folder), sources)
-        for split in SPLITS
+        _split(split, by_split[split], folder, sources) for split in SPLITS
     )
     return PersonDataset(
-        name, root, train, val if val.images else None, test, person_names
+        name,
+        root,
+        train,
+        val if val.images else None,
+        test,
+        person_names,
+        folder.folder,
+        tuple(notes),
     )
 
 
 def _split(
     name: str,
     entries: list[Entry],
-    image_folder: str,
+    folder: ImageFolder,
     sources: Mapping[str, ImageSource],
 ) -> Split:
-    images = tuple(
-        Picture(e.file, os.path.join(image_folder, e.file), e.person) for e in entries
-    )
+    images = tuple(Picture(e.file, folder.locate(e.file), e.person) for e in entries)
     pairs = tuple(
         Pair(image, caption)
         for image, entry in enumerate(entries)
@@ -186,16 +227,5 @@ def entries_of(dataset: PersonDataset) -> list[Entry]:
     return entries
 
 
-def _is_unicode(text: str) -> bool:
-    """Return whether a text can be encoded: JSON may escape lone surrogates."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _shown(value: object) -> str:
-    text = ascii(value)
-    text = text if len(text) <= 80 else text[:77] + "..."
-    return f"{type(value).__name__} {text}"
+def _few(names: Sequence[str]) -> str:
+    return examples(dict.fromkeys(names), of=len(set(names)))

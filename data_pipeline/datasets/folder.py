@@ -5,8 +5,8 @@
      "split": "train"}
 
 `file` is relative to the folder. `captions` is a list or a single text. `person` is any
-text or integer and may be absent; `split` is train, val or test and defaults to train.
-Several lines may describe the same file: their captions add up.
+text or whole number and may be absent, null or empty; `split` is train, val or test and
+defaults to train. Several lines may describe the same file: their captions add up.
 
 People are numbered 0, 1, .. in order of first appearance; the data set's `person_names`
 says who is who (1 and "1" are the same person). A picture without a person has
@@ -14,128 +14,140 @@ UNKNOWN_PERSON in training; in val and test each such picture is a person of its
 numbered after the named ones.
 """
 
-import json
+import hashlib
+import io
 import logging
-import posixpath
+import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 
 from data_pipeline.datasets.annotations import (
-    SPLITS,
+    Fields,
+    Listed,
+    assemble,
+    entries,
+    merge,
+    notes,
+)
+from data_pipeline.datasets.paths import normalised
+from data_pipeline.datasets.raw import (
     AnnotationError,
     DatasetMissing,
-    Entry,
     RawEntry,
-    assemble,
-    raw_entry,
+    read_json_line,
 )
-from data_pipeline.records import UNKNOWN_PERSON, PersonDataset
+from data_pipeline.hints import printable
+from data_pipeline.records import PersonDataset
+from data_pipeline.regular import read_regular
 
 CAPTIONS = "captions.jsonl"
+OPTIONS = ("test_share",)
+"""The options that `read` takes."""
+
 _FIELDS = ("file", "captions", "person", "split")
+_NAMES = Fields("file", "person")
 _log = logging.getLogger(__name__)
 
 
-def read(root: str) -> PersonDataset:
+def read(root: str, *, test_share: float = 0.0) -> PersonDataset:
     """Read the folder `root` without opening the pictures themselves.
 
+    Args:
+        root: The folder.
+        test_share: Share of the people to set aside as test, if no line is in val or
+            test; see `set_aside`.
+
     Raises:
+        ValueError: If `test_share` is not below 1, or there is a val or test split.
         DatasetMissing: If it contains no captions.jsonl.
         AnnotationError: If a line is malformed, or two lines contradict each other.
     """
-    folder = Path(root).expanduser().absolute()
+    folder = Path(os.path.expanduser(root)).absolute()
     if not (folder / CAPTIONS).is_file():
         raise DatasetMissing(
             f"no folder data set at {root!r}. Looked for\n"
-            f"  {folder / CAPTIONS}: missing\n"
+            f"  {printable(str(folder / CAPTIONS))}: missing\n"
             'wanted one JSON object per line: {"file": "a/1.jpg", "captions": ["a man"'
             '], "person": "anna", "split": "train"}; person and split may be absent'
         )
-    pictures = _merge(_lines(folder / CAPTIONS))
+    pictures, repeated = merge(map(_listed, _lines(folder / CAPTIONS)), _NAMES)
+    if test_share:
+        pictures = set_aside(pictures, test_share)
     names = _names(pictures)
     return assemble(
         "folder",
         str(folder),
-        _entries(pictures, names),
+        entries(pictures, names),
         image_folder=str(folder),
         person_names=tuple(names),
+        notes=notes(pictures, repeated, _NAMES),
     )
 
 
-@dataclass(frozen=True)
-class _Picture:
-    """What all lines about one file say together."""
+def set_aside(pictures: list[Listed], share: float) -> list[Listed]:
+    """Move all pictures of a share of the people from train to test.
 
-    raw: RawEntry
-    file: str
-    person: str | None
-    split: str
-    captions: list[str] = field(default_factory=list)
+    Who that is depends on nothing but the names: people are ordered by a digest of
+    theirs, and the first ones are taken. A picture without a person counts as a person
+    with the name of its file.
+
+    Raises:
+        ValueError: If the share is not between 0 and 1, or not everything is in train.
+    """
+    if not 0 < share < 1:
+        raise ValueError(f"option test_share={share!r}: wanted more than 0, below 1")
+    if others := sorted({picture.split for picture in pictures} - {"train"}):
+        raise ValueError(
+            f"option test_share={share!r}: wanted a {CAPTIONS} without val and test, "
+            f"got lines in {' and '.join(others)}: leave test_share out"
+        )
+    digests = {_who(p): hashlib.sha256(_who(p).encode()).digest() for p in pictures}
+    people = sorted(digests, key=digests.__getitem__)
+    test = set(people[: max(1, round(share * len(people)))])
+    return [replace(p, split="test") if _who(p) in test else p for p in pictures]
+
+
+def _who(picture: Listed) -> str:
+    known = picture.person is not None
+    return f"person {picture.person}" if known else f"file {normalised(picture.file)}"
 
 
 def _lines(path: Path) -> Iterator[RawEntry]:
     unknown: Counter[str] = Counter()
     empty = True
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(_decoded(file, path), start=1):
-            if line.strip():
-                raw = _line(path, number, line)
-                unknown.update(name for name in raw.values if name not in _FIELDS)
-                empty = False
-                yield raw
+    for number, line in enumerate(io.StringIO(_text(path), newline=None), start=1):
+        if line.strip():
+            raw = read_json_line(path, number, line)
+            unknown.update(name for name in raw.values if name not in _FIELDS)
+            empty = False
+            yield raw
     if empty:
         raise AnnotationError(f"{path}: wanted at least one line, got an empty file")
     if unknown:
-        _log.warning("%s: unused fields, with line counts: %s", path, dict(unknown))
+        counts = printable(str(dict(unknown.most_common(10))))
+        _log.warning("%s: unused fields, with line counts: %s", path, counts)
 
 
-def _decoded(file: Iterator[str], path: Path) -> Iterator[str]:
+def _text(path: Path) -> str:
     try:
-        yield from file
+        return read_regular(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise AnnotationError(f"{path}: wanted UTF-8, got: {error}") from error
+    except OSError as error:
+        raise AnnotationError(f"{path}: cannot be read: {error}") from error
 
 
-def _line(path: Path, number: int, line: str) -> RawEntry:
-    place = f"line {number}"
-    try:
-        return raw_entry(str(path), place, json.loads(line))
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise AnnotationError(
-            f"{path}, {place}: wanted one JSON object, got: {error}"
-        ) from error
-
-
-def _merge(lines: Iterator[RawEntry]) -> list[_Picture]:
-    pictures: dict[str, _Picture] = {}
-    for raw in lines:
-        new = _picture(raw)
-        old = pictures.setdefault(posixpath.normpath(new.file), new)
-        for name in ("person", "split"):
-            if getattr(old, name) != getattr(new, name):
-                raise raw.error(
-                    name, f"{getattr(old, name)!r} as {old.raw.place} says of this file"
-                )
-        old.captions.extend(_captions(raw))
-    return list(pictures.values())
-
-
-def _picture(raw: RawEntry) -> _Picture:
-    split = raw.values.get("split", "train")
-    if split not in SPLITS:
-        raise raw.error("split", "train, val or test")
-    return _Picture(raw, raw.image_file("file"), _person(raw), split)
-
-
-def _person(raw: RawEntry) -> str | None:
-    value = raw.values.get("person")
-    if value is None:
-        return None
-    if type(value) is int:
-        return str(value)
-    return raw.text("person")
+def _listed(raw: RawEntry) -> Listed:
+    here = raw.values.get("split") is not None
+    return Listed(
+        raw,
+        raw.split("split") if here else "train",
+        raw.image_file("file"),
+        raw.person_name("person"),
+        list(_captions(raw)),
+    )
 
 
 def _captions(raw: RawEntry) -> tuple[str, ...]:
@@ -144,24 +156,7 @@ def _captions(raw: RawEntry) -> tuple[str, ...]:
     return raw.texts("captions")
 
 
-def _names(pictures: list[_Picture]) -> dict[str, int]:
+def _names(pictures: list[Listed]) -> dict[str, int]:
     """Number the named people in order of their first appearance."""
-    names: dict[str, int] = {}
-    for picture in pictures:
-        if picture.person is not None:
-            names.setdefault(picture.person, len(names))
-    unnamed = sum(picture.person is None for picture in pictures)
-    _log.info("folder: %d named people, %d pictures without one", len(names), unnamed)
-    return names
-
-
-def _entries(pictures: list[_Picture], names: dict[str, int]) -> Iterator[Entry]:
-    own = len(names)
-    for picture in pictures:
-        if picture.person is not None:
-            person = names[picture.person]
-        elif picture.split == "train":
-            person = UNKNOWN_PERSON
-        else:
-            person, own = own, own + 1
-        yield Entry(picture.split, picture.file, person, tuple(picture.captions))
+    named = dict.fromkeys(p.person for p in pictures if p.person is not None)
+    return {name: number for number, name in enumerate(named)}

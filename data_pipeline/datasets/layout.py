@@ -2,17 +2,22 @@
 """The common layout of published data sets: a folder with a JSON list and pictures."""
 
 import logging
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_pipeline.datasets import raw
 from data_pipeline.datasets.annotations import (
-    DatasetMissing,
-    Entry,
-    RawEntry,
+    Fields,
+    Listed,
     assemble,
-    read_json_list,
+    entries,
+    merge,
+    notes,
 )
+from data_pipeline.datasets.raw import DatasetMissing, RawEntry
+from data_pipeline.hints import printable
 from data_pipeline.records import PersonDataset
 
 _log = logging.getLogger(__name__)
@@ -41,6 +46,7 @@ class Layout:
         published: The published size of each split.
         verified: "yes", or "no" if the original files have not been seen.
         page: Where the authors explain how to obtain it.
+        unsplit: Name of an annotation file that lacks splits, if one is about.
     """
 
     name: str
@@ -52,6 +58,7 @@ class Layout:
     published: Mapping[str, Counts]
     verified: str
     page: str
+    unsplit: str = ""
 
 
 @dataclass(frozen=True)
@@ -87,7 +94,7 @@ def traces(layout: Layout, root: str) -> bool:
     return candidates[0].is_dir() or any(
         (folder / name).is_file()
         for folder in candidates
-        for name in layout.annotations
+        for name in (*layout.annotations, layout.unsplit)
     )
 
 
@@ -103,28 +110,38 @@ def read_layout(layout: Layout, root: str) -> PersonDataset:
         AnnotationError: If the annotation file is malformed.
     """
     found = find(layout, root)
-    entries = [_entry(layout, raw) for raw in read_json_list(found.annotation)]
+    fields = Fields(layout.file_field, "id")
+    listed, repeated = merge(
+        [_listed(layout, each) for each in raw.read_json_list(found.annotation)], fields
+    )
+    known = {e.person: e.person for e in listed if e.person is not None}
     return assemble(
         layout.name,
         str(found.annotation.parent),
-        entries,
+        entries(listed, known),
         image_folder=str(found.images),
+        notes=notes(listed, repeated, fields),
     )
 
 
-def _entry(layout: Layout, raw: RawEntry) -> Entry:
-    split = raw.text("split")
-    return Entry(
-        # As in the official readers, anything that is neither train nor test is val.
-        split=split if split in ("train", "test") else "val",
-        file=raw.image_file(layout.file_field),
-        person=raw.person("id"),
-        captions=raw.texts("captions"),
+def _listed(layout: Layout, raw: RawEntry) -> Listed:
+    if "split" not in raw.values and layout.unsplit:
+        raise raw.error(
+            "split",
+            f"train, val or test ({layout.unsplit} has no splits, so this may be that "
+            f"file renamed: take the {layout.annotations[0]} that the authors send)",
+        )
+    return Listed(
+        raw,
+        raw.split("split"),
+        raw.image_file(layout.file_field),
+        raw.person("id"),
+        list(raw.texts("captions")),
     )
 
 
 def _candidates(layout: Layout, root: str) -> tuple[Path, Path]:
-    base = Path(root).expanduser().absolute()
+    base = Path(os.path.expanduser(root)).absolute()
     return base / layout.folder, base
 
 
@@ -135,6 +152,12 @@ def _missing(layout: Layout, root: str) -> str:
             lines.append(_line(folder / name, (folder / name).is_file(), ""))
         images = folder / layout.image_folder
         lines.append(_line(images, images.is_dir(), "/"))
+        if layout.unsplit and (folder / layout.unsplit).is_file():
+            lines.append(
+                f"  {printable(str(folder / layout.unsplit))}: found, but this file "
+                "does not say which pictures are train, val or test, and the one "
+                "wanted does"
+            )
     names = " or ".join(layout.annotations)
     lines.append(
         f"wanted {names} and the folder {layout.image_folder}/ in one of these places. "
@@ -144,4 +167,4 @@ def _missing(layout: Layout, root: str) -> str:
 
 
 def _line(path: Path, present: bool, ending: str) -> str:
-    return f"  {path}{ending}: {'found' if present else 'missing'}"
+    return f"  {printable(str(path))}{ending}: {'found' if present else 'missing'}"

@@ -31,6 +31,7 @@ LAYOUTS: dict[str, Layout] = {
             verified="yes",
             page="https://github.com/ShuangLI59/"
             "Person-Search-with-Natural-Language-Description",
+            unsplit="caption_all.json",
         ),
         # Ding et al., Semantically Self-Aligned Network, arXiv:2107.12666, 2021. One
         # caption per picture; ids start at 0; no validation split.

@@ -12,15 +12,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import UInt8
 
-from data_pipeline.images import ImageError, decode_resized
+from data_pipeline.images import SUFFIXES, ImageError, decode_resized
 from data_pipeline.prefetch import cores
+from data_pipeline.regular import read_regular
 from fmfa_jax.search.shards import Stamp
 from fmfa_jax.search.store import BadFile, SearchError
-
-SUFFIXES = frozenset(
-    {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
-)
-"""Names that count as pictures; other files in the folder are left alone."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +81,7 @@ def read_file(gallery: Path, file: str) -> bytes:
     path = (gallery / file).resolve()
     if not path.is_relative_to(gallery.resolve()):
         raise SearchError(f"{file} leads out of the gallery; index where it lies")
-    # Opening a pipe would wait forever.
-    if path.exists() and not path.is_file():
-        raise OSError("a pipe, device or folder, no regular file")
-    return path.read_bytes()
+    return read_regular(path)
 
 
 Read = tuple[Stamp, UInt8[np.ndarray, "h w 3"] | BadFile]

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.byte_pairs import table_files
 from fmfa_jax import files
 
 VERSION = 2
@@ -204,4 +205,4 @@ def keep_tokenizer(folder: Path, name: str) -> None:
 
 
 def _tokenizer(folder: Path) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in ("vocab.json", "merges.txt")}
+    return {name: (folder / name).read_bytes() for name in table_files(folder)}

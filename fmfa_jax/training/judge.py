@@ -118,11 +118,13 @@ class Judge:
         }
 
     def report(self) -> None:
-        """Measure the run's last and best weights on test, and say the tables."""
+        """Measure the run's last and best weights, and say the tables."""
+        if not self.session.reported_on:
+            self.say(f"\n{self.unmeasured}")
         measured = set()
         for label, name in (("last", LAST), ("best", BEST)):
             facts = about(self.session, name)
-            if not facts:
+            if not facts or not self.session.reported_on:
                 continue
             chosen = f", chosen on {facts['chosen_on']}" if "chosen_on" in facts else ""
             title = f"{label} weights (step {facts['step']}{chosen})"
@@ -135,10 +137,20 @@ class Judge:
             )
         self.say(f"All files of the run: {self.session.workdir}")
 
+    @property
+    def unmeasured(self) -> str:
+        """Why there is no table."""
+        if self.session.settings.eval.split == "none":
+            return "Nothing was measured, as eval.split=none asks."
+        return (
+            f"Nothing was measured: {self.session.data.root} has captions neither in "
+            "val nor in test."
+        )
+
     def measure_file(
         self, path: str | Path, title: str, *, step: int = 0
     ) -> weights.LoadReport:
-        """Say the table of a weight file on test; only what features need is loaded.
+        """Say the table of a weight file; only what features need is loaded.
 
         Returns:
             What was loaded from the file, and its SHA-256.
@@ -148,8 +160,8 @@ class Judge:
         loaded = weights.load_params(path, sizes, drop_classifier=True)
         pictures = session.settings.eval.pictures
         result = self.measure(
-            sizes, loaded.params, "test", step=step, pictures=pictures
+            sizes, loaded.params, session.reported_on, step=step, pictures=pictures
         )
-        self.say(f"\n{title} on test, percent:")
+        self.say(f"\n{title} on {session.reported_on}, percent:")
         self.say(evaluation.table(result, dataset=session.data.name))
         return loaded.report

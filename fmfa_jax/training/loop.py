@@ -3,13 +3,15 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
+from data_pipeline.findings import Finding
 from data_pipeline.loader import BadImages
+from data_pipeline.survey import cut, survey
 from fmfa_jax import files, models
 from fmfa_jax.figures import write_curves
 from fmfa_jax.machines.devices import has_bfloat16
@@ -132,9 +134,9 @@ def train(
 ) -> None:
     """Train until the last step of the config; resume from what `workdir` holds.
 
-    Leaves config.json, environment.json, init.json, metrics.jsonl, TensorBoard events,
-    checkpoints/, model_last.safetensors, model_best.safetensors, eval/<step>/ and
-    bad_images.tsv in `workdir`.
+    Leaves config.json, environment.json, init.json, data.json, metrics.jsonl,
+    TensorBoard events, checkpoints/, model_last.safetensors, model_best.safetensors,
+    eval/<step>/ and bad_images.tsv in `workdir`.
 
     Args:
         config: A whole config, as configs/ makes it.
@@ -184,7 +186,8 @@ def train(
                     step=step,
                     saved=checkpoints.saved,
                 )
-            if plan.due(step, plan.evaluate) or step == plan.stop:
+            due = plan.due(step, plan.evaluate) or step == plan.stop
+            if due and session.chosen_on:
                 with log.paused():
                     figures = judge.keep_best(state["params"], step=step)
                 log.scalars(step, step / plan.epoch, figures)
@@ -213,13 +216,17 @@ def start_log(session: Session, training: Training) -> RunLog:
         peak_flops=peak and peak * session.mesh.size,
         tensorboard=settings.log.tensorboard,
     )
+    log.say(opening(session, plan, training.start))
     if session.processes.index == 0:
+        findings = oddities(session)
+        for finding in findings:
+            log.say(str(finding))
+        files.write_json(folder / "data.json", [asdict(each) for each in findings])
         files.write_json(folder / "config.json", settings.flat)
         # Which names the resolved `auto` of config.json.
         used = {"computing": computing(session.model, session.mesh.devices.flat[0])}
         files.write_json(folder / "environment.json", environment() | used)
         files.write_json(folder / "init.json", training.origin)
-    log.say(opening(session, plan, training.start))
     return log
 
 
@@ -233,6 +240,12 @@ def bad_images_kept(session: Session, bad_images: BadImages) -> Iterator[None]:
     finally:
         rows = [[bad.path, bad.reason] for bad in bad_images.entries]
         files.write_table(session.workdir / name, ("path", "reason"), rows)
+
+
+def oddities(session: Session) -> list[Finding]:
+    """What is odd about the data set, as `data_pipeline.check` would say."""
+    length = session.model.context_length
+    return survey(session.data) + cut(session.data, session.tokenizer, length)
 
 
 def opening(session: Session, plan: Plan, start: int) -> str:
@@ -294,6 +307,8 @@ def evaluate(
     """
     session = open_session(config, workdir, devices=devices)
     judge, path = Judge(session), session.settings.init.path
+    if not session.reported_on:
+        raise ValueError(judge.unmeasured)
     if any((session.workdir / name).is_file() for name in (LAST, BEST)):
         judge.report()
     elif path:

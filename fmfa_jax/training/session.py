@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data_pipeline.datasets import open_dataset
+from data_pipeline.examine import check_evaluation
 from data_pipeline.loader import BadImages, train_batches
 from data_pipeline.order import steps_per_epoch
 from data_pipeline.records import PersonDataset
@@ -72,10 +73,19 @@ class Session:
 
     @property
     def chosen_on(self) -> str:
-        """Split that the best weights are chosen on: val where there is one."""
+        """Split that the best weights are chosen on: val where there is one.
+
+        Empty if there is none, or eval.split is "none".
+        """
         if self.settings.eval.split != "auto":
-            return self.settings.eval.split
-        return "test" if self.data.val is None else "val"
+            return self.settings.eval.split.replace("none", "")
+        return next(iter(self.data.measurable), "")
+
+    @property
+    def reported_on(self) -> str:
+        """Split of the final tables: test where there is one; empty for none."""
+        has_test = "test" in self.data.measurable and self.settings.eval.split != "none"
+        return "test" if has_test else self.chosen_on
 
     def identity(self) -> dict[str, Any]:
         """What this run computes; a checkpoint of another one is refused."""
@@ -111,8 +121,8 @@ def open_session(
 
     Raises:
         ValueError: A value that its key does not take, a batch that does not divide
-            over the devices, a data set without captions to evaluate on, or processes
-            that disagree.
+            over the devices, a split or pictures of it that an evaluation would miss,
+            or processes that disagree.
         FileNotFoundError: The data set is not there; says what was looked for.
     """
     processes = initialize_distributed()
@@ -138,9 +148,8 @@ def open_session(
         session = Session(
             settings, Path(workdir), processes, mesh, data, tokenizer, model
         )
-        # Asked for now: a missing split would only be noticed after the training.
-        for name in {session.chosen_on, "test"}:
-            data.evaluation_split(name)
+        # Now: a split or a picture that is missing would end the run much later.
+        check_evaluation(data, {session.chosen_on, session.reported_on} - {""})
     agree(
         {
             "config": settings.flat,

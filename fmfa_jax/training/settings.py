@@ -36,7 +36,7 @@ NOT_IDENTITY = frozenset(
 )
 PATHS = (("data", "root"), ("data", "tokenizer"), ("data", "cache_dir"))
 PATHS += (("init", "path"), ("run", "compilation_cache"))
-SPLITS = ("auto", "val", "test")
+SPLITS = ("auto", "val", "test", "none")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
 

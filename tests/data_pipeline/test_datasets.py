@@ -66,7 +66,7 @@ def test_two_annotation_files_are_not_passed_over_in_silence(tmp_path, caplog):
     assert "ICFG-PEDES.json and ICFG_PEDES.json: reading the first" in caplog.text
 
 
-def test_a_split_of_another_name_is_val(tmp_path):
+def test_validation_is_val(tmp_path):
     entries = tiny_entries(CUHK)
     entries[4]["split"] = entries[5]["split"] = "validation"
     write_layout(tmp_path, CUHK, entries)
@@ -108,9 +108,14 @@ MALFORMED = [  # field, value, and how the error shows the value
     ("id", "anna", "str 'anna'"),
     ("id", -1, "int -1"),
     ("id", True, "bool True"),
-    ("id", 1.0, "float 1.0"),
+    ("id", 1.5, "float 1.5"),
     ("id", 2**31, "int 2147483648"),
     ("id", "9" * 5000, "str '999"),
+    ("id", float("inf"), "float inf"),
+    ("id", "nan", "str 'nan'"),
+    ("id", [[[[[[[[[[]]]]]]]]]], "list [[[[[["),
+    ("split", "", "str ''"),
+    ("split", "query", "str 'query'"),
     ("captions", "a man", "str 'a man'"),
     ("captions", ["a man", 5], r"list ['a man', 5]"),
     ("captions", ["half \ud800"], r"list ['half \ud800']"),
@@ -119,6 +124,8 @@ MALFORMED = [  # field, value, and how the error shows the value
     ("file_path", ".", "str '.'"),
     ("file_path", "/etc/passwd", "str '/etc/passwd'"),
     ("file_path", "../secret.jpg", "str '../secret.jpg'"),
+    ("file_path", "..\\secret.jpg", r"str '..\\secret.jpg'"),
+    ("file_path", "C:\\a.jpg", r"str 'C:\\a.jpg'"),
     ("file_path", "a/../../secret.jpg", "str 'a/../../secret.jpg'"),
     ("file_path", "a\0.jpg", r"str 'a\x00.jpg'"),
 ]
@@ -156,11 +163,12 @@ def test_missing_field_is_named(tmp_path):
         (b"{", "wanted a JSON file"),
         (b"\xff\xfe[", "wanted a JSON file"),
         (b"[" * 200_000, "wanted a JSON file"),
+        (b"[" + b"9" * 5000 + b"]", "wanted a JSON file"),
         (b"{}", "wanted a JSON list with at least one entry, got dict"),
         (b"[]", "wanted a JSON list with at least one entry, got list"),
         (b"[4]", "entry 0: wanted an object with fields, got int 4"),
     ],
-    ids=["cut", "not UTF-8", "deep", "object", "empty", "number"],
+    ids=["cut", "not UTF-8", "deep", "digits", "object", "empty", "number"],
 )
 def test_malformed_file(tmp_path, content, shown):
     folder = write_layout(tmp_path, CUHK)
@@ -238,8 +246,14 @@ def test_folder_names_fields_it_does_not_use(tmp_path, caplog):
     ("change", "shown"),
     [
         ({"split": "dev"}, "line 2, field 'split': wanted train, val or test"),
-        ({"person": 1.5}, "line 2, field 'person': wanted a text, got float"),
-        ({"person": True}, "line 2, field 'person': wanted a text, got bool"),
+        (
+            {"person": 1.5},
+            "line 2, field 'person': wanted a text or a whole number",
+        ),
+        (
+            {"person": True},
+            "wanted a text or a whole number, got bool True",
+        ),
         ({"captions": 5}, "line 2, field 'captions': wanted a list of texts"),
         ({"file": "../1.jpg"}, "line 2, field 'file': wanted a relative path inside"),
         (
@@ -267,8 +281,10 @@ def test_folder_names_the_bad_line(tmp_path, change, shown):
         (b"7", "line 1: wanted an object with fields, got int 7"),
         (b" \n\n", "wanted at least one line"),
         (b'{"file": "\xff"}', "wanted UTF-8"),
+        (b"9" * 5000, "line 1: wanted one JSON object"),
+        (b"{}\n" + b"[" * 200_000, "line 1, field 'file': wanted a text, got no such"),
     ],
-    ids=["cut", "number", "empty", "not UTF-8"],
+    ids=["cut", "number", "empty", "not UTF-8", "digits", "deep"],
 )
 def test_folder_with_a_malformed_file(tmp_path, content, shown):
     (tmp_path / "captions.jsonl").write_bytes(content)

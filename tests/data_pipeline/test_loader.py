@@ -299,8 +299,8 @@ def test_replacements_are_those_of_a_batch_made_by_one_thread(
 def test_more_than_one_percent_unreadable_is_an_error(
     tmp_path: Path, tokenizer: Tokenizer
 ) -> None:
-    split = write_split(tmp_path, images=100, broken=(3, 4))
-    with pytest.raises(TooManyBadImagesError, match=r"2 unreadable .* 100 in all") as e:
+    split = write_split(tmp_path, images=100, broken=tuple(range(3, 13)))
+    with pytest.raises(TooManyBadImagesError, match=r"10 unreadable .* 100 in al") as e:
         train(split, tokenizer, batch_size=40)
     assert "tensorflow" not in str(e.value).lower()
 
@@ -320,8 +320,11 @@ def test_the_limit_counts_each_picture_once() -> None:
         bad.add("15", "broken", images=20_000)
     fresh = BadImages()
     fresh.see("0")
-    fresh.add("0", "one in the first batch is not 1 %", images=20_000)
+    for i in range(9):
+        fresh.add(f"{i}", "a few in the first batch are not 1 %", images=20_000)
     assert fresh.seen == 1
+    with pytest.raises(TooManyBadImagesError, match="10 unreadable pictures among 1 "):
+        fresh.add("9", "broken", images=20_000)
 
 
 @pytest.mark.parametrize("unit", [3, prefetch.UNIT])

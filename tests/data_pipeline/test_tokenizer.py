@@ -7,6 +7,7 @@ import random
 import string
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ftfy
@@ -121,6 +122,56 @@ def test_a_folder_is_read_without_transformers(standard: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
+def test_tokenizer_json_alone_gives_the_same_ids(
+    merges: list[str], tmp_path: Path
+) -> None:
+    written = write_folder(tmp_path / "written", merges[:3000], mask=True)
+    vocabulary, pairs = byte_pairs.read_tables(written)
+    theirs = CLIPTokenizer(vocab=vocabulary, merges=pairs)
+    theirs.save_pretrained(tmp_path)
+    assert not (tmp_path / "vocab.json").exists()
+    assert byte_pairs.read_tables(tmp_path) == (vocabulary, pairs)
+    ours = open_tokenizer(str(tmp_path))
+    texts = [text for text in CAPTIONS + ODD if "<|" not in text]
+    for text, row in zip(texts, ours.encode(texts, 400), strict=True):
+        wanted = theirs(tokenizer.clean(text))["input_ids"]
+        assert row[: len(wanted)].tolist() == wanted, text
+    # Before they were pairs, merges were texts.
+    path = tmp_path / "tokenizer.json"
+    tables = json.loads(path.read_text())
+    tables["model"]["merges"] = [" ".join(pair) for pair in pairs]
+    path.write_text(json.dumps(tables))
+    assert byte_pairs.read_tables(tmp_path) == (vocabulary, pairs)
+
+
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (lambda t: [t], "wanted a CLIP tokenizer"),
+        (lambda t: t | {"model": t["model"] | {"type": "Unigram"}}, "wanted a CLIP"),
+        (lambda t: t | {"model": t["model"] | {"merges": {}}}, "wanted model.vocab"),
+        (lambda t: t | {"model": t["model"] | {"merges": ["a b", 5]}}, "merge 1 is ''"),
+        (lambda t: t | {"added_tokens": [5]}, "wanted added_tokens to be a list"),
+    ],
+)
+def test_other_tokenizer_json_files_are_refused(
+    tmp_path: Path, change: Callable[[dict], object], shown: str
+) -> None:
+    folder = write_folder(tmp_path / "x", ["a b"], mask=True)
+    model = {
+        "type": "BPE",
+        "end_of_word_suffix": "</w>",
+        "vocab": json.loads((folder / "vocab.json").read_text()),
+        "merges": [["a", "b"]],
+    }
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps({"model": model}))
+    assert open_tokenizer(str(tmp_path)).vocab_size == 516
+    path.write_text(json.dumps(change({"model": model})))
+    with pytest.raises(ValueError, match=f"tokenizer.json.*{shown}"):
+        open_tokenizer(str(tmp_path))
+
+
 def test_no_caption_yields_the_mask(clip: Tokenizer, standard: Path) -> None:
     assert clip.encode(["jekyll"], 5).tolist() == [[49406, 43893, 865, 49407, 0]]
     for opened in (clip, open_tokenizer(str(standard))):
@@ -217,6 +268,75 @@ def test_folders_that_are_none_say_what_is_wrong(tmp_path: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\na b c\n")
     with pytest.raises(ValueError, match="merge 0 is 'a b c'"):
         open_with(good)
+
+
+VOCABULARIES = {
+    "null": b"null",
+    "list": b"[1]",
+    "cut": b"{",
+    "deep": b"[" * 200_000,
+    "digits": b'{"a": ' + b"9" * 5000 + b"}",
+    "UTF-16": "{}".encode("utf-16"),
+    "texts": b'{"a": "0"}',
+    "mixed": b'{"a": 0, "b": "1"}',
+    "floats": b'{"a": 0.0}',
+    "truth": b'{"a": true}',
+    "nothing": b'{"a": null}',
+    "empty": b"{}",
+    "ends": b'{"<|startoftext|>": 0, "<|endoftext|>": 1}',
+}
+
+
+@pytest.mark.parametrize("content", VOCABULARIES.values(), ids=VOCABULARIES.keys())
+def test_a_vocabulary_of_a_wrong_kind_is_named(tmp_path: Path, content: bytes) -> None:
+    folder = write_folder(tmp_path / "x", ["a b"], mask=True)
+    (folder / "vocab.json").write_bytes(content)
+    with pytest.raises(ValueError, match=r"vocab\.json"):
+        open_tokenizer(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("content", "shown"),
+    [
+        (b"#version: 0.2\na b\na b\n", "line 3: merge 1 is 'a b', which is there"),
+        (b"a b\r\nzzq \x1b\n", r"line 2: merge 1 is .*'zzq' is not in the vocabulary"),
+        (b"a b\n#version: 0.2\n", "line 2: merge 1 is .* is not in the vocabulary"),
+        (b"\xff\xfe\x00", "wanted UTF-8"),
+    ],
+    ids=["doubled", "unknown", "joined files", "binary"],
+)
+def test_merges_that_are_none_say_where(
+    tmp_path: Path, content: bytes, shown: str
+) -> None:
+    folder = write_folder(tmp_path / "x", ["a b"], mask=True)
+    (folder / "merges.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"merges\.txt.*{shown}") as caught:
+        open_tokenizer(str(folder))
+    assert str(caught.value).isprintable()
+
+
+def test_endless_words_are_cut_before_they_are_merged(
+    clip: Tokenizer, standard: Path
+) -> None:
+    """Uncut, a million letters take minutes; what fits into the rows stays the same."""
+    for opened in (clip, open_tokenizer(str(standard))):
+        for letter in ("a", "7", "!", "e\u0301", "漢"):
+            rows = opened.encode([letter * 10**6, letter * 4000], 77)
+            assert np.array_equal(*rows), letter
+    text = "a " * 3000
+    assert tokenizer.clean(text) == text.strip()
+
+
+def test_captions_that_are_cut_are_counted(clip: Tokenizer) -> None:
+    captions = ["red " * n for n in (0, 1, 5, 6, 7, 30, 300)] + ["!!!! " * 3]
+    wanted = {
+        place: len(caption.split()) + 2
+        for place, caption in enumerate(captions)
+        if len(caption.split()) + 2 > 8
+    }
+    assert tokenizer.cut_captions(clip, captions, 8) == wanted == {4: 9, 5: 32, 6: 302}
+    assert tokenizer.cut_captions(clip, captions, 400) == {}
+    assert tokenizer.cut_captions(clip, [], 8) == {}
 
 
 def test_context_of_one_is_refused(clip: Tokenizer) -> None:

@@ -2,6 +2,7 @@
 """Reads what the builders prepared into the same PersonDataset as the file readers."""
 
 import logging
+import os
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,12 +12,8 @@ from typing import Any
 
 import tensorflow_datasets as tfds
 
-from data_pipeline.datasets.annotations import (
-    AnnotationError,
-    DatasetMissing,
-    Entry,
-    assemble,
-)
+from data_pipeline.datasets.annotations import Entry, assemble
+from data_pipeline.datasets.raw import AnnotationError, DatasetMissing
 from data_pipeline.datasets.tfds.builders import VERSION
 from data_pipeline.records import ImageSource, PersonDataset
 
@@ -31,7 +28,7 @@ def read_prepared(name: str, data_dir: str) -> PersonDataset:
         DatasetMissing: If it has not been prepared there.
         AnnotationError: If its metadata is not what was prepared.
     """
-    folder = Path(data_dir).expanduser().absolute() / name / VERSION
+    folder = Path(os.path.expanduser(data_dir)).absolute() / name / VERSION
     if not (folder / "dataset_info.json").is_file():
         raise DatasetMissing(
             f"{name} is not prepared under {data_dir!r}. Looked for\n"

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipeline.captions import Captions
+from data_pipeline.examine import UnreadablePicturesError
 from fmfa_jax.run.checkpoints import CheckpointMismatchError
 from tests.tiny_run import (
     change_data,
@@ -20,7 +22,7 @@ from tests.tiny_run import (
     train_until_killed,
 )
 
-LAST = "model_last.safetensors"
+LAST, BEST = "model_last.safetensors", "model_best.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +180,43 @@ def test_a_batch_that_does_not_divide_names_the_nearest(folder):
         train(config, folder / "odd")
 
 
-def test_data_without_a_test_split_is_refused_before_the_training(
-    folder, whole, monkeypatch
+def test_what_an_evaluation_would_miss_is_named_before_the_training(
+    folder, monkeypatch
 ):
     change_data(monkeypatch, test=lambda split: replace(split, pairs=()))
-    with pytest.raises(ValueError, match="test"):
+    with pytest.raises(ValueError, match="no captions in split 'test'"):
+        train(tiny_config(folder, eval__split="test"), folder / "no_test")
+    monkeypatch.undo()
+
+    def damaged(split):
+        first, second, *others = split.images
+        bad = (replace(first, path="/gone.jpg"), replace(second, path=os.devnull))
+        return replace(split, images=(*bad, *others))
+
+    change_data(monkeypatch, test=damaged)
+    with pytest.raises(UnreadablePicturesError) as caught:
         train(tiny_config(folder), folder / "no_test")
+    assert "test  /gone.jpg: missing" in str(caught.value)
+    assert f"test  {os.devnull}: unreadable" in str(caught.value)
     assert not (folder / "no_test").exists()
+
+
+def test_without_splits_a_run_trains_and_says_what_it_cannot_measure(
+    folder, monkeypatch, capsys
+):
+    change_data(
+        monkeypatch,
+        val=lambda split: None,
+        test=lambda split: replace(split, images=(), pairs=()),
+    )
+    config, run = tiny_config(folder, train__stop_step=1), folder / "no_splits"
+    train(config, run)
+    assert "Nothing was measured: " in capsys.readouterr().out
+    assert (run / LAST).exists() and not (run / BEST).exists()
+    kinds = [each["kind"] for each in json.loads((run / "data.json").read_text())]
+    assert "no-test" in kinds
+    with pytest.raises(ValueError, match="captions neither in val nor in test"):
+        evaluate(config, run)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"as eval\.split=none asks"):
+        evaluate(tiny_config(folder, eval__split="none"), run)
