@@ -36,7 +36,7 @@ def test_a_candidate_that_computes_something_else_is_marked(monkeypatch, capsys)
     monkeypatch.setattr(train_step, "_features", lambda folder, one: outputs)
     work = {"flops": 4e9, "peak_flops": 1e10}
     counts = {train_step.OURS: work, train_step.PEER: {"flops": 6e9}}
-    gaps = train_step.apart(None, runs, runs)
+    gaps = train_step.apart(None, runs)
     options = argparse.Namespace(model="demo", layers=None, batch=2)
     found = {"counts": counts, "compiled": [5.0], "runs": runs, "apart": gaps}
     train_step.report(found, options)
