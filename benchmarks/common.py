@@ -35,7 +35,7 @@ def seconds(call: Callable[[], Any], count: int = 1) -> float:
     start = time.perf_counter()
     for _ in range(count):
         found = call()
-    _wait(found)
+    wait(found)
     return (time.perf_counter() - start) / count
 
 
@@ -233,6 +233,15 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return texts
 
 
+def cell(value: object) -> str:
+    """Return a value for a table: four digits of a number, nothing of None."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
 def where() -> str:
     """Return one line with the date, the hardware and the installed versions."""
     versions = []
@@ -268,10 +277,9 @@ def simulated(count: int) -> dict[str, str]:
 
 
 def torch_device() -> str:
-    """Return where torch computes: on the GPU if there is one, with TF32 allowed."""
+    """Return where torch computes: on the GPU if there is one."""
     import torch
 
-    torch.backends.cuda.matmul.allow_tf32 = True
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -279,7 +287,8 @@ def _torch_on_gpu() -> bool:
     return "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
 
 
-def _wait(value: Any) -> None:
+def wait(value: Any = None) -> None:
+    """Wait for JAX arrays in `value`, and for all that torch computes on a GPU."""
     # A process that has not imported JAX has no JAX arrays to wait for.
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(value)

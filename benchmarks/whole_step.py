@@ -148,6 +148,22 @@ def build(
     return WholeStep(learns.for_task(recipe, task), mesh)
 
 
+def report_gb(program: Any) -> dict[str, float]:
+    """Return what a compiled program plans for on a device, in 10^9 bytes.
+
+    "arguments" is the state and the batch; "program" is all that it holds, with the
+    memory that results take over from arguments counted once.
+    """
+    report = program.memory_analysis()
+    sizes = {
+        "arguments": report.argument_size_in_bytes,
+        "temporary": report.temp_size_in_bytes,
+    }
+    fresh = report.output_size_in_bytes - report.alias_size_in_bytes
+    sizes["program"] = sum(sizes.values()) + fresh
+    return {name: size / 1e9 for name, size in sizes.items()}
+
+
 def _placed(shapes: Any, shardings: Any) -> Any:
     return jax.tree.map(
         lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),

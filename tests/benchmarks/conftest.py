@@ -20,22 +20,30 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+def entry(name):
+    """Return the module that `python -m name` runs."""
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__"):
+        return importlib.import_module(f"{name}.__main__")
+    return module
+
+
 @pytest.fixture
 def bench(monkeypatch, capsys, one_thread):
     """Run a benchmark with its children in this process; return what it prints."""
     answers = []
 
-    def child(module, *arguments, environment=None):
+    def child(module, *arguments, environment=None, limit=None):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            importlib.import_module(module).main()
+            entry(module).main()
         # A child's answer passes through JSON.
         return json.loads(json.dumps(answers.pop()))
 
     def run(module, *arguments):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            importlib.import_module(module).main()
+            entry(module).main()
         return capsys.readouterr().out
 
     monkeypatch.setattr(common, "child", child)
