@@ -266,6 +266,11 @@ def accelerators() -> int:
     return int(done.stdout.split()[-1].replace("False", "0"))
 
 
+def xla_flags(added: str) -> dict[str, str]:
+    """Return XLA_FLAGS of this process with one more."""
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {added}".strip()}
+
+
 def simulated(count: int) -> dict[str, str]:
     """Return the variables of a process with so many simulated devices."""
     flag = f"--xla_force_host_platform_device_count={count}"

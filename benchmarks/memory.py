@@ -94,7 +94,7 @@ def _report(options: argparse.Namespace, found: dict[str, dict[str, Any]]) -> No
     for name, one in found.items():
         fits = ["yes" if one["program"] <= SHARE * card else "no" for card in CARDS]
         sizes = (one["arguments"], one["temporary"], one["program"])
-        rows.append((name, *(f"{size:.1f}" for size in sizes), *fits))
+        rows.append((name, *map(common.cell, sizes), *fits))
     size = "x".join(map(str, options.image_size or ()))
     common.show(
         f"Memory of {options.method}'s step, {options.model} {size}".rstrip(),

@@ -207,7 +207,7 @@ def main() -> int:
         remat=options.remat,
         sizes={"classes": options.classes, "irr_layers": options.irr_layers},
     )
-    whole = build(config, batch=options.batch, pairs=options.classes)
+    whole = build(config, batch=options.batch, pairs=options.batch)
     with tempfile.TemporaryDirectory() as name:
         found = trace(whole, options.batch, options.trace or Path(name) / "trace")
     title = f"{options.model}, batch {options.batch}, {options.dtype}"

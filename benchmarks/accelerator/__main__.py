@@ -24,7 +24,7 @@ from benchmarks.accelerator.run import Row, Run
 from fmfa_jax import files
 
 # CUDA graphs would hide which operation a kernel belongs to.
-_NO_GRAPHS = {"XLA_FLAGS": "--xla_gpu_enable_command_buffer="}
+_NO_GRAPHS = common.xla_flags("--xla_gpu_enable_command_buffer=")
 # The parts that hold a whole step take the card; the others share it with torch.
 _WHOLE_CARD = {"XLA_PYTHON_CLIENT_MEM_FRACTION": "0.92"}
 _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
@@ -61,7 +61,7 @@ PARTS = {
     "attention": Part(
         "Attention, value and gradient", "others.attention_alone", _SHARED
     ),
-    "repeat": Part("Five steps twice, and resumed", "repeat.twice", _SHARED),
+    "repeat": Part("Five steps twice, and resumed", "repeat.twice"),
     "feed": Part("A step fed with pictures", "feed.fed"),
     "mining": Part("Mining links in the memory", "others.mining", _SHARED),
 }
@@ -116,7 +116,9 @@ def _measure(name: str, options: Namespace) -> str:
     else:
         flags = common.flags(options, "out", "until", "folder")
         flags += ["--cpu"] * options.cpu
-        environment = {} if options.cpu else dict(part.environment)
+        # Parity wants the host's CPU as well, whatever JAX_PLATFORMS says.
+        on_card = part.environment | {"JAX_PLATFORMS": ""}
+        environment = {} if options.cpu else on_card
         environment["JAX_COMPILATION_CACHE_DIR"] = str(options.folder / "programs")
         try:
             answer = common.child(

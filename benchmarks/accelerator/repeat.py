@@ -23,37 +23,40 @@ from benchmarks.train_step_case import make_batch
 from fmfa_jax.run.checkpoints import Checkpoints
 
 STEPS, SAVED = 5, 3
+DETERMINISTIC = "--xla_gpu_exclude_nondeterministic_ops=true"
 MODES = {
-    "default": "",
-    "deterministic": "--xla_gpu_exclude_nondeterministic_ops=true",
+    "default": ("", ("first", "second")),
+    "deterministic": (DETERMINISTIC, ("first", "second", "resumed")),
 }
+"""XLA's flag, and the runs that it is given to."""
 
 
 def twice(run: Run) -> None:
     """Train five steps twice in either mode, and once more with a stop after three."""
-    for mode in MODES:
+    for mode, (flag, names) in MODES.items():
         first: dict[str, Any] = {}
-        names = ("first", "second", "resumed") if MODES[mode] else ("first", "second")
         for name in names:
-            row = functools.partial(_row, run, mode, name, first)
+            folder = run.folder / f"{mode}-{name}"
+            row = functools.partial(_row, run, folder, flag, first)
             run.measure(f"{mode}, {name}", row)
 
 
-def _row(run: Run, mode: str, name: str, first: dict[str, Any]) -> dict[str, Any]:
-    folder = run.folder / f"{mode}-{name}"
-    if name == "resumed":
-        _child(run, folder, MODES[mode], SAVED)
-    found = _child(run, folder, MODES[mode], STEPS)
-    if name == "first":
-        first.update(found)
+def _row(run: Run, folder: Path, flag: str, first: dict[str, Any]) -> dict[str, Any]:
+    if folder.name.endswith("resumed"):
+        _child(run, folder, flag, SAVED)
+    found = _child(run, folder, flag, STEPS)
+    # The first run of a mode is what the others are compared with.
+    first.update(first or found)
     return _beside(found, first)
 
 
 def _child(run: Run, folder: Path, flag: str, stop: int) -> dict[str, Any]:
     flags = ["--stop", str(stop), *["--cpu"] * run.cpu, *["--save"] * (stop < STEPS)]
-    environment = {"XLA_FLAGS": flag} if flag else {}
     return run.child(
-        "benchmarks.accelerator.repeat", str(folder), *flags, environment=environment
+        "benchmarks.accelerator.repeat",
+        str(folder),
+        *flags,
+        environment=common.xla_flags(flag),
     )
 
 

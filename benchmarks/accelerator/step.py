@@ -64,7 +64,7 @@ class Case:
             **self.choices,
         )
         recipe = replace(recipe, losses=losses, loss=replace(recipe.loss, **self.loss))
-        return build(model, batch=self.batch, recipe=recipe, pairs=model.classes)
+        return build(model, batch=self.batch, recipe=recipe, pairs=self.batch)
 
 
 def base(run: Run, name: str = "as trained", **changes: Any) -> Case:
@@ -224,18 +224,18 @@ class Timer:
 
         seconds = _median(call, self._run.sizes.steps)
         held[heads] = state["state"]
-        work = self._work(case, whole)
+        work = self._work(case, whole, batch)
         return self._row(case, model, seconds, work) | {
             "program GB": report_gb(program)["program"],
             "compile s": took,
         }
 
-    def _work(self, case: Case, whole: WholeStep) -> int:
+    def _work(self, case: Case, whole: WholeStep, batch: Any) -> int:
         """Return the model's FLOPs, which how it computes does not change."""
         key = str(replace(case, name="", choices={}))
         if key not in self._counts:
             count = model_flops(whole.method, whole.state_shapes(), whole.mesh)
-            self._counts[key] = count(whole.batch_shapes(case.batch))
+            self._counts[key] = count(batch)
         return self._counts[key]
 
     def _fresh(self, whole: WholeStep) -> Any:

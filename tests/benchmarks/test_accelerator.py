@@ -104,26 +104,10 @@ def test_what_has_no_time_says_so(bench, tmp_path, monkeypatch):
     assert run.rows("part")[0]["error"] == "left out: the minutes were over"
 
 
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-    """Steps that several parts time are compiled by the first of them."""
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-
-
-def test_a_step_beside_the_peer_and_resumed(
-    bench, tmp_path, monkeypatch, compiled_once
-):
+def test_a_step_beside_the_peer_and_resumed(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(step, "REMATS", ("none",))
-    monkeypatch.setattr(repeat, "MODES", {"deterministic": "--a_flag"})
+    modes = {"deterministic": ("--a_flag", ("first", "resumed"))}
+    monkeypatch.setattr(repeat, "MODES", modes)
     arguments = ("--cpu", "--out", str(tmp_path), "--parts", "step", "peer", "repeat")
     bench("benchmarks.accelerator", *arguments)
     found = {(row["part"], row["case"]): row for row in rows_of(tmp_path)}
@@ -135,10 +119,9 @@ def test_a_step_beside_the_peer_and_resumed(
     theirs = found["peer", "torch, float32 with TF32, batch 4"]
     ratio = theirs["ours, times its pairs/s"]
     assert ratio == pytest.approx(ours["pairs/s"] / theirs["pairs/s"])
-    for name in ("second", "resumed"):
-        again = found["repeat", f"deterministic, {name}"]
-        assert again["weights"] == "equal bits"
-        assert again["losses apart"] == again["norms of weights apart"] == 0
+    again = found["repeat", "deterministic, resumed"]
+    assert again["weights"] == "equal bits"
+    assert again["losses apart"] == again["norms of weights apart"] == 0
 
 
 def test_other_bits_are_told():
@@ -234,7 +217,7 @@ def test_kernels_of_a_gpu_are_told_apart():
     assert found.wide_products() == wide
 
 
-def test_memory_is_the_compiled_programs_own_report(bench, compiled_once):
+def test_memory_is_the_compiled_programs_own_report(bench):
     sizes = ("--model", "demo", "--layers", "1", "--batch", "4", "--remat", "none")
     title, rows = table(bench("benchmarks.memory", *sizes))
     assert title == "Memory of fmfa's step, demo"
