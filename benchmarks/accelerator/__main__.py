@@ -11,7 +11,6 @@ Orbax and PyTorch; TensorFlow, ml_collections and a tokenizer may be absent.
 """
 
 import importlib
-import os
 import sys
 import tempfile
 import time
@@ -31,16 +30,18 @@ _SHARED = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 # Times mean nothing there: it compiles in half the time.
 _ON_CPU = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
 _ON_CPU["CUDA_VISIBLE_DEVICES"] = ""
+# Parity wants the host's CPU beside the card.
+_ON_A_CARD = {"JAX_PLATFORMS": ""}
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of the check.
+    """A part of the check, in a process of its own.
 
     Attributes:
         title: Of its table.
         function: "module.function", which takes a Run.
-        environment: Variables of its process on a card.
+        environment: Its variables on a card.
     """
 
     title: str
@@ -69,10 +70,32 @@ PARTS = {
 
 def main() -> int:
     """Run all parts, or one of them in this process; return whether a row failed."""
+    options = _options()
+    if options.only:
+        run = _run(options, options.only)
+        module, function = PARTS[options.only].function.split(".")
+        part = importlib.import_module(f"benchmarks.accelerator.{module}")
+        getattr(part, function)(run)
+        common.answer({"where": common.where()})
+        return 0
+    options.out.mkdir(parents=True, exist_ok=True)
+    options.until = time.time() + 60 * options.minutes
+    _run(options, "").file.write_text("")
+    texts: list[str] = []
+    with tempfile.TemporaryDirectory() as name:
+        options.folder = Path(name)
+        for part in options.parts:
+            texts.append(_measure(part, options))
+            print(texts[-1], flush=True)
+            files.write_text(options.out / "accelerator.md", "\n".join(texts))
+    print("\n# All tables\n", *texts, sep="\n", flush=True)
+    rows = [row for part in options.parts for row in _run(options, part).rows(part)]
+    return int(any("error" in row for row in rows))
+
+
+def _options() -> Namespace:
     parser = common.parser(__doc__)
-    parser.add_argument(
-        "--out", type=Path, default=Path(), help="folder of the results"
-    )
+    parser.add_argument("--out", type=Path, default=Path(), help="for the results")
     parser.add_argument("--minutes", type=float, default=10, help="of all parts")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cpu", action="store_true", help="small, and on the CPU")
@@ -81,26 +104,7 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="scratch folder, for --only")
     options = parser.parse_args()
     options.out = options.out.absolute()
-    if options.only:
-        run = _run(options, options.only)
-        module, function = PARTS[options.only].function.split(".")
-        getattr(importlib.import_module(f"benchmarks.accelerator.{module}"), function)(
-            run
-        )
-        common.answer({"part": options.only})
-        return 0
-    options.out.mkdir(parents=True, exist_ok=True)
-    options.until = time.time() + 60 * options.minutes
-    _run(options, "").file.write_text("")
-    if options.cpu:
-        os.environ |= _ON_CPU
-    with tempfile.TemporaryDirectory() as name:
-        options.folder = Path(name)
-        texts = [_measure(part, options) for part in options.parts]
-    files.write_text(options.out / "accelerator.md", "\n".join(texts))
-    print("\n# All tables\n", *texts, sep="\n", flush=True)
-    rows = [row for part in options.parts for row in _run(options, part).rows(part)]
-    return int(any("error" in row for row in rows))
+    return options
 
 
 def _run(options: Namespace, part: str) -> Run:
@@ -110,30 +114,25 @@ def _run(options: Namespace, part: str) -> Run:
 
 def _measure(name: str, options: Namespace) -> str:
     """Run a part in its own process; return its table."""
-    run, part, start, peak = _run(options, name), PARTS[name], time.time(), ""
+    run, part, start, about = _run(options, name), PARTS[name], time.time(), ""
     if run.left <= 0:
         run.append({"case": "all", "error": "left out: the minutes were over"})
     else:
         flags = common.flags(options, "out", "until", "folder")
-        flags += ["--cpu"] * options.cpu
-        # Parity wants the host's CPU as well, whatever JAX_PLATFORMS says.
-        on_card = part.environment | {"JAX_PLATFORMS": ""}
-        environment = {} if options.cpu else on_card
-        environment["JAX_COMPILATION_CACHE_DIR"] = str(options.folder / "programs")
+        environment = _ON_CPU if options.cpu else part.environment | _ON_A_CARD
         try:
             answer = common.child(
                 "benchmarks.accelerator",
-                *("--only", name, *flags),
-                environment=environment,
+                *("--only", name, *flags, *["--cpu"] * options.cpu),
+                environment=environment
+                | {"JAX_COMPILATION_CACHE_DIR": str(options.folder / "programs")},
                 # A part ends by itself; this is for one that hangs.
                 limit=run.left + 15,
             )
-            peak = f", peak {answer['peak_gb']:.2f} GB"
+            about = f", peak {answer['peak_gb']:.2f} GB. {answer['where']}"
         except RuntimeError as error:
             run.append({"case": "the process", "error": str(error)[-1500:]})
-    text = table(part.title, run.rows(name), f"{time.time() - start:.0f} s{peak}")
-    print(text, flush=True)
-    return text
+    return table(part.title, run.rows(name), f"{time.time() - start:.0f} s{about}")
 
 
 def table(title: str, rows: list[Row], taken: str) -> str:
@@ -147,12 +146,10 @@ def table(title: str, rows: list[Row], taken: str) -> str:
     lines = [f"## {title}", ""]
     if good:
         lines += [*common.markdown(["", *names], cells), ""]
-    if failed := [row for row in rows if "error" in row]:
-        lines += [
-            f"- {row['case']}: {' '.join(row['error'].split())}" for row in failed
-        ]
-        lines += [""]
-    return "\n".join([*lines, f"{taken}. {common.where()}", ""])
+    for row in rows:
+        if "error" in row:
+            lines += [f"- {row['case']}: {' '.join(row['error'].split())}", ""]
+    return "\n".join([*lines, taken, ""])
 
 
 if __name__ == "__main__":
