@@ -22,14 +22,21 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("jax", "jaxlib", "flax", "torch", "tensorflow-cpu", "numpy", "pillow")
+PACKAGES = ("jax", "jaxlib", "jax-cuda13-plugin", "nvidia-cudnn-cu13", "flax", "torch")
+PACKAGES += ("tensorflow-cpu", "numpy", "pillow")
 
 
-def seconds(call: Callable[[], Any]) -> float:
-    """Return how long a call takes, until its JAX arrays are ready."""
+def seconds(call: Callable[[], Any], count: int = 1) -> float:
+    """Return how long a call takes, until its results are ready.
+
+    With a `count` it is called so many times before the device is waited for, and the
+    mean is returned: a kernel may take less time than the way to it.
+    """
     start = time.perf_counter()
-    _wait(call())
-    return time.perf_counter() - start
+    for _ in range(count):
+        found = call()
+    wait(found)
+    return (time.perf_counter() - start) / count
 
 
 def timed(step: Callable[[], Any], count: int) -> dict[str, float]:
@@ -54,29 +61,58 @@ def timed(step: Callable[[], Any], count: int) -> dict[str, float]:
 def take_turns(
     names: Iterable[Any], measure: Callable[[Any], Any], *, repeats: int
 ) -> dict[Any, list]:
-    """Measure all candidates in turns, `repeats` times; return each one's results."""
+    """Measure all candidates in turns, `repeats` times; return each one's results.
+
+    A candidate that fails is left out, and stderr says why.
+
+    Raises:
+        RuntimeError: If none is left.
+    """
     found: dict[Any, list] = {name: [] for name in names}
     for _ in range(repeats):
-        for name, results in found.items():
-            results.append(measure(name))
+        for name in list(found):
+            try:
+                found[name].append(measure(name))
+            except RuntimeError as error:
+                print(f"{name} is left out, it failed: {error}", file=sys.stderr)
+                del found[name]
+    if not found:
+        raise RuntimeError("every candidate failed; see above")
     return found
 
 
 def alternate(
-    candidates: Mapping[str, Callable[[], Any]], *, repeats: int, warmup: int = 1
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    repeats: int,
+    warmup: int = 1,
+    least: float = 0.0,
 ) -> dict[str, float]:
-    """Return the candidates' median seconds, after `warmup` uncounted rounds."""
+    """Return the candidates' median seconds.
+
+    Args:
+        candidates: What is called, by name.
+        repeats: Measurements of each.
+        warmup: Rounds before them that are not counted.
+        least: Seconds that a measurement should last, if need be by calling again
+            before the device is waited for.
+    """
 
     def measure(name: str) -> float:
-        return seconds(candidates[name])
+        return seconds(candidates[name], counts[name])
 
-    take_turns(candidates, measure, repeats=warmup)
-    times = take_turns(candidates, measure, repeats=repeats)
+    counts = dict.fromkeys(candidates, 1)
+    taken = take_turns(candidates, measure, repeats=warmup)
+    counts = {name: 1 + int(least / min(times)) for name, times in taken.items()}
+    times = take_turns(counts, measure, repeats=repeats)
     return {name: statistics.median(taken) for name, taken in times.items()}
 
 
 def child(
-    module: str, *arguments: str, environment: Mapping[str, str] | None = None
+    module: str,
+    *arguments: str,
+    environment: Mapping[str, str] | None = None,
+    limit: float | None = None,
 ) -> dict[str, Any]:
     """Run `python -m module arguments` alone and return what it passed to `answer`.
 
@@ -86,15 +122,27 @@ def child(
         module: Module with a `main` that ends in `answer`.
         *arguments: Arguments of its command line.
         environment: Variables added to those of this process.
+        limit: Seconds after which it is killed.
 
     Raises:
-        RuntimeError: If it fails; the message contains the end of its output.
+        RuntimeError: If it fails or is killed; the message contains the end of its
+            output.
     """
     command = [sys.executable, "-m", module, *arguments]
     variables = os.environ | (environment or {})
-    done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=variables
-    )
+    try:
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            env=variables,
+            timeout=limit,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(
+            f"{' '.join(command)}: killed after {limit:.0f} s"
+        ) from error
     if done.returncode:
         raise RuntimeError(
             f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr[-3000:]}"
@@ -108,7 +156,16 @@ def answer(values: Mapping[str, Any]) -> None:
 
 
 def peak_gb() -> float:
-    """Return the most memory that this process has held so far, in 10^9 bytes."""
+    """Return the most memory that this process has held so far, in 10^9 bytes.
+
+    Of the accelerator, if this process computes on one; otherwise of the host.
+    """
+    if "jax" in sys.modules:
+        stats = sys.modules["jax"].devices()[0].memory_stats() or {}
+        if "peak_bytes_in_use" in stats:
+            return stats["peak_bytes_in_use"] / 1e9
+    elif _torch_on_gpu():
+        return sys.modules["torch"].cuda.max_memory_allocated() / 1e9
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
 
@@ -157,19 +214,32 @@ def show(
     notes: Sequence[str] = (),
 ) -> None:
     """Print an aligned Markdown table with notes, date, hardware and versions."""
+    table = markdown(header, rows)
+    print(f"\n## {title}\n", *table, "", *notes, where(), sep="\n", flush=True)
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of an aligned Markdown table."""
     lines = [list(header), *map(list, rows)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     lines.insert(
         1, ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
     )
-    print(f"\n## {title}\n")
+    texts = []
     for line in lines:
         cells = [line[0].ljust(widths[0])]
         cells += [cell.rjust(n) for cell, n in zip(line[1:], widths[1:], strict=True)]
-        print("| " + " | ".join(cells) + " |")
-    for note in ("", *notes, where()):
-        print(note)
-    sys.stdout.flush()
+        texts.append("| " + " | ".join(cells) + " |")
+    return texts
+
+
+def cell(value: object) -> str:
+    """Return a value for a table: four digits of a number, nothing of None."""
+    if value is None:
+        return ""
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
 def where() -> str:
@@ -196,10 +266,39 @@ def accelerators() -> int:
     return int(done.stdout.split()[-1].replace("False", "0"))
 
 
-def _wait(value: Any) -> None:
+def xla_flags(added: str) -> dict[str, str]:
+    """Return XLA_FLAGS of this process with one more."""
+    return {"XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {added}".strip()}
+
+
+def simulated(count: int) -> dict[str, str]:
+    """Return the variables of a process with so many simulated devices."""
+    flag = f"--xla_force_host_platform_device_count={count}"
+    # XLA has one thread per core or device. A collective holds one until all devices
+    # have joined: without spare threads, two collectives that start in different orders
+    # deadlock.
+    threads = str(4 * max(count, os.cpu_count() or 1))
+    return {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": threads}
+
+
+def torch_device() -> str:
+    """Return where torch computes: on the GPU if there is one."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def _torch_on_gpu() -> bool:
+    return "torch" in sys.modules and sys.modules["torch"].cuda.is_initialized()
+
+
+def wait(value: Any = None) -> None:
+    """Wait for JAX arrays in `value`, and for all that torch computes on a GPU."""
     # A process that has not imported JAX has no JAX arrays to wait for.
     if "jax" in sys.modules:
         sys.modules["jax"].block_until_ready(value)
+    if _torch_on_gpu():
+        sys.modules["torch"].cuda.synchronize()
 
 
 def _processor() -> str:
@@ -212,11 +311,27 @@ def _processor() -> str:
 
 
 def _accelerators() -> str:
+    if cards := nvidia("name", "driver_version"):
+        return (
+            f", {len(cards)} x {cards[0]['name']}, driver {cards[0]['driver_version']}"
+        )
     if "jax" not in sys.modules:
         return ""
     import jax
 
     devices = [each for each in jax.devices() if each.platform != "cpu"]
-    if not devices:
-        return ""
-    return f", {len(devices)} x {devices[0].device_kind}"
+    return f", {len(devices)} x {devices[0].device_kind}" if devices else ""
+
+
+def nvidia(*fields: str) -> list[dict[str, str]]:
+    """Return what nvidia-smi says of each card; nothing where the CPU was chosen."""
+    if os.environ.get("JAX_PLATFORMS") == "cpu":
+        return []
+    command = ["nvidia-smi", f"--query-gpu={','.join(fields)}"]
+    command.append("--format=csv,noheader,nounits")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return []
+    lines = done.stdout.strip().splitlines()
+    return [dict(zip(fields, line.split(", "), strict=True)) for line in lines]

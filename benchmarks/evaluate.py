@@ -98,7 +98,10 @@ def peer(case: Case) -> dict[str, float]:
     """Sort, timing the product, the argsort and the figures separately."""
     import torch
 
-    query, gallery, query_ids, gallery_ids = map(torch.from_numpy, features(case))
+    device = common.torch_device()
+    query, gallery, query_ids, gallery_ids = (
+        torch.from_numpy(array).to(device) for array in features(case)
+    )
     query, query_ids = query[: case.peer_queries], query_ids[: case.peer_queries]
     base = common.peak_gb()
     stamps = [_stamp()]
@@ -118,6 +121,7 @@ def peer(case: Case) -> dict[str, float]:
 
 def _stamp() -> tuple[float, float]:
     """Return the seconds so far, and those that this process's cores have spent."""
+    common.wait()
     return time.perf_counter(), time.process_time()
 
 
@@ -125,12 +129,12 @@ def _sorted_figures(order: Any, query_ids: Any, gallery_ids: Any) -> dict[str, f
     """Return the five figures in percent from the sorted gallery indices."""
     import torch
 
-    sums = torch.zeros(5, dtype=torch.float64)
+    sums = torch.zeros(5, dtype=torch.float64, device=order.device)
     for first in range(0, len(order), _FIGURES_AT_ONCE):
         rows = slice(first, first + _FIGURES_AT_ONCE)
         match = gallery_ids[order[rows]] == query_ids[rows, None]
         found = match.cumsum(1)
-        ranks = torch.arange(1, match.shape[1] + 1)
+        ranks = torch.arange(1, match.shape[1] + 1, device=order.device)
         total = found[:, -1]
         for k, place in enumerate((1, 5, 10)):
             sums[k] += (found[:, place - 1] > 0).sum()

@@ -32,9 +32,7 @@ from PIL import Image, features
 
 from benchmarks import common
 from data_pipeline.bad_images import BadImages
-from data_pipeline.loader import train_batches
 from data_pipeline.records import Pair, Picture, Split
-from data_pipeline.tokenizer import open_tokenizer
 
 SIZE, LENGTH = (384, 128), 77
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -100,6 +98,10 @@ def read_split(folder: Path) -> Split:
 
 def our_pass(split: Split, batch: int) -> Callable[[], int]:
     """Return a function that loads every picture once and counts them."""
+    # Imported here: the check of a card has no tokenizer, and only draws pictures.
+    from data_pipeline.loader import train_batches
+    from data_pipeline.tokenizer import open_tokenizer
+
     tokenizer = open_tokenizer("clip")
 
     def run() -> int:
@@ -122,6 +124,8 @@ def our_pass(split: Split, batch: int) -> Callable[[], int]:
 def peer_pass(split: Split, batch: int, out: str, workers: int) -> Callable[[], int]:
     """Return a function that does the same through a torch DataLoader."""
     import torch
+
+    from data_pipeline.tokenizer import open_tokenizer
 
     torch.set_num_threads(1)  # as in its workers
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))

@@ -67,12 +67,12 @@ def _torch(rows: int) -> tuple[Call, dict[str, float]]:
     import torch
 
     base = common.peak_gb()
-    bank = torch.randn(2, rows, WIDTH)
+    bank = torch.randn(2, rows, WIDTH, device=common.torch_device())
     images = bank[0]
     images /= torch.linalg.vector_norm(images, dim=1, keepdim=True)
     anchors = images[:BATCH].clone()
     numbers = {"base_gb": base, "bank_gb": bank.numel() * 4 / 1e9}
-    return lambda: torch.topk(anchors @ images.T, LINKS + 1).values.numpy(), numbers
+    return lambda: torch.topk(anchors @ images.T, LINKS + 1).values, numbers
 
 
 def _jax(

@@ -11,7 +11,6 @@ take turns.
 """
 
 import argparse
-import os
 from typing import Any
 
 from benchmarks import common
@@ -46,14 +45,7 @@ def main() -> None:
 
 def _ask(count: int, options: argparse.Namespace, *, simulated: bool) -> dict:
     flags = common.flags(options, "model", "batch", "dtype", "steps", "layers")
-    variables = {}
-    if simulated:
-        flag = f"--xla_force_host_platform_device_count={count}"
-        # XLA has one thread per core or device. A collective holds one until all
-        # devices have joined: without spare threads, two collectives that start in
-        # different orders deadlock.
-        threads = str(4 * max(count, os.cpu_count() or 1))
-        variables = {"XLA_FLAGS": flag, "JAX_PLATFORMS": "cpu", "NPROC": threads}
+    variables = common.simulated(count) if simulated else {}
     only = ("--only", str(count))
     return common.child("benchmarks.scaling", *flags, *only, environment=variables)
 
@@ -62,31 +54,21 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Train from the same weights on the same batch; return seconds and losses."""
     import jax
 
-    from benchmarks.train_step_case import LR, TERMS, make_batch, make_config, train
-    from fmfa_jax import models
-    from fmfa_jax.machines.mesh import check_batch_size, make_mesh, to_devices
-    from fmfa_jax.methods.fmfa import FMFAMethod, Recipe
-    from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
-    from fmfa_jax.training.step import make_state, make_step
+    from benchmarks.train_step_case import make_batch, train
+    from benchmarks.whole_step import build, sized
+    from fmfa_jax.machines.mesh import make_mesh
 
-    mesh = make_mesh(devices=jax.devices()[: options.only])
-    check_batch_size(options.batch, mesh)
-    config = make_config(
+    config = sized(
         options.model,
-        options.layers,
-        classes=options.batch,
-        irr_layers=options.layers or 4,
+        layers=options.layers,
         dtype=options.dtype,
+        sizes={"classes": options.batch},
     )
-    recipe = Recipe(losses=dict.fromkeys(TERMS, 1.0))
-    method = FMFAMethod(config, recipe, mesh=mesh)
-    optimizer = make_optimizer(lambda step: LR, AdamOptions())
-    state = make_state(models.init_params(config, 0), optimizer, mesh, method)
-    step = make_step(
-        method, optimizer, state, mesh=mesh, seed=0, schedule=lambda step: LR
-    )
-    batch = to_devices(make_batch(vars(config), options.batch), mesh)
-    found, taken = train(step, state, batch, options.steps)
+    mesh = make_mesh(devices=jax.devices()[: options.only])
+    whole = build(config, batch=options.batch, mesh=mesh, pairs=options.batch)
+    state = whole.state()
+    batch = whole.batch(make_batch(vars(config), options.batch))
+    found, taken = train(whole.function(state), state, batch, options.steps)
     losses = [float(measured.scalars["total"]) for measured in found]
     return taken | {"losses": losses}
 

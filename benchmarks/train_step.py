@@ -17,6 +17,7 @@ from run to run.
 
 import argparse
 import statistics
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,16 +40,18 @@ class Candidate:
     module: str
     dtype: str
     remat: str = ""
+    tf32: str = ""
 
     @property
     def flags(self) -> list[str]:
         """Flags for its child."""
-        flags = ["--dtype", self.dtype]
-        return flags + (["--remat", self.remat] if self.remat else [])
+        given = {"--dtype": self.dtype, "--remat": self.remat, "--tf32": self.tf32}
+        return [part for flag in given.items() if flag[1] for part in flag]
 
 
 CANDIDATES = {
-    REFERENCE: Candidate(PEER, "float32"),
+    REFERENCE: Candidate(PEER, "float32", tf32="off"),
+    "torch float32, TF32": Candidate(PEER, "float32", tf32="on"),
     "torch bfloat16 autocast": Candidate(PEER, "bfloat16"),
     "ours float32": Candidate(OURS, "float32", "none"),
     "ours float32, elementwise": Candidate(OURS, "float32", "elementwise"),
@@ -59,11 +62,12 @@ CANDIDATES = {
 }
 ON_CPU = (REFERENCE, "torch bfloat16 autocast", "ours float32, remat")
 ON_CPU += ("ours bfloat16, remat",)
-ON_GPU = tuple(name for name in CANDIDATES if "bfloat16" in name)
+ON_GPU = ("torch bfloat16 autocast", "torch float32, TF32")
+ON_GPU += tuple(name for name in CANDIDATES if name.startswith("ours bfloat16"))
 
 
-def main() -> None:
-    """Print the table."""
+def main() -> int:
+    """Print the table of all candidates that did not fail; return whether one did."""
     parser = common.parser(__doc__)
     add_case(parser)
     parser.add_argument("--only", nargs="*", choices=CANDIDATES, metavar="CANDIDATE")
@@ -75,7 +79,9 @@ def main() -> None:
     names = options.only or (ON_GPU if gpu else ON_CPU)
     with tempfile.TemporaryDirectory() as folder:
         common.child("benchmarks.train_step_case", folder, *case_flags(options))
-        report(measure(Path(folder), names, options), options)
+        found = measure(Path(folder), names, options)
+        report(found, options)
+    return int(len(found["runs"]) < len(names))
 
 
 def measure(folder: Path, names: Any, options: argparse.Namespace) -> dict[str, Any]:
@@ -89,27 +95,35 @@ def measure(folder: Path, names: Any, options: argparse.Namespace) -> dict[str, 
         arguments = (str(folder), *task, *one.flags)
         return common.child(one.module, *arguments, environment=cache)
 
-    ours = [one for name in names if (one := CANDIDATES[name]).module == OURS]
-    compiled = [ask(one, "compile")["seconds"] for one in ours]
-    task = ("steps", *common.flags(options, "steps"))
-    runs = common.take_turns(
-        names, lambda name: ask(CANDIDATES[name], *task), repeats=options.repeats
-    )
-    gaps = apart(folder, names, runs)
-    return {"counts": counts, "compiled": compiled, "runs": runs, "apart": gaps}
+    def train(name: str) -> dict[str, Any]:
+        return ask(CANDIDATES[name], "steps", *common.flags(options, "steps"))
+
+    def compile_first(name: str) -> float:
+        ours = CANDIDATES[name].module == OURS
+        return ask(CANDIDATES[name], "compile")["seconds"] if ours else 0.0
+
+    compiled = common.take_turns(names, compile_first, repeats=1)
+    runs = common.take_turns(compiled, train, repeats=options.repeats)
+    gaps = apart(folder, runs)
+    took = [seconds for (seconds,) in compiled.values() if seconds]
+    return {"counts": counts, "compiled": took, "runs": runs, "apart": gaps}
 
 
-def apart(folder: Path, names: Any, runs: dict[str, list[dict]]) -> dict[str, Any]:
+def apart(folder: Path, runs: dict[str, list[dict]]) -> dict[str, Any]:
     """Return the largest relative distances of features, losses and gradient to torch.
 
     The reference is torch in float32.
     """
-    wanted = _features(folder, CANDIDATES[REFERENCE])
+    outputs = common.take_turns(
+        {REFERENCE, *runs}, lambda name: _features(folder, CANDIDATES[name]), repeats=1
+    )
+    (wanted,) = outputs.get(REFERENCE, [{}])
     first = {name: found[0]["first"] for name, found in runs.items()}
-    rows = {}
-    for name in names:
-        found = _features(folder, CANDIDATES[name])
-        rows[name] = {"features": max(_distance(found[k], wanted[k]) for k in wanted)}
+    rows: dict[str, dict[str, float]] = {}
+    for name in runs:
+        (found,) = outputs.get(name, [{}])
+        gaps = [_distance(found[key], wanted[key]) for key in found.keys() & wanted]
+        rows[name] = {"features": max(gaps)} if gaps else {}
         # If the reference is not in the table, only the features can be compared.
         for key, value in first.get(REFERENCE, {}).items():
             kind = "gradient" if key == "grad_norm" else "losses"
@@ -119,7 +133,7 @@ def apart(folder: Path, names: Any, runs: dict[str, list[dict]]) -> dict[str, An
 
 
 def _features(folder: Path, one: Candidate) -> dict[str, np.ndarray]:
-    answer = common.child(one.module, str(folder), "features", "--dtype", one.dtype)
+    answer = common.child(one.module, str(folder), "features", *one.flags)
     with np.load(answer["features"], allow_pickle=False) as file:
         return dict(file)
 
@@ -151,7 +165,7 @@ def _row(
     batch: int,
     base: str,
 ) -> tuple[str, ...]:
-    seconds, memory = speeds[name]["seconds"], _memory(speeds[name])
+    seconds, memory = speeds[name]["seconds"], speeds[name]["peak_gb"]
     ours = found["counts"][OURS]
     work = found["counts"][CANDIDATES[name].module]["flops"]
     peak = ours["peak_flops"]
@@ -165,17 +179,12 @@ def _row(
         f"{speeds[base]['seconds'] / seconds:.2f}",
         f"{speeds[name]['cpu_seconds']:.1f}",
         f"{memory:.2f}",
-        f"{memory / _memory(speeds[base]):.2f}",
+        f"{memory / speeds[base]['peak_gb']:.2f}",
         f"{work / batch / 1e9:.1f}",
         f"{work / seconds / 1e9:.0f}",
         used,
         *(_gap(gaps.get(kind)) for kind in ("features", "losses", "gradient")),
     )
-
-
-def _memory(speed: dict[str, float]) -> float:
-    """Return the peak of the accelerator if there is one, otherwise of the process."""
-    return speed.get("device_gb", speed["peak_gb"])
 
 
 def _gap(gap: float | None) -> str:
@@ -210,4 +219,4 @@ def _notes(found: dict[str, Any], options: argparse.Namespace) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

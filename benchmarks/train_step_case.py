@@ -44,10 +44,15 @@ def read_sizes(folder: Path) -> dict:
     return sizes | {"image_size": tuple(sizes["image_size"])}
 
 
-def read_batch(folder: Path) -> dict[str, np.ndarray]:
-    """Return images, tokens, persons, and the masked captions with their labels."""
+def read_batch(folder: Path, rows: int | None = None) -> dict[str, np.ndarray]:
+    """Return images, tokens, persons, and the masked captions with their labels.
+
+    Args:
+        folder: The case's.
+        rows: The first rows alone.
+    """
     with np.load(folder / BATCH, allow_pickle=False) as file:
-        return dict(file)
+        return {name: values[:rows] for name, values in file.items()}
 
 
 def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
@@ -66,6 +71,8 @@ def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
         "tokens": tokens,
         # Two pictures of each person.
         "person": (np.arange(count) // 2 % sizes["classes"]).astype(np.int32),
+        "pair": np.arange(count, dtype=np.int32),
+        "image_id": np.arange(count, dtype=np.int32),
     }
 
 
@@ -118,7 +125,7 @@ def write(folder: Path, options: argparse.Namespace) -> None:
     key = jax.random.split(step_key())[1]
     tokens, mask_id = jax.numpy.asarray(batch["tokens"]), config.vocab_size - 3
     masked, labels = mask_tokens(key, tokens, rate=MASK_RATE, mask_id=mask_id)
-    for name in ("dtype", "remat"):
+    for name in vars(models.config.PORTABLE):
         del sizes[name]
     (folder / SIZES).write_text(json.dumps(sizes))
     np.savez(folder / BATCH, masked=masked, labels=labels, **batch)

@@ -13,7 +13,6 @@ import numpy as np
 
 from benchmarks import common
 from benchmarks.train_step_case import (
-    LR,
     MASK_RATE,
     TERMS,
     WEIGHTS,
@@ -22,14 +21,14 @@ from benchmarks.train_step_case import (
     step_key,
     train,
 )
+from benchmarks.whole_step import WholeStep
 from fmfa_jax import models, weights
 from fmfa_jax.machines.flops import count_flops, peak_flops
-from fmfa_jax.machines.mesh import make_mesh, to_devices
+from fmfa_jax.machines.mesh import make_mesh
 from fmfa_jax.methods.fmfa import FMFAMethod, Masking, Recipe
 from fmfa_jax.methods.views import Augmentation
+from fmfa_jax.training.computing import computing
 from fmfa_jax.training.gradients import loss_and_gradient
-from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
-from fmfa_jax.training.step import make_state, make_step
 
 
 class FixedMasks(FMFAMethod):
@@ -52,20 +51,9 @@ def make_method(config: models.ModelConfig) -> FixedMasks:
 
 def ready(folder: Path, config: models.ModelConfig) -> tuple[Any, Any, Any]:
     """Return the compiled step (from JAX's cache if there), the state and the batch."""
-    mesh = make_mesh(devices=jax.devices()[:1])
-    optimizer = make_optimizer(lambda step: LR, AdamOptions())
-    method = make_method(config)
-    state = make_state(_params(folder, config), optimizer, mesh, method)
-    step = make_step(
-        method,
-        optimizer,
-        state,
-        mesh=mesh,
-        seed=0,
-        schedule=lambda step: LR,
-    )
-    batch = to_devices(_inputs(folder), mesh)
-    return step.lower(state, batch).compile(), state, batch
+    step = WholeStep(make_method(config), make_mesh(devices=jax.devices()[:1]))
+    state, batch = step.state(_params(folder, config)), step.batch(read_batch(folder))
+    return step.function(state).lower(state, batch).compile(), state, batch
 
 
 def compile_step(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
@@ -80,7 +68,7 @@ def steps(folder: Path, config: models.ModelConfig, count: int) -> dict[str, Any
     (measured, *_), taken = train(*ready(folder, config), count)
     scalars = jax.device_get(measured.scalars)
     first = {name: float(scalars[name]) for name in (*TERMS, "total", "grad_norm")}
-    return {"first": first, "device_gb": _device_peak()} | taken
+    return {"first": first} | taken
 
 
 def features(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
@@ -95,33 +83,21 @@ def features(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
 
 def flops(folder: Path, config: models.ModelConfig) -> dict[str, Any]:
     """Return the FLOPs of value and gradient, and the device's peak per second."""
-    method = make_method(config.portable)
+    method, batch = make_method(config.portable), read_batch(folder)
     gradient = loss_and_gradient(method, chunks=1, mesh=make_mesh())
 
     def step(params: Any, batch: Any) -> Any:
         return gradient(params, batch, step_key(), {})
 
-    arguments = models.param_shapes(config), _inputs(folder)
+    inputs = {name: batch[name] for name in method.batch_keys}
     return {
-        "flops": count_flops(step, *arguments),
+        "flops": count_flops(step, models.param_shapes(config), inputs),
         "peak_flops": peak_flops(jax.devices()[0]),
     }
 
 
-def _inputs(folder: Path) -> dict[str, np.ndarray]:
-    batch = read_batch(folder)
-    return {name: batch[name] for name in ("image", "tokens", "person")}
-
-
 def _params(folder: Path, config: models.ModelConfig) -> Any:
     return weights.load_params(folder / WEIGHTS, config).params
-
-
-def _device_peak() -> float | None:
-    """Return the peak memory in use on the accelerator, in GB."""
-    stats = jax.devices()[0].memory_stats() or {}
-    peak = stats.get("peak_bytes_in_use")
-    return None if peak is None else peak / 1e9
 
 
 _TASKS = {"compile": compile_step, "steps": steps, "features": features, "flops": flops}
@@ -136,9 +112,8 @@ def main() -> None:
     parser.add_argument("--remat", choices=models.config.REMATS, default="none")
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
-    config = models.ModelConfig(
-        **read_sizes(options.folder), dtype=options.dtype, remat=options.remat
-    )
+    how = computing(jax.devices()[0], dtype=options.dtype, remat=options.remat)
+    config = models.ModelConfig(**read_sizes(options.folder), **vars(how))
     extra = (options.steps,) if options.task == "steps" else ()
     common.answer(_TASKS[options.task](options.folder, config, *extra))
 

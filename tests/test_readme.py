@@ -223,8 +223,9 @@ def test_a_benchmark_takes_its_flags(command, monkeypatch, capsys):
     """The parser accepts them all before it comes to --help."""
     module, *flags = shlex.split(command)[2:]
     monkeypatch.setattr(sys, "argv", [module, *flags, "--help"])
+    entry = f"{module}.__main__" if is_package(module) else module
     with pytest.raises(SystemExit) as ended:
-        importlib.import_module(module).main()
+        importlib.import_module(entry).main()
     assert ended.value.code == 0
     listed = capsys.readouterr().out
     assert all(flag in listed for flag in flags if flag.startswith("--"))

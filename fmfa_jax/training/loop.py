@@ -12,9 +12,8 @@ from ml_collections import ConfigDict
 from data_pipeline.findings import Finding
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
-from fmfa_jax import files, models
+from fmfa_jax import files
 from fmfa_jax.figures import write_curves
-from fmfa_jax.machines.devices import has_bfloat16
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
 from fmfa_jax.methods.method import Batch, Epoch, Method, State
@@ -22,6 +21,7 @@ from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
 from fmfa_jax.run.log import RunLog, open_log
 from fmfa_jax.run.writers.jsonl import METRICS
+from fmfa_jax.training.computing import in_words
 from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
 from fmfa_jax.training.judge import BEST, LAST, Judge
@@ -224,7 +224,7 @@ def start_log(session: Session, training: Training) -> RunLog:
         files.write_json(folder / "data.json", [asdict(each) for each in findings])
         files.write_json(folder / "config.json", settings.flat)
         # Which names the resolved `auto` of config.json.
-        used = {"computing": computing(session.model, session.mesh.devices.flat[0])}
+        used = {"computing": in_words(session.model, session.mesh.devices.flat[0])}
         files.write_json(folder / "environment.json", environment() | used)
         files.write_json(folder / "init.json", training.origin)
     return log
@@ -259,19 +259,12 @@ def opening(session: Session, plan: Plan, start: int) -> str:
         f"{session.mesh.size} x {devices[0].device_kind}, "
         f"{session.processes.count} process(es), batch {settings.train.batch_size}, "
         f"{plan.epoch} steps an epoch",
-        computing(session.model, devices[0]),
+        in_words(session.model, devices[0]),
         f"run folder: {session.workdir}",
     ]
     if start:
         lines.append(f"resumed after step {start} of {plan.stop}")
     return "\n".join(lines)
-
-
-def computing(model: models.ModelConfig, device: Any) -> str:
-    """How the model computes on a device, in a line; all that `auto` has come to."""
-    line = f"{model.dtype} towers, {model.attention} attention, remat {model.remat}"
-    old = device.platform != "cpu" and not has_bfloat16(device)
-    return line + (f"; {device.device_kind} has no bfloat16" if old else "")
 
 
 def epoch_at(session: Session, method: Method, step: int) -> Epoch:

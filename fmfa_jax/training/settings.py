@@ -15,9 +15,9 @@ from ml_collections import ConfigDict
 from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
 from fmfa_jax import files, models
-from fmfa_jax.machines.devices import has_bfloat16, has_cudnn_attention
 from fmfa_jax.methods import METHODS, Method
 from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
+from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
@@ -29,7 +29,6 @@ IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokeniz
 IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
 IDENTITY_KEYS += ("init.path",)
 
-AUTO = "auto"
 # A run may go on where memory and kernels are others.
 NOT_IDENTITY = frozenset(
     f"model.{name}" for name in ("products", "attention", "remat", "scan_unroll")
@@ -97,33 +96,9 @@ class Model(Options, section="model"):
         )
 
     def computing(self, device: Any) -> models.Compute:
-        """How the model computes on a device: as the config says, or as suits it.
-
-        Raises:
-            ValueError: cuDNN's attention is asked for where it is not to be had.
-        """
-        accelerator = device.platform != "cpu"
-        dtype = _or(self.dtype, "bfloat16" if has_bfloat16(device) else "float32")
-        fused = has_cudnn_attention(device) and dtype == "bfloat16"
-        if self.attention == "cudnn" and not fused:
-            raise ValueError(
-                "config.model.attention=cudnn: wanted bfloat16 towers on an NVIDIA "
-                f"card, Ampere or newer, got {dtype} on {device.device_kind}; take "
-                "auto or xla"
-            )
-        return models.Compute(
-            dtype=dtype,
-            precision=self.precision,
-            products=_or(self.products, "compute" if accelerator else "float32"),
-            attention=_or(self.attention, "cudnn" if fused else "xla"),
-            remat=_or(self.remat, "elementwise" if accelerator else "none"),
-            scan_unroll=self.scan_unroll,
-            platform=device.platform,
-        )
-
-
-def _or(value: str, best: str) -> str:
-    return best if value == AUTO else value
+        """How the model computes on a device: as the config says, or as suits it."""
+        names = ("dtype", "precision", "products", "attention", "remat", "scan_unroll")
+        return computing(device, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import importlib
 import json
 import sys
 
+import jax
 import pytest
 import torch
 
@@ -20,22 +21,45 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """Compile quickly, and a program that several children need once."""
+    values = {
+        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+        "jax_disable_most_optimizations": True,
+    }
+    before = {name: jax.config.values[name] for name in values}
+    for name, value in values.items():
+        jax.config.update(name, value)
+    yield
+    for name, value in before.items():
+        jax.config.update(name, value)
+
+
+def entry(name):
+    """Return the module that `python -m name` runs."""
+    module = importlib.import_module(name)
+    if hasattr(module, "__path__"):
+        return importlib.import_module(f"{name}.__main__")
+    return module
+
+
 @pytest.fixture
-def bench(monkeypatch, capsys, one_thread):
+def bench(monkeypatch, capsys, one_thread, compiled_once):
     """Run a benchmark with its children in this process; return what it prints."""
     answers = []
 
-    def child(module, *arguments, environment=None):
+    def child(module, *arguments, environment=None, limit=None):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            importlib.import_module(module).main()
+            entry(module).main()
         # A child's answer passes through JSON.
         return json.loads(json.dumps(answers.pop()))
 
     def run(module, *arguments):
         with monkeypatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            importlib.import_module(module).main()
+            entry(module).main()
         return capsys.readouterr().out
 
     monkeypatch.setattr(common, "child", child)

@@ -8,8 +8,8 @@ import pytest
 
 from configs import cuhk
 from fmfa_jax.machines import devices
-from fmfa_jax.training import loop
 from fmfa_jax.training import settings as door
+from fmfa_jax.training.computing import in_words
 
 
 def card(platform, capability=None):
@@ -57,7 +57,7 @@ def test_the_first_lines_say_why_a_card_computes_in_float32():
     said = {}
     for device in (t4, h100, jax.devices()[0]):
         model = settings.model.sized(device, vocab_size=49408, classes=3)
-        said[device.device_kind] = loop.computing(model, device)
+        said[device.device_kind] = in_words(model, device)
     assert said["Tesla T4"].startswith("float32 towers, xla attention")
     assert said["Tesla T4"].endswith("; Tesla T4 has no bfloat16")
     assert said["NVIDIA H100"].startswith("bfloat16 towers, cudnn attention")
