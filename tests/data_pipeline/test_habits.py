@@ -68,7 +68,9 @@ def test_plain_rows_have_no_notes(tmp_path: Path, read: Read) -> None:
 
 @READERS
 @pytest.mark.parametrize(
-    "spell", [str.title, str.upper, "{} ".format, "\t{}".format], ids=str
+    "spell",
+    [str.title, str.upper, "{} ".format, "\t{}".format],
+    ids=["title", "upper", "blank behind", "tab before"],
 )
 def test_splits_are_read_in_any_case_and_with_blanks(
     tmp_path: Path, read: Read, spell: Callable[[str], str]
