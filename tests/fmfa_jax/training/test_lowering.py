@@ -17,6 +17,7 @@ from jax._src.cudnn import fused_attention_stablehlo as questions
 from configs import cuhk, demo
 from data_pipeline.records import Pair, Picture, Split
 from fmfa_jax import models
+from fmfa_jax.evaluation.ranks import _count_products
 from fmfa_jax.machines.mesh import make_mesh, replicated
 from fmfa_jax.methods import Task
 from fmfa_jax.methods.weak.memory import init_bank
@@ -163,6 +164,20 @@ def test_encoders_for_evaluation_and_search_lower():
                 traced = encode.trace(config, params, rows)
                 program = traced.lower(lowering_platforms=(platform,)).as_text()
                 assert ("__cudnn$fmha" in program) == (config is fast)
+
+
+def test_ranking_lowers():
+    shapes = (
+        jax.ShapeDtypeStruct((8, 64), jnp.float32),
+        jax.ShapeDtypeStruct((4, 8), jnp.int32),
+        jax.ShapeDtypeStruct((4, 8), jnp.bool_),
+        jax.ShapeDtypeStruct((2, 32, 64), jnp.float32),
+        jax.ShapeDtypeStruct((), jnp.int32),
+    )
+    traced = _count_products.trace(*shapes, mesh=None)
+    for platform in DEVICES:
+        program = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert "precision = [HIGHEST, HIGHEST]" in program
 
 
 def test_mining_lowers():
