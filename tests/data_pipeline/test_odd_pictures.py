@@ -157,6 +157,10 @@ def test_profiles_become_srgb() -> None:
     ):
         assert np.abs(decode(data).astype(int) - np.asarray(UPRIGHT)).max() <= 3
         assert inspect(data).profile == "converted"
+    # What is clear stays clear: half of this is white.
+    data = encoded(clear(swapped, 128), "PNG", icc_profile=profile(swap=True))
+    half = (np.asarray(UPRIGHT).astype(int) + 254) / 2
+    assert np.abs(decode(data) - half).max() <= 3
     # Most files say sRGB: their pixels are what they were.
     said = encoded(UPRIGHT, "PNG", icc_profile=profile())
     assert np.array_equal(decode(said), UPRIGHT) and inspect(said).profile == "sRGB"
