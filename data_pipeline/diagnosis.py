@@ -199,7 +199,7 @@ def _odd_pictures(pictures: Pictures) -> Iterator[Finding]:
             "ignored-profiles",
             "warning",
             pictures.profiles.get("ignored", 0),
-            "pictures whose colour profile cannot be read and is ignored",
+            "pictures whose colour profile is broken or for other colours, and ignored",
         ),
         (
             "converted-profiles",

@@ -24,16 +24,12 @@ from data_pipeline.hints import printable
 from data_pipeline.metadata import without_metadata
 from data_pipeline.regular import read_regular
 
+MAX_PIXELS = 64_000_000
+"""Pictures whose header declares more pixels are rejected before decoding."""
+
 VERSION = 2
 """Raised by whoever changes the pixels that `decode_resized` returns; part of the name
 of a cache on disk."""
-
-VERSION = 1
-"""Raised by whoever changes the pixels that `decode_resized` returns; part of the name
-of a cache on disk."""
-
-MAX_PIXELS = 64_000_000
-"""Pictures whose header declares more pixels are rejected before decoding."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "GIF", "TIFF", "PPM")
 """The accepted file formats: some of Pillow's other decoders can run programs."""

@@ -146,7 +146,7 @@ class PersonDataset:
         test: The test split; empty if the data set has none.
         person_names: If the reader numbered the people itself, the annotation's name of
             person i at index i; otherwise empty.
-        image_folder: Folder of the pictures' files; empty if they come from sources.
+        image_folder: Folder that the pictures' files are relative to.
         notes: What the reader put in order or could not know.
     """
 

@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from fmfa_jax.figures.rankings import save
 from fmfa_jax.search import index, store
@@ -70,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (SearchError, WeightsError, ImageError, OSError, ValueError) as error:
-        print(f"error: {_plain(str(error))}", file=sys.stderr)
+        lines = map(printable, str(error).split("\n"))
+        print("error: " + "\n".join(lines), file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\ninterrupted", file=sys.stderr)
@@ -116,7 +118,9 @@ def _query(args: argparse.Namespace) -> None:
     else:
         print("rank  similarity  file")
         for hit in results:
-            print("{rank:4d}  {similarity:10.4f}  ".format(**hit) + _plain(hit["file"]))
+            print(
+                "{rank:4d}  {similarity:10.4f}  ".format(**hit) + printable(hit["file"])
+            )
     if args.sheet:
         caption = args.sentence or f"like {Path(args.image).name}"
         save(contact_sheet(searcher, found, caption), args.sheet)
@@ -188,7 +192,7 @@ def _report(folder: str, change: index.Change) -> None:
         bad = _count(len(change.bad), "file")
         print(f"unusable: {bad}, listed in {Path(folder) / store.BAD_LIST}")
     for bad in change.met[:_SHOWN_BAD]:
-        print(f"  {_plain(bad.file)}: {_plain(bad.reason)}")
+        print(f"  {printable(bad.file)}: {printable(bad.reason)}")
     if len(change.met) > _SHOWN_BAD:
         print(f"  and {len(change.met) - _SHOWN_BAD} more")
     if change.faiss:
@@ -199,12 +203,6 @@ def _report(folder: str, change: index.Change) -> None:
 
 def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
-
-
-def _plain(text: str) -> str:
-    """Escape what is not UTF-8 or would control a terminal."""
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return "".join(c if c.isprintable() or c == "\n" else repr(c)[1:-1] for c in text)
 
 
 def _pair(text: str) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,15 @@ def test_a_plain_set_is_sound_and_stays_as_it_is(tmp_path, capsys):
     assert report["pictures"]["formats"] == {"PNG": 5}
     assert report["pictures"]["heights"] == [12, 12]
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*")} == before
+
+
+def test_a_terminal_sees_progress(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    assert check.main([str(write_lines(tmp_path, lines()))]) == 0
+    said = capsys.readouterr()
+    assert said.err.startswith("\rfolder: 1 of 5 pictures (20%)")
+    assert said.err.endswith("\r\033[K")
+    assert "5 decoded" in said.out
 
 
 def test_nothing_is_drawn(tmp_path, capsys):

@@ -214,6 +214,11 @@ def test_a_share_of_the_people_is_set_aside(tmp_path: Path) -> None:
     # Ten people with a name or without one, and one more for the second unnamed file.
     assert len({p for p in first["test"]}) in (5, 6) and len(first["train"]) in (14, 15)
     assert first["test"] <= share(tmp_path, rows, 0.6)["test"]
+    # Switched off, it may stand in a config whose reader does not know it.
+    as_layout(tmp_path, PLAIN)
+    assert open_dataset("cuhk_pedes", str(tmp_path), test_share=0.0).measurable
+    with pytest.raises(ValueError, match="option='test_share' is not known"):
+        open_dataset("cuhk_pedes", str(tmp_path), test_share=0.1)
     with pytest.raises(ValueError, match="wanted more than 0, below 1"):
         share(tmp_path, rows, 1.0)
     with pytest.raises(ValueError, match="got lines in test: leave test_share out"):
