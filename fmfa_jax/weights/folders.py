@@ -33,8 +33,12 @@ def open_archive(path: str | Path, key: str = "") -> Archive:
     )
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, what: str) -> dict[str, Any]:
     """Read a JSON object of at most `MAX_JSON_BYTES`.
+
+    Args:
+        path: The file.
+        what: What it should be, such as "a CLIP config", for the error.
 
     Raises:
         WeightsError: It is missing, too large, or something else.
@@ -46,9 +50,9 @@ def read_json(path: Path) -> dict[str, Any]:
             raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
         value = json.loads(text)
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path} is not readable JSON ({shown(error)})") from error
+        raise WeightsError(f"{path} is not {what} ({shown(error)})") from error
     if not isinstance(value, dict):
-        raise WeightsError(f"{path} is not a JSON object, but a {type(value).__name__}")
+        raise WeightsError(f"{path} is not {what}, but a {type(value).__name__}")
     return value
 
 
@@ -76,7 +80,7 @@ def _or(names: tuple[str, ...]) -> str:
 
 def _read_shards(index: Path) -> Archive:
     """Read the tensors that an index lists, from files beside it."""
-    places = read_json(index).get("weight_map")
+    places = read_json(index, "an index of weights").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise WeightsError(f"{index} has no weight_map: it is no index of weights")
     names = sorted({_shard_name(index, name) for name in places.values()})

@@ -54,7 +54,7 @@ def read_folder_config(path: Path, vocab_size: int) -> FolderFacts:
         raise WeightsError(
             f"no {path}: Hugging Face weights need the config.json beside them"
         )
-    config = read_json(path)
+    config = read_json(path, "a CLIP config")
     try:
         parts = {name: _part(config, name) for name in _WIDTHS}
         problems = [p for name in parts for p in _differences(name, parts[name])]
@@ -109,7 +109,8 @@ def _pixels(path: Path) -> list[str]:
     """Describe statistics of pictures that are not CLIP's."""
     if not path.is_file():
         return []
-    given, wanted = read_json(path), {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
+    given = read_json(path, "a preprocessor config")
+    wanted = {"image_mean": IMAGE_MEAN, "image_std": IMAGE_STD}
     return [
         f"{path.name}: {key} is {shown(given[key])}, expected CLIP's {list(value)}"
         for key, value in wanted.items()

@@ -55,7 +55,7 @@ def read_config(path: Path) -> OpenClipFacts:
     Raises:
         WeightsError: The config is damaged, or its model computes something different.
     """
-    whole = read_json(path)
+    whole = read_json(path, "an open_clip config")
     try:
         model = whole["model_cfg"]
         parts = {name: model[name] for name in _POOLS}

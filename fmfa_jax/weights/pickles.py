@@ -24,7 +24,7 @@ from fmfa_jax.weights.tensors import UnsafePickleError, WeightsError, shown
 
 # Far above what the data.pkl of a model with a thousand layers has.
 MAX_PICKLE_BYTES = 32 * 2**20
-MAX_INSTRUCTIONS = 700_000
+MAX_INSTRUCTIONS = 500_000
 MAX_NAME = 1000
 MAX_INT_BITS = 64
 
