@@ -9,7 +9,7 @@ from typing import Any
 from fmfa_jax.models import IMAGE_MEAN, IMAGE_STD
 from fmfa_jax.models.config import HEAD_WIDTH
 from fmfa_jax.weights.folders import read_json
-from fmfa_jax.weights.tensors import WeightsError, listed
+from fmfa_jax.weights.tensors import WeightsError, listed, shown
 
 CONFIG = "open_clip_config.json"
 # Settings of a tower that change what it computes, and how CLIP has them.
@@ -29,7 +29,7 @@ _TOWER = {
     "head_width": HEAD_WIDTH,
 }
 _POOLS = {"vision_cfg": ("tok", None), "text_cfg": ("argmax", None)}
-_MOST_PIXELS = 4096
+_MOST = 8192
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,9 @@ def _facts(
         image_size=(height, width),
         grid=(height // patch, width // patch),
         widths={
-            "image_tower/position": vision.get("width", 768),
-            "text_tower/position": text.get("width", 512),
-            "image_tower/projection": model["embed_dim"],
+            "image_tower/position": _count(vision.get("width", 768)),
+            "text_tower/position": _count(text.get("width", 512)),
+            "image_tower/projection": _count(model["embed_dim"]),
         },
     )
 
@@ -123,7 +123,11 @@ def _pixels(preprocess: Mapping[str, Any]) -> list[str]:
 
 
 def _size(given: Any) -> tuple[int, int]:
-    height, width = (given, given) if isinstance(given, int) else given
-    if not all(type(n) is int and 1 <= n <= _MOST_PIXELS for n in (height, width)):
-        raise ValueError(f"a size of {given} pixels")
-    return height, width
+    height, width = given if isinstance(given, list) else (given, given)
+    return _count(height), _count(width)
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 1 <= value <= _MOST:
+        raise ValueError(f"wanted a size of 1 to {_MOST}, got {shown(value)}")
+    return value

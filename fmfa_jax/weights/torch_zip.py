@@ -2,6 +2,7 @@
 """PyTorch's zip archives: find the entries and validate each tensor against them."""
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -152,9 +153,9 @@ def _state_dicts(content: Any) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
     """
     if not isinstance(content, dict) and not _items(content):
         raise WeightsError(_no_mapping(content))
-    waiting, seen = [("", content, 0)], {id(content)}
+    waiting, seen = deque([("", content, 0)]), {id(content)}
     while waiting:
-        path, mapping, depth = waiting.pop()
+        path, mapping, depth = waiting.popleft()
         tensors = {}
         for key, value in _items(mapping).items():
             if type(key) is not str:
