@@ -70,12 +70,8 @@ def _in_folder(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise WeightsError(
-        f"no weights in the folder {folder}; expected one of {_or(FILES)}"
+        f"no weights in the folder {folder}; expected one of {', '.join(FILES)}"
     )
-
-
-def _or(names: tuple[str, ...]) -> str:
-    return ", ".join(names)
 
 
 def _read_shards(index: Path) -> Archive:
@@ -106,7 +102,8 @@ def _read_shards(index: Path) -> Archive:
 
 def _shard_name(index: Path, name: Any) -> str:
     """Return the name of a shard, which must lie beside its index."""
-    if not isinstance(name, str) or Path(name).name != name or "\\" in name:
+    plain = isinstance(name, str) and name and Path(name).name == name
+    if not plain or "\\" in name:
         raise WeightsError(
             f"{index}: wanted shards in its own folder, got {shown(name)!r}"
         )
