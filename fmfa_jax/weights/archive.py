@@ -48,8 +48,8 @@ class Archive:
         tensors: Where each tensor is, by name, in the file's order.
         metadata: Strings stored in a safetensors file.
         others: Names of entries that are not weights (optimizer, epoch, ...).
-        inert: Those of the entries that are objects -> their class. They were not
-            read; only their names are known.
+        reasons: Why some of them are none: objects, of which nothing but the class is
+            known, and other models.
         key: What is left of the key that chose among several state dicts.
         notes: What was chosen, for people.
         files: The files that hold the tensors.
@@ -60,7 +60,7 @@ class Archive:
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
-    inert: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     notes: tuple[str, ...] = ()
     files: tuple[Path, ...] = ()

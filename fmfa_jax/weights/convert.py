@@ -115,8 +115,7 @@ def match_names(
 
 
 def _other(source: Source, name: str) -> str:
-    kind = source.archive.inert.get(name)
-    return f"{name}: " + (f"a {kind}, not read" if kind else "not a weight")
+    return f"{name}: {source.archive.reasons.get(name, 'not a weight')}"
 
 
 def _reason(source: Source, parts: Mapping[str, str], name: str) -> str:

@@ -31,7 +31,7 @@ _ANCHORS = (
     ("text_model.embeddings.token_embedding.weight",),
     ("token_embedding.weight",),
 )
-_BASE = "base_model."
+_BASE, _TEXT = "base_model.", "text."
 
 # A name that gives a family away, the family, and why it is not read. The first fits.
 _STRANGERS = (
@@ -66,7 +66,7 @@ _STRANGERS = (
         "open_clip with a text tower of Hugging Face",
         "only CLIP's own text tower is supported",
     ),
-    (r"^bert\.", "Chinese-CLIP", "its text tower is a BERT"),
+    (r"(^|\.)bert\.", "Chinese-CLIP", "its text tower is a BERT"),
     (
         r"(visual|text)_encoder\.",
         "ALBEF or BLIP",
@@ -125,6 +125,7 @@ def recognise(names: Collection[str], key: str = "") -> Names:
         WeightsError: They are no CLIP's, or several models' and none is chosen.
     """
     plain, notes = _unwrapped(names)
+    _check_family(plain, _STRANGERS)
     prefix, said = _prefix(plain, key)
     stored = {n[len(prefix) :]: n for n in plain if n.startswith(prefix)}
     if prefix:
@@ -171,7 +172,8 @@ def _prefix(names: Collection[str], key: str) -> tuple[str, tuple[str, ...]]:
             for anchor in anchors:
                 before = name.removesuffix(anchor)
                 if before != name and (not before or before.endswith(".")):
-                    found.setdefault(before.removesuffix(_BASE), []).append(name)
+                    before = before.removesuffix(_BASE).removesuffix(_TEXT)
+                    found.setdefault(before, []).append(name)
         if found:
             groups = {before.removesuffix("."): found[before] for before in found}
             choice = choose_group(groups, key)
@@ -186,10 +188,8 @@ def _prefix(names: Collection[str], key: str) -> tuple[str, tuple[str, ...]]:
 
 def _family(names: Collection[str]) -> tuple[str, Table]:
     """Return the family's name and its table."""
-    known = any(OPENAI.find(n) or HUGGING_FACE.find(n) for n in names)
-    for pattern, family, why in _STRANGERS if known else _STRANGERS + _OTHERS:
-        if any(map(re.compile(pattern).search, names)):
-            raise WeightsError(f"this is {family}, which is not supported: {why}")
+    if not any(OPENAI.find(name) or HUGGING_FACE.find(name) for name in names):
+        _check_family(names, _OTHERS)
     starts = {name.split(".")[0] for name in names}
     if starts & {"vision_model", "text_model"}:
         _check_both("Hugging Face CLIP", starts, "vision_model", "text_model")
@@ -205,6 +205,14 @@ def _family(names: Collection[str]) -> tuple[str, Table]:
             f"open_clip, Hugging Face CLIP, IRRA, FMFA); they begin with {first}"
         )
     return "OpenAI or open_clip", OPENAI
+
+
+def _check_family(
+    names: Collection[str], families: tuple[tuple[str, str, str], ...]
+) -> None:
+    for pattern, family, why in families:
+        if any(map(re.compile(pattern).search, names)):
+            raise WeightsError(f"this is {family}, which is not supported: {why}")
 
 
 def _check_both(family: str, starts: set[str], image: str, text: str) -> None:

@@ -55,6 +55,12 @@ def read_folder_config(path: Path, vocab_size: int) -> FolderFacts:
             f"no {path}: Hugging Face weights need the config.json beside them"
         )
     config = read_json(path, "a CLIP config")
+    kind = config.get("model_type", "clip")
+    if kind != "clip":
+        raise WeightsError(
+            f"{path}: this is Hugging Face's {shown(kind)}, which is not supported: "
+            "only its CLIP is"
+        )
     try:
         parts = {name: _part(config, name) for name in _WIDTHS}
         problems = [p for name in parts for p in _differences(name, parts[name])]

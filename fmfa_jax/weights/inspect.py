@@ -67,5 +67,4 @@ def _contents(archive: Archive) -> Iterator[str]:
     for name, tensor in archive.tensors.items():
         yield f"tensor   {shown(name)}  {tensor.dtype} {tensor.shape}"
     for name in archive.others:
-        kind = archive.inert.get(name)
-        yield f"other    {name}" + (f": a {kind}, not read" if kind else "")
+        yield f"other    {name}: {archive.reasons.get(name, 'not a weight')}"

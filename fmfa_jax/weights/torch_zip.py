@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fmfa_jax.weights.groups import choose_group
+from fmfa_jax.weights.groups import choose_group, is_model
 from fmfa_jax.weights.pickles import (
     MAX_NAME,
     MAX_PICKLE_BYTES,
@@ -42,7 +42,7 @@ class ZipContent:
     kind: str
     tensors: Mapping[str, StoredTensor]
     others: tuple[str, ...] = ()
-    inert: Mapping[str, str] = field(default_factory=dict)
+    reasons: Mapping[str, str] = field(default_factory=dict)
     key: str = ""
     notes: tuple[str, ...] = ()
 
@@ -62,9 +62,9 @@ def read_zip(path: Path, key: str = "") -> ZipContent:
         return ZipContent("torchscript", tensors, key=key)
     groups = dict(_state_dicts(content))
     choice = choose_group(groups, key, _held(content))
-    others, inert = _besides(content, choice.name)
+    others, reasons = _besides(content, choice.name, groups)
     tensors = _located(path, groups[choice.name], entries, root)
-    return ZipContent("torch", tensors, others, inert, choice.rest, choice.notes)
+    return ZipContent("torch", tensors, others, reasons, choice.rest, choice.notes)
 
 
 def _entries(path: Path) -> tuple[dict[str, Entry], str]:
@@ -198,28 +198,32 @@ def _label(key: Any, value: Any) -> str:
     return name
 
 
-def _besides(content: Any, chosen: str) -> tuple[tuple[str, ...], dict[str, str]]:
+def _besides(
+    content: Any, chosen: str, groups: Mapping[str, Mapping[str, TensorRecord]]
+) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return what lies on the way to a state dict and in it, and is not its tensors.
 
     Returns:
-        Their names, and for objects the class.
+        Their names, and for objects and other models a reason.
     """
     others: list[str] = []
-    inert: dict[str, str] = {}
-    rest = chosen
+    reasons: dict[str, str] = {}
+    path, rest = "", chosen
     while True:
         items = _items(content)
         step = next((k for k in items if type(k) is str and _leads(k, rest)), None)
         for key, value in items.items():
-            if (key == step and rest) or (not rest and isinstance(value, TensorRecord)):
+            if key == step if rest else isinstance(value, TensorRecord):
                 continue
             name = shown(key) if isinstance(key, str) else "<no string>"
             others.append(name)
             if isinstance(value, Inert):
-                inert[name] = shown(value.name)
+                reasons[name] = f"an object ({shown(value.name)}), not read"
+            elif is_model(groups.get(f"{path}{key}", ())):
+                reasons[name] = "weights of another model"
         if not rest or step is None:
-            return tuple(others), inert
-        content, rest = items[step], rest[len(step) + 1 :]
+            return tuple(others), reasons
+        content, path, rest = items[step], f"{path}{step}.", rest[len(step) + 1 :]
 
 
 def _leads(key: str, path: str) -> bool:

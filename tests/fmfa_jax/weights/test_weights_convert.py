@@ -248,7 +248,7 @@ def test_an_error_begins_with_the_family_and_lists_twenty_names(
     assert first.startswith("IRRA or FMFA (official) weights: ")
     assert len(rows) == 21
     towers = sum(name.startswith("base_model.") for name in official_state)
-    assert rows[-1] == f"  and {towers - 1 + len(official_state) - 1 - 20} more"
+    assert rows[-1] == f"  and {towers - 1 + len(official_state) - 20} more"
 
 
 @pytest.mark.parametrize(

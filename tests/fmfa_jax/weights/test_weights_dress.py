@@ -79,6 +79,7 @@ def test_of_a_model_and_its_average_the_model_is_taken_or_the_key(
     loaded = load(tmp_path, both)
     assert_loads(loaded, wanted)
     assert "weights are also under state_dict_ema" in str(loaded.report)
+    assert "state_dict_ema: weights of another model" in loaded.report.ignored
     other = load(tmp_path, both, key="state_dict_ema")
     token = wanted["image_tower"]["class_token"]
     np.testing.assert_array_equal(other.params["image_tower"]["class_token"], token + 1)
@@ -244,9 +245,13 @@ def test_a_text_tower_of_its_own(tmp_path, towers, wanted):
     ],
 )
 def test_another_family_is_named_in_one_line(tmp_path, towers, change, family):
+    own = renamed(towers, *((name, f"text.{name}") for name in TEXT))
     with pytest.raises(weights.WeightsError, match=f"this is .*{family}") as error:
         load(tmp_path, renamed(towers, change))
     assert "\n" not in str(error.value)
+    if change[0] == "visual.":
+        with pytest.raises(weights.WeightsError, match=f"this is .*{family}"):
+            load(tmp_path, renamed(own, change))
 
 
 @pytest.mark.parametrize(

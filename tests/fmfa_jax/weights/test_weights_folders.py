@@ -133,6 +133,12 @@ def test_tokens_behind_the_end_are_refused(folder):
     assert weights.load_params(folder).config.vocab_size == 32
 
 
+def test_another_model_of_hugging_face_is_named(folder):
+    change(folder, "config.json", model_type="siglip")
+    with pytest.raises(weights.WeightsError, match="this is Hugging Face's siglip"):
+        weights.load_params(folder)
+
+
 def test_pictures_of_other_statistics_are_refused(folder):
     (folder / "preprocessor_config.json").write_text('{"image_mean": [0.5, 0.5, 0.5]}')
     with pytest.raises(weights.WeightsError, match=r"image_mean is \[0\.5"):
