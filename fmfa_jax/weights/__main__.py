@@ -10,6 +10,7 @@ python -m fmfa_jax.weights export runs/cuhk --to onnx fmfa-towers/
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -70,7 +71,11 @@ def _parser() -> argparse.ArgumentParser:
             help="rows and columns of the file's position embedding",
         )
         command.add_argument("--drop-classifier", action="store_true")
-        command.add_argument("out", help="file (import, official) or folder to write")
+        command.add_argument(
+            "out",
+            type=os.path.expanduser,
+            help="file (import, official) or folder to write",
+        )
     give.add_argument(
         "--to",
         choices=("official", "hf", "stablehlo", "onnx"),
@@ -123,6 +128,8 @@ def _import(args: argparse.Namespace) -> None:
 def _export(args: argparse.Namespace) -> None:
     if args.to == "official":
         _check_file(args.out)
+    elif Path(args.out).is_file():
+        raise WeightsError(f"cannot write {args.out}: it is a file; wanted a folder")
     loaded = _load(args)
     if args.to == "official":
         activation = loaded.config.activation
@@ -168,8 +175,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        print(f"error: {place}{error.strerror or error}", file=sys.stderr)
+        reads = args.command == "inspect" or error.filename == args.source
+        place = f"read {args.source}" if reads else f"write {args.out}"
+        print(f"error: cannot {place}: {error.strerror or error}", file=sys.stderr)
         return 2
     return 0
 

@@ -63,7 +63,9 @@ def write_tokenizer(
             clip_tables() if name == "clip" else read_tables(Path(name).expanduser())
         )
     except (OSError, ValueError) as error:
-        raise WeightsError(f"tokenizer {name!r}: {error}") from error
+        raise WeightsError(
+            f"tokenizer {name!r}: {error}; name the model's (--tokenizer)"
+        ) from error
     if len(vocabulary) != vocab_size:
         raise WeightsError(
             f"the tokenizer {name!r} has {len(vocabulary)} entries, the model wants "

@@ -337,7 +337,8 @@ def test_outputs_that_cannot_be_written(tmp_path, towers, capsys, monkeypatch):
     ):
         assert main([*map(str, arguments), *sizes]) == 2
         text = capsys.readouterr().err
-        assert text.startswith("error: ") and text.count("\n") == 1, text
+        assert text.startswith("error: cannot write ") and text.count("\n") == 1, text
+        assert "unfinished" not in text
         assert sorted(tmp_path.rglob("*")) == before
 
     def full(*_):
