@@ -82,8 +82,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _index(args: argparse.Namespace) -> None:
     stated = _picked(args, "image_size", "stride", "source_grid", "activation")
     model = open_model(args.model, tokenizer=args.tokenizer, **stated)
-    if "assumed" in model.model.report.activation:
-        print(f"activation: {model.model.report.activation}", file=sys.stderr)
+    report = model.model.report
+    if report.assumes:
+        print(f"activation: {report.activation}", file=sys.stderr)
     kept = _picked(args, "storage", "engine", "batch_size", "save_every")
     line = ProgressLine()
     change = index.index_gallery(args.gallery, args.out, model, progress=line, **kept)

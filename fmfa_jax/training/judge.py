@@ -164,6 +164,8 @@ class Judge:
         result = self.measure(
             sizes, loaded.params, "test", step=step, pictures=pictures
         )
+        if loaded.report.assumes:
+            self.say(f"\nactivation: {loaded.report.activation}")
         self.say(f"\n{title} on test, percent:")
         self.say(evaluation.table(result, dataset=session.data.name))
         return loaded.report

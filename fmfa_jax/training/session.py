@@ -248,7 +248,8 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         activation=init.activation,
         hints=weights.CONFIG_HINTS,
     )
-    logging.info("init.path: the activation is %s", loaded.report.activation)
+    if loaded.report.assumes:
+        logging.warning("init.path: the activation is %s", loaded.report.activation)
     return weights.fill(params, loaded), loaded.report.as_dict()
 
 

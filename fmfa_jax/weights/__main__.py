@@ -47,7 +47,11 @@ def _parser() -> argparse.ArgumentParser:
     take = commands.add_parser("import", help="convert any format to ours")
     give = commands.add_parser("export", help="convert any format for other programs")
     for command in (look, take, give):
-        command.add_argument("source", help="weight file, CLIP folder or run folder")
+        command.add_argument(
+            "source",
+            type=os.path.expanduser,
+            help="weight file, CLIP folder or run folder",
+        )
         command.add_argument("--image-size", type=_pair, metavar="HxW")
         command.add_argument("--stride", type=int, help="default: the patch size")
         command.add_argument("--context-length", type=int)
@@ -122,7 +126,7 @@ def _import(args: argparse.Namespace) -> None:
     _check_file(args.out)
     loaded = _load(args)
     origin = {"source": loaded.report.source, "source_sha256": loaded.report.sha256}
-    print(f"wrote    {save_native(args.out, loaded.params, loaded.config, origin)}")
+    _wrote(save_native(args.out, loaded.params, loaded.config, origin))
 
 
 def _export(args: argparse.Namespace) -> None:
@@ -135,11 +139,11 @@ def _export(args: argparse.Namespace) -> None:
         activation = loaded.config.activation
         if activation != "quick_gelu":
             print(f"note: the official code has QuickGELU, this model {activation}")
-        print(f"wrote    {export_official(args.out, loaded.params, activation)}")
+        _wrote(export_official(args.out, loaded.params, activation))
         return
     if args.to in _PROGRAMS:
         for path in _PROGRAMS[args.to](args.out, loaded.params, loaded.config):
-            print(f"wrote    {path}")
+            _wrote(path)
         return
     tokenizer = args.tokenizer or tokenizer_of(args.source, loaded.config.vocab_size)
     left_out = export_hugging_face(
@@ -149,7 +153,11 @@ def _export(args: argparse.Namespace) -> None:
         print(f"left out: {path}: a Hugging Face CLIP has no counterpart")
     if not tokenizer:
         print("left out: the tokenizer, which is not known: name it with --tokenizer")
-    print(f"wrote    {args.out}")
+    _wrote(args.out)
+
+
+def _wrote(path: str | Path) -> None:
+    print(f"wrote    {shown(path, 4096)}")
 
 
 def _check_file(path: str) -> None:

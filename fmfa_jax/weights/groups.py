@@ -11,7 +11,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import NamedTuple
 
-from fmfa_jax.weights.tensors import WeightsError, shown
+from fmfa_jax.weights.tensors import IMPORT, WeightsError, shown
 
 # Ends of names that only a model of pictures and texts has.
 LANDMARKS = (
@@ -25,6 +25,7 @@ LANDMARKS = (
     "image_tower/position",
     "text_tower/embedding",
 )
+_KEY = f"{IMPORT} --key NAME (in Python: key=NAME)"
 # Taken first where no group has a landmark.
 USUAL = ("model", "state_dict")
 _AVERAGE = re.compile(
@@ -69,16 +70,13 @@ def choose_group(
     taken = list(models) if len(models) == 1 else plain
     if len(taken) != 1:
         raise WeightsError(
-            f"several state dicts in this file: it holds {_names(models)}; choose one "
-            "with key=NAME (--key NAME)"
+            f"several state dicts in this file: it holds {_names(models)}; choose one: "
+            + _KEY
         )
     others = [name for name in models if name != taken[0]]
     notes = (f"taken: {_name(taken[0])}",) if taken[0] not in ("", *USUAL) else ()
     if others:
-        notes += (
-            f"weights are also under {_names(others)}; key=NAME (--key NAME) takes "
-            "them instead",
-        )
+        notes += (f"weights are also under {_names(others)}; to take those: {_KEY}",)
     return Choice(taken[0], "", notes)
 
 

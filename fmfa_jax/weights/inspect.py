@@ -9,6 +9,7 @@ from fmfa_jax.models import PARTS
 from fmfa_jax.weights.archive import Archive
 from fmfa_jax.weights.folders import open_archive
 from fmfa_jax.weights.load import load_plan
+from fmfa_jax.weights.sizes import infer_config
 from fmfa_jax.weights.source import HINTS, Source, activation_of, open_source
 from fmfa_jax.weights.tensors import WeightsError, shown
 
@@ -26,7 +27,7 @@ def describe(path: str, *, activation: str, key: str, **sizes: Any) -> Iterator[
         WeightsError: The file cannot be read at all.
     """
     archive = open_archive(path, key)
-    yield f"file     {archive.path}"
+    yield f"file     {shown(archive.path, 4096)}"
     try:
         source = open_source(path, key)
     except WeightsError as error:
@@ -45,15 +46,20 @@ def _model(source: Source, activation: str, sizes: dict[str, Any]) -> Iterator[s
     yield f"sha256   {source.sha256}"
     for note in source.notes:
         yield f"prefix   {note}" if "taken off" in note else f"note     {note}"
-    yield f"activation {activation_of(source, activation, HINTS)[1]}"
+    activation, said = activation_of(source, activation, HINTS)
+    yield f"activation {said}"
     try:
-        plan = load_plan(source, activation=activation, **sizes)
+        config = infer_config(source, activation=activation, **sizes)
     except WeightsError as error:
         yield f"config   unknown: {error}"
         return
-    loads = [part.name for part in PARTS if part.is_in(plan.config)]
-    yield f"loads    {', '.join(loads)}"
-    yield f"config   {plan.config}"
+    yield f"config   {config}"
+    try:
+        load_plan(source, activation=activation, **sizes)
+    except WeightsError as error:
+        yield f"loads    nothing: {error}"
+        return
+    yield f"loads    {', '.join(part.name for part in PARTS if part.is_in(config))}"
 
 
 def _precision(archive: Archive) -> str:

@@ -34,12 +34,17 @@ class LoadReport:
     ignored: tuple[str, ...]
     newly_initialised: tuple[str, ...]
 
+    @property
+    def assumes(self) -> bool:
+        """Whether nothing states the activation."""
+        return ", assumed " in self.activation
+
     def as_dict(self) -> dict[str, Any]:
         """Return the report as JSON-serializable values."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
-        rows = [f"weights  {self.source}", f"sha256   {self.sha256}"]
+        rows = [f"weights  {shown(self.source, 4096)}", f"sha256   {self.sha256}"]
         rows.append(f"family   {self.family}")
         rows.append(f"loaded   {len(self.loaded)} parameters")
         rows.append(f"activation: {self.activation}")

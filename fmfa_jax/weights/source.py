@@ -3,9 +3,8 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from flax.traverse_util import flatten_dict
 
@@ -17,7 +16,7 @@ from fmfa_jax.weights.families import Names, recognise
 from fmfa_jax.weights.folders import open_archive
 from fmfa_jax.weights.native import native_config
 from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table, native_table
-from fmfa_jax.weights.tensors import StoredTensor, WeightsError, listed, shown
+from fmfa_jax.weights.tensors import IMPORT, StoredTensor, WeightsError, listed, shown
 
 # More than any CLIP has; a hostile name may contain any number.
 MAX_LAYERS = 1000
@@ -162,7 +161,7 @@ def _named(archive: Archive, names: Names) -> Source:
         outside=names.outside,
         notes=archive.notes + names.notes,
     )
-    return Source(**{**vars(source), "stated": _stated(source)})
+    return replace(source, stated=_stated(source))
 
 
 def _stated(source: Source) -> Stated:
@@ -245,11 +244,9 @@ HINTS: Mapping[str, str] = {
 }
 """How Python and the commands of this package spell the options of `load_params`."""
 
-_IMPORT = "python -m fmfa_jax.weights import FILE OUT"
-CONFIG_HINTS: Mapping[str, Any] = {
+CONFIG_HINTS: Mapping[str, str] = {
     "activation": "--config.init.activation=gelu",
     "drop_classifier": "--config.init.drop_classifier=True",
-    "source_grid": f"convert it first with {_IMPORT} --source-grid RxC",
-    "image_size": "--config.model.image_size=384,128",
+    "source_grid": f"convert it first: {IMPORT} --source-grid RxC",
 }
 """How main.py spells them."""

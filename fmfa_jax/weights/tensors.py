@@ -14,6 +14,8 @@ import numpy as np
 FLOAT_TYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
+# A command that takes what the caller's own may not.
+IMPORT = "python -m fmfa_jax.weights import FILE OUT"
 # Names in one error; the first ones tell what is wrong.
 MAX_LISTED = 20
 

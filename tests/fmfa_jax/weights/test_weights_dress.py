@@ -133,7 +133,7 @@ def test_of_two_prefixed_models_one_is_chosen(tmp_path, towers, wanted):
     teacher = {f"teacher.{name}": tensor + 1 for name, tensor in towers.items()}
     assert_loads(load(tmp_path, student | teacher), wanted)
     text = refusal(tmp_path, student | other)
-    assert "it holds student, second; choose one" in text
+    assert "it holds student, second; choose one: " in text
     assert_loads(load(tmp_path, student | other, key="student"), wanted)
 
 
