@@ -60,6 +60,7 @@ def _data_and_model(c: ConfigDict) -> None:
 
     c.init = ConfigDict()
     c.init.path = ""  # initial weights, in any format that fmfa_jax.weights reads
+    c.init.activation = "auto"  # auto (as the file states) | quick_gelu | gelu
     c.init.drop_classifier = False  # True: skip a classifier of a different size
 
 

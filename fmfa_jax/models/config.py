@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of a model, how it computes, and named presets."""
+"""Sizes of a model, its function, how it computes, and named presets."""
 
 from dataclasses import asdict, dataclass, replace
 from types import MappingProxyType
@@ -9,6 +9,7 @@ DTYPES = ("float32", "bfloat16")
 PRECISIONS = ("highest", "high", "default")
 PRODUCTS = ("float32", "compute")
 ATTENTIONS = ("xla", "cudnn")
+ACTIVATIONS = ("quick_gelu", "gelu")
 REMATS = ("none", "elementwise", "full")
 
 
@@ -70,7 +71,7 @@ PORTABLE = Compute()
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(Compute):
-    """Everything that determines parameter shapes, and how the model computes.
+    """What is learned, its sizes and its function, and how the model computes.
 
     Attributes:
         image_size: Height and width of the images in pixels.
@@ -86,6 +87,9 @@ class ModelConfig(Compute):
         classes: Number of identities in the ID head; 0 omits the head.
         irr_layers: Number of blocks in the interaction encoder; 0 omits it together
             with the masked-token head.
+        activation: Between the two layers of the towers' MLPs: "quick_gelu", as OpenAI
+            trained CLIP; "gelu", the exact one, as open_clip trains by default. Heads
+            have QuickGELU in either case.
     """
 
     image_size: tuple[int, int]
@@ -100,6 +104,7 @@ class ModelConfig(Compute):
     embed_dim: int
     classes: int = 0
     irr_layers: int = 0
+    activation: str = "quick_gelu"
 
     def __post_init__(self):
         problems = [*self._size_problems(), *self.compute_problems()]
@@ -107,7 +112,7 @@ class ModelConfig(Compute):
             raise ValueError("ModelConfig: " + "; ".join(problems))
 
     def _size_problems(self) -> list[str]:
-        """Describe each invalid number in a sentence."""
+        """Describe each invalid size, or function, in a sentence."""
         problems = []
         for name in ("image_width", "text_width", "embed_dim"):
             width = getattr(self, name)
@@ -124,6 +129,10 @@ class ModelConfig(Compute):
         if min(self.image_size) < self.patch:
             problems.append(
                 f"image_size {self.image_size} is smaller than the patch {self.patch}"
+            )
+        if self.activation not in ACTIVATIONS:
+            problems.append(
+                f"activation must be one of {ACTIVATIONS}: {self.activation!r}"
             )
         return problems
 

@@ -110,6 +110,14 @@ def quick_gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
     return x * jax.nn.sigmoid(1.702 * x)
 
 
+def gelu(x: Float[Array, "*any"]) -> Float[Array, "*any"]:
+    """Return `x * Phi(x)`, exact as `torch.nn.GELU`: open_clip's activation."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+_ACTIVATIONS = {"quick_gelu": quick_gelu, "gelu": gelu}
+
+
 class LayerNorm(nnx.Module):
     """Layer norm over the last axis, computed in at least float32."""
 
@@ -221,18 +229,25 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    """Two linear layers with QuickGELU between them, four times as wide inside."""
+    """Two linear layers with an activation between them, four times as wide inside."""
 
     def __init__(
-        self, width: int, *, out_std: float, stack: tuple[int, ...], compute: Compute
+        self,
+        width: int,
+        *,
+        out_std: float,
+        stack: tuple[int, ...],
+        compute: Compute,
+        activation: str,
     ):
         make = functools.partial(Linear, stack=stack, compute=compute)
+        self.activation = activation
         self.up = make(width, 4 * width, std=(2 * width) ** -0.5)
         self.down = make(4 * width, width, std=out_std)
 
     def __call__(self, x: Float[Array, "b t w"]) -> Float[Array, "b t w"]:
         """Apply to each position independently."""
-        return self.down(quick_gelu(self.up(x)))
+        return self.down(_ACTIVATIONS[self.activation](self.up(x)))
 
 
 # Also save cuDNN's attention outputs: the fused kernel does not support
@@ -250,14 +265,22 @@ class Blocks(nnx.Module):
     single block at any depth.
     """
 
-    def __init__(self, width: int, layers: int, *, compute: Compute = PORTABLE):
+    def __init__(
+        self,
+        width: int,
+        layers: int,
+        *,
+        compute: Compute = PORTABLE,
+        activation: str = "quick_gelu",
+    ):
         self.compute, self.layers = compute, layers
         out_std = width**-0.5 * (2 * layers) ** -0.5
         layer = {"stack": (layers,)}
         self.ln_1 = LayerNorm(width, **layer)
         self.attention = Attention(width, out_std=out_std, **layer, compute=compute)
         self.ln_2 = LayerNorm(width, **layer)
-        self.mlp = Mlp(width, out_std=out_std, **layer, compute=compute)
+        layer |= {"out_std": out_std, "compute": compute}
+        self.mlp = Mlp(width, **layer, activation=activation)
 
     def __call__(
         self,

@@ -50,7 +50,9 @@ class ImageTower(nnx.Module):
         self.class_token = drawn((width,), scale)
         self.position = drawn((config.image_tokens, width), scale)
         self.ln_pre = LayerNorm(width)
-        self.blocks = Blocks(width, config.image_layers, compute=config)
+        self.blocks = Blocks(
+            width, config.image_layers, compute=config, activation=config.activation
+        )
         self.ln_post = LayerNorm(width)
         self.projection = drawn((width, config.embed_dim), scale)
 
@@ -100,7 +102,9 @@ class TextTower(nnx.Module):
         self.config = config
         self.embedding = drawn((config.vocab_size, width), 0.02)
         self.position = drawn((config.context_length, width), 0.01)
-        self.blocks = Blocks(width, config.text_layers, compute=config)
+        self.blocks = Blocks(
+            width, config.text_layers, compute=config, activation=config.activation
+        )
         self.ln_final = LayerNorm(width)
         self.projection = drawn((width, config.embed_dim), width**-0.5)
 

@@ -23,6 +23,7 @@ from PIL import Image
 from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from fmfa_jax.figures.rankings import save
+from fmfa_jax.models.config import ACTIVATIONS
 from fmfa_jax.search import index, store
 from fmfa_jax.search.encoder import open_model, reopen_model
 from fmfa_jax.search.query import contact_sheet, open_searcher
@@ -81,8 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    sizes = _picked(args, "image_size", "stride", "source_grid")
-    model = open_model(args.model, tokenizer=args.tokenizer, **sizes)
+    stated = _picked(args, "image_size", "stride", "source_grid", "activation")
+    model = open_model(args.model, tokenizer=args.tokenizer, **stated)
+    report = model.model.report
+    if report.assumes:
+        print(f"activation: {report.activation}", file=sys.stderr)
     kept = _picked(args, "storage", "engine", "batch_size", "save_every")
     line = ProgressLine()
     change = index.index_gallery(args.gallery, args.out, model, progress=line, **kept)
@@ -269,6 +273,7 @@ def _index_options(make: argparse.ArgumentParser) -> None:
     make.add_argument("--image-size", type=_pair, metavar="HxW", help=unstated)
     make.add_argument("--stride", type=_positive)
     make.add_argument("--source-grid", type=_pair, metavar="RxC")
+    make.add_argument("--activation", choices=("auto", *ACTIVATIONS), default="auto")
 
 
 def _serve_options(serve: argparse.ArgumentParser) -> None:

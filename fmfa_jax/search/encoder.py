@@ -74,6 +74,7 @@ def open_model(
     image_size: tuple[int, int] | None = None,
     stride: int | None = None,
     source_grid: tuple[int, int] | None = None,
+    activation: str = "auto",
 ) -> IndexModel:
     """Open a run folder or weight file with the tokenizer that belongs to it.
 
@@ -82,7 +83,11 @@ def open_model(
     arguments, and WeightsError, are those of `weights.load_model`.
     """
     model = load_model(
-        path, image_size=image_size, stride=stride, source_grid=source_grid
+        path,
+        image_size=image_size,
+        stride=stride,
+        source_grid=source_grid,
+        activation=activation,
     )
     vocabulary = model.config.vocab_size
     name = tokenizer or _of_run(path).get("data.tokenizer")
@@ -139,6 +144,8 @@ def reopen_model(
         stride=config["stride"],
         context_length=config["context_length"],
         source_grid=record.model.source_grid,
+        # Indexes from before there was a choice do not state it.
+        activation=config.get("activation", "quick_gelu"),
     )
     name = "clip" if record.tokenizer == "clip" else str(folder / record.tokenizer)
     tokenizer = _tokenizer(name, model.config.vocab_size)

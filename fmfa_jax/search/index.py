@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fmfa_jax.models.config import PORTABLE
 from fmfa_jax.search import approximate, store
 from fmfa_jax.search.encoder import IndexModel, reopen_model
 from fmfa_jax.search.gallery import (
@@ -261,8 +262,10 @@ def _embedded(work: _Work, batch: Sequence[Read]) -> list[Part]:
 
 def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
     """Refuse to go on with an index that was asked for otherwise."""
+    # What indexes from before there was a choice do not state.
+    usual = {**asdict(PORTABLE), "activation": "quick_gelu"}
     there, wanted = (
-        {**asdict(r), "model": r.model.sha256, "model sizes": r.model.config}
+        {**asdict(r), "model": r.model.sha256, "model sizes": usual | r.model.config}
         for r in (old, new)
     )
     names = ("gallery", "preprocessing", "tokenizer", "storage", "engine")

@@ -12,6 +12,7 @@ from fmfa_jax import evaluation, figures, models, weights
 from fmfa_jax.machines.mesh import replicated
 from fmfa_jax.machines.processes import broadcast
 from fmfa_jax.training.session import Session, save_model
+from fmfa_jax.training.settings import AUTO
 
 LAST, BEST = "model_last.safetensors", "model_best.safetensors"
 
@@ -148,7 +149,12 @@ class Judge:
         )
 
     def measure_file(
-        self, path: str | Path, title: str, *, step: int = 0
+        self,
+        path: str | Path,
+        title: str,
+        *,
+        step: int = 0,
+        activation: str = AUTO,
     ) -> weights.LoadReport:
         """Say the table of a weight file; only what features need is loaded.
 
@@ -156,12 +162,22 @@ class Judge:
             What was loaded from the file, and its SHA-256.
         """
         session = self.session
-        sizes = session.settings.learns.at_test(session.model)
-        loaded = weights.load_params(path, sizes, drop_classifier=True)
+        stated = weights.stated_activation(path, activation)
+        model = dataclasses.replace(session.model, activation=stated)
+        sizes = session.settings.learns.at_test(model)
+        loaded = weights.load_params(
+            path,
+            sizes,
+            drop_classifier=True,
+            activation=activation,
+            hints=weights.CONFIG_HINTS,
+        )
         pictures = session.settings.eval.pictures
         result = self.measure(
             sizes, loaded.params, session.reported_on, step=step, pictures=pictures
         )
+        if loaded.report.assumes:
+            self.say(f"\nactivation: {loaded.report.activation}")
         self.say(f"\n{title} on {session.reported_on}, percent:")
         self.say(evaluation.table(result, dataset=session.data.name))
         return loaded.report

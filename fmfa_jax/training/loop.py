@@ -305,7 +305,8 @@ def evaluate(
     if any((session.workdir / name).is_file() for name in (LAST, BEST)):
         judge.report()
     elif path:
-        loaded = judge.measure_file(path, path)
+        activation = session.settings.init.activation
+        loaded = judge.measure_file(path, path, activation=activation)
         if session.processes.index == 0:
             files.write_json(session.workdir / "init.json", loaded.as_dict())
     else:

@@ -90,6 +90,7 @@ class Session:
     def identity(self) -> dict[str, Any]:
         """What this run computes; a checkpoint of another one is refused."""
         return self.settings.identity() | {
+            "model.activation": self.model.activation,
             # Resolved: "auto" is another dtype on another device.
             "model.dtype": self.model.dtype,
             # The weak method's memory has one row for each pair.
@@ -143,6 +144,7 @@ def open_session(
                 mesh.devices.flat[0],
                 vocab_size=tokenizer.vocab_size,
                 classes=len(data.train.identities),
+                activation=first_activation(settings.init),
             ),
         )
         session = Session(
@@ -237,6 +239,14 @@ def on_devices(session: Session, method: Method, rows: HostBatch) -> Batch:
     return to_devices(seen, session.mesh)
 
 
+def first_activation(init: door.Init) -> str:
+    """The activation of the first weights; a run that has begun needs them no more."""
+    path = Path(init.path).expanduser()
+    if not init.path or not path.exists():
+        return "quick_gelu" if init.activation == AUTO else init.activation
+    return weights.stated_activation(path, init.activation)
+
+
 def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
     """Parameters before the first step, and where they come from.
 
@@ -257,8 +267,14 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         logging.info("init.path is empty: all parameters are new")
         return params, {"source": "", "newly_initialised": ["everything"]}
     loaded = weights.load_params(
-        init.path, session.model, drop_classifier=init.drop_classifier
+        init.path,
+        session.model,
+        drop_classifier=init.drop_classifier,
+        activation=init.activation,
+        hints=weights.CONFIG_HINTS,
     )
+    if loaded.report.assumes:
+        logging.warning("init.path: the activation is %s", loaded.report.activation)
     return weights.fill(params, loaded), loaded.report.as_dict()
 
 

@@ -80,7 +80,12 @@ class Model(Options, section="model"):
             )
 
     def sized(
-        self, device: Any, *, vocab_size: int, classes: int
+        self,
+        device: Any,
+        *,
+        vocab_size: int,
+        classes: int,
+        activation: str = "quick_gelu",
     ) -> models.ModelConfig:
         """The model with all heads, for a device, a vocabulary and identities."""
         preset = models.PRESETS[self.preset]
@@ -92,6 +97,7 @@ class Model(Options, section="model"):
             vocab_size=vocab_size,
             classes=classes,
             irr_layers=self.irr_layers,
+            activation=activation,
             **asdict(self.computing(device)),
         )
 
@@ -103,9 +109,10 @@ class Model(Options, section="model"):
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Options, section="init"):
-    """Weights to start from."""
+    """Weights to start from, and the activation that they were trained with."""
 
     path: str
+    activation: Annotated[str, OneOf((AUTO, *models.config.ACTIVATIONS))]
     drop_classifier: bool
 
 

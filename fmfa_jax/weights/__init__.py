@@ -7,13 +7,20 @@ Reading requires neither PyTorch nor transformers, and never runs code from a fi
 from fmfa_jax.weights.archive import Archive, read_archive, sha256
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
-from fmfa_jax.weights.load import Loaded, fill, load_model, load_params
+from fmfa_jax.weights.load import (
+    Loaded,
+    fill,
+    load_model,
+    load_params,
+    stated_activation,
+)
 from fmfa_jax.weights.native import save_native
-from fmfa_jax.weights.pickles import UnsafePickleError
 from fmfa_jax.weights.report import LoadReport
-from fmfa_jax.weights.tensors import StoredTensor, WeightsError
+from fmfa_jax.weights.source import CONFIG_HINTS
+from fmfa_jax.weights.tensors import StoredTensor, UnsafePickleError, WeightsError
 
 __all__ = [
+    "CONFIG_HINTS",
     "Archive",
     "LoadReport",
     "Loaded",
@@ -30,4 +37,5 @@ __all__ = [
     "read_archive",
     "save_native",
     "sha256",
+    "stated_activation",
 ]

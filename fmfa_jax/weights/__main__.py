@@ -10,17 +10,20 @@ python -m fmfa_jax.weights export runs/cuhk --to onnx fmfa-towers/
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from fmfa_jax.weights.archive import read_archive
+from fmfa_jax.models.config import ACTIVATIONS
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
-from fmfa_jax.weights.load import Loaded, load_params
+from fmfa_jax.weights.inspect import describe
+from fmfa_jax.weights.load import AUTO, Loaded, load_params
 from fmfa_jax.weights.native import save_native
-from fmfa_jax.weights.source import infer_config, open_source
-from fmfa_jax.weights.tensors import WeightsError
+from fmfa_jax.weights.tensors import WeightsError, shown
+from fmfa_jax.weights.tokenizer_files import tokenizer_of
 
 _PROGRAMS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
@@ -44,10 +47,26 @@ def _parser() -> argparse.ArgumentParser:
     take = commands.add_parser("import", help="convert any format to ours")
     give = commands.add_parser("export", help="convert any format for other programs")
     for command in (look, take, give):
-        command.add_argument("source", help="weight file, CLIP folder or run folder")
+        command.add_argument(
+            "source",
+            type=os.path.expanduser,
+            help="weight file, CLIP folder or run folder",
+        )
         command.add_argument("--image-size", type=_pair, metavar="HxW")
         command.add_argument("--stride", type=int, help="default: the patch size")
         command.add_argument("--context-length", type=int)
+        command.add_argument(
+            "--activation",
+            choices=(AUTO, *ACTIVATIONS),
+            default=AUTO,
+            help="of the towers; auto: what the file states, or else quick_gelu",
+        )
+        command.add_argument(
+            "--key",
+            default="",
+            metavar="NAME",
+            help="which of several models in the file, such as state_dict_ema",
+        )
     for command in (take, give):
         command.add_argument(
             "--source-grid",
@@ -56,7 +75,11 @@ def _parser() -> argparse.ArgumentParser:
             help="rows and columns of the file's position embedding",
         )
         command.add_argument("--drop-classifier", action="store_true")
-        command.add_argument("out", help="file (import, official) or folder to write")
+        command.add_argument(
+            "out",
+            type=os.path.expanduser,
+            help="file (import, official) or folder to write",
+        )
     give.add_argument(
         "--to",
         choices=("official", "hf", "stablehlo", "onnx"),
@@ -64,11 +87,18 @@ def _parser() -> argparse.ArgumentParser:
         help="official: names of the PyTorch code; hf: transformers' CLIP; stablehlo, "
         "onnx: the two towers as programs",
     )
+    give.add_argument(
+        "--tokenizer",
+        default="",
+        help='hf: "clip" or a folder; default: the run\'s, or "clip" if it fits',
+    )
     return parser
 
 
-def _sizes(args: argparse.Namespace) -> dict[str, Any]:
+def _stated(args: argparse.Namespace) -> dict[str, Any]:
     return {
+        "activation": args.activation,
+        "key": args.key,
         "image_size": args.image_size,
         "stride": args.stride,
         "context_length": args.context_length,
@@ -80,7 +110,7 @@ def _load(args: argparse.Namespace) -> Loaded:
         args.source,
         drop_classifier=args.drop_classifier,
         source_grid=args.source_grid,
-        **_sizes(args),
+        **_stated(args),
     )
     print(loaded.report)
     print(f"config   {loaded.config}")
@@ -88,55 +118,74 @@ def _load(args: argparse.Namespace) -> Loaded:
 
 
 def _inspect(args: argparse.Namespace) -> None:
-    source = open_source(args.source)
-    archive = read_archive(source.path)
-    print(f"file     {source.path}\nkind     {archive.kind}, {source.table.name} names")
-    print(f"sha256   {source.sha256}")
-    for key in sorted(archive.metadata):
-        print(f"metadata {key}: {archive.metadata[key]}")
-    for name, tensor in archive.tensors.items():
-        print(f"tensor   {name}  {tensor.dtype} {tensor.shape}")
-    for name in archive.others:
-        print(f"other    {name}")
-    try:
-        print(f"config   {infer_config(source, **_sizes(args))}")
-    except WeightsError as error:
-        print(f"config   unknown: {error}")
+    for line in describe(args.source, **_stated(args)):
+        print(line)
 
 
 def _import(args: argparse.Namespace) -> None:
+    _check_file(args.out)
     loaded = _load(args)
     origin = {"source": loaded.report.source, "source_sha256": loaded.report.sha256}
-    print(f"wrote    {save_native(args.out, loaded.params, loaded.config, origin)}")
+    _wrote(save_native(args.out, loaded.params, loaded.config, origin))
 
 
 def _export(args: argparse.Namespace) -> None:
+    if args.to == "official":
+        _check_file(args.out)
+    elif Path(args.out).is_file():
+        raise WeightsError(f"cannot write {args.out}: it is a file; wanted a folder")
     loaded = _load(args)
     if args.to == "official":
-        print(f"wrote    {export_official(args.out, loaded.params)}")
+        activation = loaded.config.activation
+        if activation != "quick_gelu":
+            print(f"note: the official code has QuickGELU, this model {activation}")
+        _wrote(export_official(args.out, loaded.params, activation))
         return
     if args.to in _PROGRAMS:
         for path in _PROGRAMS[args.to](args.out, loaded.params, loaded.config):
-            print(f"wrote    {path}")
+            _wrote(path)
         return
-    left_out = export_hugging_face(args.out, loaded.params, loaded.config)
+    tokenizer = args.tokenizer or tokenizer_of(args.source, loaded.config.vocab_size)
+    left_out = export_hugging_face(
+        args.out, loaded.params, loaded.config, tokenizer=tokenizer
+    )
     for path in left_out:
         print(f"left out: {path}: a Hugging Face CLIP has no counterpart")
-    print(f"wrote    {args.out}")
+    if not tokenizer:
+        print("left out: the tokenizer, which is not known: name it with --tokenizer")
+    _wrote(args.out)
+
+
+def _wrote(path: str | Path) -> None:
+    print(f"wrote    {shown(path, 4096)}")
+
+
+def _check_file(path: str) -> None:
+    """Refuse a name that cannot become a file, before anything is read."""
+    if Path(path).is_dir():
+        raise WeightsError(f"cannot write {path}: it is a folder; wanted a file's name")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0, or 2 if a file cannot be used; the reason goes to standard error.
+        0, or 2 if a file cannot be used or written; the reason goes to standard error.
     """
     args = _parser().parse_args(arguments)
     command = {"inspect": _inspect, "import": _import, "export": _export}[args.command]
     try:
         command(args)
     except WeightsError as error:
-        print(f"error: {error}", file=sys.stderr)
+        lines = str(error).split("\n")
+        print(
+            "error: " + "\n".join(shown(each, 1000) for each in lines), file=sys.stderr
+        )
+        return 2
+    except OSError as error:
+        reads = args.command == "inspect" or error.filename == args.source
+        place = f"read {args.source}" if reads else f"write {args.out}"
+        print(f"error: cannot {place}: {error.strerror or error}", file=sys.stderr)
         return 2
     return 0
 

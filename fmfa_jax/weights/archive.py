@@ -16,8 +16,13 @@ import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from fmfa_jax.weights.tensors import StoredTensor, WeightsError, dense_strides
+from fmfa_jax.weights.damage import HEAD_BYTES, what_it_is
+from fmfa_jax.weights.tensors import StoredTensor, WeightsError, dense_strides, shown
 from fmfa_jax.weights.torch_zip import read_zip
+
+# A header of a thousand layers has a tenth of it; the reader needs ten times as much.
+MAX_HEADER_BYTES = 8 * 2**20
+MAX_TENSORS = 100_000
 
 _SAFETENSORS_TYPES = {
     "F64": np.dtype(np.float64),
@@ -38,11 +43,16 @@ class Archive:
     """The contents of a weight file.
 
     Attributes:
-        path: The file.
+        path: The file, or the index of several.
         kind: "torchscript", "torch" or "safetensors".
         tensors: Where each tensor is, by name, in the file's order.
         metadata: Strings stored in a safetensors file.
         others: Names of entries that are not weights (optimizer, epoch, ...).
+        reasons: Why some of them are none: objects, of which nothing but the class is
+            known, and other models.
+        key: What is left of the key that chose among several state dicts.
+        notes: What was chosen, for people.
+        files: The files that hold the tensors.
     """
 
     path: Path
@@ -50,27 +60,35 @@ class Archive:
     tensors: Mapping[str, StoredTensor]
     metadata: Mapping[str, str] = field(default_factory=dict)
     others: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    notes: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
 
 
-def read_archive(path: str | Path) -> Archive:
+def read_archive(path: str | Path, key: str = "") -> Archive:
     """List the contents of a weight file without executing any of it.
+
+    Args:
+        path: The file.
+        key: Which of several state dicts to take.
 
     Raises:
         WeightsError: The file is missing, damaged or in PyTorch's legacy format, or
-            holds anything but tensors and plain containers.
+            asks for what no weight file needs.
     """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no weight file at {path}")
     with path.open("rb") as stream:
-        head = stream.read(16)
+        head = stream.read(HEAD_BYTES)
     try:
         if head.startswith(b"PK"):
-            archive = Archive(path=path, **vars(read_zip(path)))
+            archive = Archive(path=path, files=(path,), **vars(read_zip(path, key)))
         elif head[8:9] == b"{":
-            archive = _read_safetensors(path)
+            archive = _read_safetensors(path, key)
         else:
-            raise WeightsError(_unknown(path, head))
+            raise WeightsError(what_it_is(path, head))
     except WeightsError as error:
         if str(path) in str(error):
             raise
@@ -85,18 +103,12 @@ def sha256(path: str | Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _unknown(path: Path, head: bytes) -> str:
-    if head[:1] == b"\x80":
-        return (
-            f"{path} is in PyTorch's format from before 1.6 (a bare pickle), which is "
-            "not supported. Convert it where PyTorch is installed: "
-            "python -c \"import torch; torch.save(torch.load('old.pth', "
-            "map_location='cpu', weights_only=True), 'new.pth')\""
-        )
-    return (
-        f"{path} is neither a PyTorch zip archive nor a safetensors file "
-        f"(it starts with {head[:8]!r}); expected .pt/.pth/.bin or .safetensors"
-    )
+def sha256_of(archive: Archive) -> str:
+    """Return the SHA-256 of a weight file, or of the digests of several."""
+    if len(archive.files) == 1:
+        return sha256(archive.files[0])
+    digests = "".join(sha256(path) for path in archive.files)
+    return hashlib.sha256(digests.encode()).hexdigest()
 
 
 def _check_total(archive: Archive) -> None:
@@ -110,32 +122,42 @@ def _check_total(archive: Archive) -> None:
         )
 
 
-def _read_safetensors(path: Path) -> Archive:
+def _read_safetensors(path: Path, key: str) -> Archive:
     """Let the library validate the header, then take the places from it."""
+    with path.open("rb") as stream:
+        (length,) = struct.unpack("<Q", stream.read(8))
+        if length > MAX_HEADER_BYTES:
+            raise WeightsError(
+                f"the safetensors header has {length} bytes, or the file is damaged; "
+                f"the limit is {MAX_HEADER_BYTES}"
+            )
+        text = stream.read(length)
     try:
         with safe_open(path, framework="numpy") as checked:
             names = list(checked.keys())
-    except (SafetensorError, OSError) as error:
+        header = json.loads(text)
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"the safetensors file is truncated or damaged ({error}); download it again"
+            f"the safetensors file is truncated or damaged ({shown(error)}); download "
+            "it again"
         ) from error
-    with path.open("rb") as stream:
-        (length,) = struct.unpack("<Q", stream.read(8))
-        header = json.loads(stream.read(length))
-    metadata = header.pop("__metadata__", {})
-    tensors = {}
-    for name in names:
-        entry = header[name]
-        if entry["dtype"] not in _SAFETENSORS_TYPES:
-            raise WeightsError(f"{name} has the unsupported dtype {entry['dtype']}")
-        shape = tuple(entry["shape"])
-        tensors[name] = StoredTensor(
-            path=path,
-            dtype=_SAFETENSORS_TYPES[entry["dtype"]],
-            shape=shape,
-            strides=dense_strides(shape),
-            offset=8 + length + entry["data_offsets"][0],
+    if len(names) > MAX_TENSORS:
+        raise WeightsError(f"{len(names)} tensors; the limit is {MAX_TENSORS}")
+    tensors = {name: _stored(path, name, header[name], 8 + length) for name in names}
+    metadata = header.get("__metadata__") or {}
+    return Archive(path, "safetensors", tensors, metadata, key=key, files=(path,))
+
+
+def _stored(path: Path, name: str, entry: dict, start: int) -> StoredTensor:
+    if entry["dtype"] not in _SAFETENSORS_TYPES:
+        raise WeightsError(
+            f"{shown(name)} has the unsupported dtype {shown(entry['dtype'])}"
         )
-    return Archive(
-        path=path, kind="safetensors", tensors=tensors, metadata=dict(metadata)
+    shape = tuple(entry["shape"])
+    return StoredTensor(
+        path=path,
+        dtype=_SAFETENSORS_TYPES[entry["dtype"]],
+        shape=shape,
+        strides=dense_strides(shape),
+        offset=start + entry["data_offsets"][0],
     )

@@ -17,8 +17,9 @@ from fmfa_jax.machines.trees import some
 from fmfa_jax.models import PARTS, ModelConfig, param_shapes
 from fmfa_jax.weights.positions import Interpolation, resize_grid, resize_line
 from fmfa_jax.weights.rules import Rule
-from fmfa_jax.weights.source import Source, stored_grid
-from fmfa_jax.weights.tensors import FLOAT_TYPES, WeightsError
+from fmfa_jax.weights.sizes import stored_grid
+from fmfa_jax.weights.source import HINTS, Source
+from fmfa_jax.weights.tensors import FLOAT_TYPES, WeightsError, listed
 
 CLASSIFIER = "classifier"
 IMAGE_POSITION = "image_tower/position"
@@ -36,23 +37,22 @@ class Problems:
     misfits: list[str] = field(default_factory=list)
 
     def check(self, source: Source) -> None:
-        """Raise an error that lists all problems, if there are any.
+        """Raise an error that lists the problems, if there are any.
 
         Raises:
-            WeightsError: Tensors are missing, surplus or do not fit; all are named.
+            WeightsError: Tensors are missing, surplus or do not fit; the first are
+                named.
         """
         kinds = {
             "missing": self.missing,
             "surplus": self.surplus,
             "does not fit": self.misfits,
         }
-        rows = [
-            f"  {kind}: {entry}" for kind, found in kinds.items() for entry in found
-        ]
+        rows = [f"{kind}: {entry}" for kind, found in kinds.items() for entry in found]
         if rows:
             raise WeightsError(
-                f"{source.path} ({source.table.name} names) does not fit this model; "
-                "nothing was loaded:\n" + "\n".join(rows)
+                f"{source.family} weights: {source.path} ({source.table.name} names) "
+                f"does not fit this model; nothing was loaded:\n{listed(rows)}"
             )
 
 
@@ -102,7 +102,8 @@ def match_names(
             names = rule.names(layer)
             found.missing += [name for name in names if name not in source.tensors]
             used.update(names)
-    ignored = [f"{name}: not a weight" for name in source.archive.others]
+    ignored = [_other(source, name) for name in source.archive.others]
+    ignored += [f"{name}: {reason}" for name, reason in source.outside.items()]
     for name in source.tensors:
         if name in used:
             continue
@@ -114,6 +115,10 @@ def match_names(
     return Match(depths=depths, rules=rules, ignored=tuple(ignored))
 
 
+def _other(source: Source, name: str) -> str:
+    return f"{name}: {source.archive.reasons.get(name, 'not a weight')}"
+
+
 def _reason(source: Source, parts: Mapping[str, str], name: str) -> str:
     """Return why an unused tensor may be ignored, or "" if it may not."""
     if source.table.is_ignored(name):
@@ -123,7 +128,11 @@ def _reason(source: Source, parts: Mapping[str, str], name: str) -> str:
 
 
 def check_shapes(
-    source: Source, match: Match, config: ModelConfig, found: Problems
+    source: Source,
+    match: Match,
+    config: ModelConfig,
+    found: Problems,
+    hints: Mapping[str, str] = HINTS,
 ) -> None:
     """Compare the shape and dtype of every tensor with what the config requires."""
     shapes = flatten_dict(param_shapes(config), sep="/")
@@ -135,11 +144,15 @@ def check_shapes(
         for layer in range(match.depths[rule.part] if rule.stacked else 1):
             for name in rule.names(layer):
                 if name in source.tensors:
-                    found.misfits += _misfit(source, rule, name, wanted)
+                    found.misfits += _misfit(source, rule, name, wanted, hints)
 
 
 def _misfit(
-    source: Source, rule: Rule, name: str, wanted: tuple[int, ...]
+    source: Source,
+    rule: Rule,
+    name: str,
+    wanted: tuple[int, ...],
+    hints: Mapping[str, str],
 ) -> list[str]:
     """Describe what is wrong with one tensor, in a list of at most one sentence."""
     tensor = source.tensors[name]
@@ -155,7 +168,7 @@ def _misfit(
         return []
     hint = ""
     if rule.part == CLASSIFIER:
-        hint = "; to start with a new head, drop_classifier=True (--drop-classifier)"
+        hint = f"; to start with a new head, {hints['drop_classifier']}"
     return [f"{name} has shape {given}, expected {wanted}{hint}"]
 
 
@@ -231,9 +244,11 @@ def _read_positions(
     }
     image, text = stored[IMAGE_POSITION], stored[TEXT_POSITION]
     grid = stored_grid(source, len(image), config.grid, stated_grid)
-    if source.bicubic_to is not None and stated_grid is None:
-        image = resize_grid(image, grid, source.bicubic_to, Interpolation.BICUBIC)
-        grid = source.bicubic_to
+    if source.stated.bicubic_to is not None and stated_grid is None:
+        image = resize_grid(
+            image, grid, source.stated.bicubic_to, Interpolation.BICUBIC
+        )
+        grid = source.stated.bicubic_to
     if grid != config.grid:
         resized.append(f"{IMAGE_POSITION}: {_grid(grid)} -> {_grid(config.grid)}")
     if len(text) != config.context_length:

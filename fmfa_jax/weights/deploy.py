@@ -160,6 +160,7 @@ def _write_manifest(folder: Path, config: ModelConfig, facts: dict[str, Any]) ->
         "context_length": config.context_length,
         "vocab_size": config.vocab_size,
         "embed_dim": config.embed_dim,
+        "activation": config.activation,
     }
     write_json(folder / MANIFEST, sizes | facts)
     return folder / MANIFEST

@@ -2,13 +2,15 @@
 """Export parameters to PyTorch: the official names, or a Hugging Face folder."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from flax.traverse_util import flatten_dict
 
+from fmfa_jax.files import replacing
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.weights.convert import IMAGE_POSITION
 from fmfa_jax.weights.hugging_face import write_folder_config
@@ -16,6 +18,7 @@ from fmfa_jax.weights.native import write_safetensors
 from fmfa_jax.weights.positions import square_grid
 from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table
 from fmfa_jax.weights.tensors import WeightsError
+from fmfa_jax.weights.tokenizer_files import write_tokenizer
 
 # FMFA uses a fixed scale of 1 / 0.02, where CLIP learns one.
 LOGIT_SCALE = math.log(50.0)
@@ -36,32 +39,47 @@ def rename(table: Table, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return named
 
 
-def export_official(path: str | Path, params: Mapping[str, Any]) -> Path:
+def export_official(
+    path: str | Path, params: Mapping[str, Any], activation: str = "quick_gelu"
+) -> Path:
     """Write a safetensors file with the names of IRRA's and FMFA's code.
+
+    That code has QuickGELU; another activation is written as metadata, which we read.
 
     One line loads it there, given the image size and number of classes of training:
 
         model.load_state_dict(safetensors.torch.load_file("OUT.safetensors"))
     """
     renamed = rename(OFFICIAL, flatten_dict(params, sep="/"))
-    return write_safetensors(path, renamed, {"format": "pt"})
+    return write_safetensors(path, renamed, {"format": "pt", "activation": activation})
 
 
 def export_hugging_face(
-    folder: str | Path, params: Mapping[str, Any], config: ModelConfig
+    folder: str | Path,
+    params: Mapping[str, Any],
+    config: ModelConfig,
+    *,
+    tokenizer: str = "",
 ) -> tuple[str, ...]:
-    """Write a folder that `transformers.CLIPModel.from_pretrained` opens.
+    """Write a folder that transformers' CLIPModel and CLIPProcessor open.
 
     Hugging Face's CLIP only supports square grids, so a rectangular one is stored as
     a square that `interpolate_pos_encoding=True` maps back to ours. Unless images are
     square, pass that flag: `model.get_image_features(pixel_values,
     interpolate_pos_encoding=True)`.
 
+    Args:
+        folder: Destination, created if missing.
+        params: Nested dictionary of parameters.
+        config: Sizes and activation of the model.
+        tokenizer: "clip", a folder with vocab.json and merges.txt, or "" for none.
+
     Returns:
         Our paths without a counterpart there: the heads.
 
     Raises:
-        WeightsError: Patches overlap or leave a margin, which its CLIP cannot do.
+        WeightsError: Patches overlap or leave a margin, which its CLIP cannot do, or
+            the tokenizer has another vocabulary.
     """
     height, width = config.image_size
     if config.stride != config.patch or height % config.patch or width % config.patch:
@@ -78,7 +96,25 @@ def export_hugging_face(
     towers[IMAGE_POSITION], side = square_grid(position, config.grid)
     named = rename(HUGGING_FACE, towers)
     named["logit_scale"] = np.asarray(LOGIT_SCALE, np.float32)
-    folder = Path(folder)
-    write_safetensors(folder / "model.safetensors", named, {"format": "pt"})
-    write_folder_config(folder, config, side)
+    with whole_folder(Path(folder)) as place:
+        if tokenizer:
+            write_tokenizer(
+                place,
+                tokenizer,
+                vocab_size=config.vocab_size,
+                context_length=config.context_length,
+            )
+        write_safetensors(place / "model.safetensors", named, {"format": "pt"})
+        write_folder_config(place, config, side)
     return left_out
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """Yield where to write what shall lie in `folder`: all of it, if it is new."""
+    if folder.is_dir():
+        yield folder
+        return
+    with replacing(folder) as draft:
+        draft.mkdir()
+        yield draft

@@ -4,13 +4,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fmfa_jax.models import PARTS, ModelConfig, Retriever, param_shapes
 from fmfa_jax.weights.convert import (
     IMAGE_POSITION,
+    Match,
     Problems,
     check_finite,
     check_shapes,
@@ -20,8 +21,11 @@ from fmfa_jax.weights.convert import (
     parts_to_load,
 )
 from fmfa_jax.weights.report import LoadReport
-from fmfa_jax.weights.source import Source, infer_config, open_source, stored_grid
+from fmfa_jax.weights.sizes import infer_config, stored_grid
+from fmfa_jax.weights.source import HINTS, Source, activation_of, open_source
 from fmfa_jax.weights.tensors import WeightsError
+
+AUTO = "auto"
 
 
 @dataclass(frozen=True)
@@ -48,12 +52,15 @@ def load_params(
     stride: int | None = None,
     context_length: int | None = None,
     source_grid: tuple[int, int] | None = None,
+    activation: str = AUTO,
+    key: str = "",
+    hints: Mapping[str, str] = HINTS,
 ) -> Loaded:
     """Read the parameters of a file or folder as float32 NumPy arrays.
 
     Args:
         path: OpenAI archive, PyTorch state dict (zip format), safetensors file,
-            Hugging Face CLIP folder, or run folder.
+            folder of Hugging Face (also sharded) or open_clip, or run folder.
         config: Model to fill; None infers it from the tensors.
         drop_classifier: Leave out the identity head of the file.
         image_size: Height and width of the images if `config` is None; by default
@@ -62,36 +69,94 @@ def load_params(
         context_length: Text positions if `config` is None; by default the file's.
         source_grid: Rows and columns of the file's position embedding, required if
             they are neither square nor as in the model.
+        activation: "quick_gelu" or "gelu"; "auto" is what the file states, and
+            otherwise that of `config`, or "quick_gelu", which the report says.
+        key: Which of several models in the file to take.
+        hints: How the caller spells these options, for errors and the report.
 
     Raises:
-        WeightsError: The file cannot be read or does not fit the model; all tensors
-            that are missing, surplus or misshapen are listed. Or a parameter is not
-            finite.
+        WeightsError: The file cannot be read or does not fit the model; tensors that
+            are missing, surplus or misshapen are listed. Or a parameter is not finite.
     """
-    source = open_source(path)
+    source = open_source(path, key)
+    plan = load_plan(
+        source,
+        config,
+        drop_classifier=drop_classifier,
+        image_size=image_size,
+        stride=stride,
+        context_length=context_length,
+        source_grid=source_grid,
+        activation=activation,
+        hints=hints,
+    )
+    params, resized = fill_params(source, plan.match, plan.config, source_grid)
+    check_finite(source, params)
+    shapes = flatten_dict(param_shapes(plan.config), sep="/")
+    report = LoadReport(
+        source=str(source.path),
+        sha256=source.sha256,
+        family=source.family,
+        activation=plan.activation,
+        notes=source.notes,
+        loaded=tuple(params),
+        resized=resized,
+        ignored=plan.match.ignored,
+        newly_initialised=tuple(sorted(shapes.keys() - params.keys())),
+    )
+    return Loaded(unflatten_dict(params, sep="/"), plan.config, report)
+
+
+class Plan(NamedTuple):
+    """What would be loaded from a file.
+
+    Attributes:
+        match: Which tensor fills which parameter.
+        config: The model's.
+        activation: The activation, and what states it.
+    """
+
+    match: Match
+    config: ModelConfig
+    activation: str
+
+
+def load_plan(
+    source: Source,
+    config: ModelConfig | None = None,
+    *,
+    drop_classifier: bool = False,
+    source_grid: tuple[int, int] | None = None,
+    activation: str = AUTO,
+    hints: Mapping[str, str] = HINTS,
+    **sizes: Any,
+) -> Plan:
+    """Decide what to load without reading it; arguments as for `load_params`.
+
+    Raises:
+        WeightsError: See `load_params`.
+    """
+    asked = activation
+    if config is not None and asked == AUTO and not source.stated.activation:
+        asked = AUTO if config.activation == "quick_gelu" else config.activation
+    activation, said = activation_of(source, asked, hints)
     found = Problems()
     parts = parts_to_load(source, config, drop_classifier)
     match = match_names(source, parts, _depths(source, config), found)
     if config is None:
-        config = _inferred(source, parts, found, image_size, stride, context_length)
+        sizes |= {"activation": activation, "hints": hints}
+        config = _inferred(source, parts, found, **sizes)
+    elif config.activation != activation:
+        found.misfits.append(
+            f"the activation is {said}, but the model computes {config.activation}"
+        )
     if config is not None:
-        check_shapes(source, match, config, found)
-        _check_grid(source, config, source_grid, found)
+        check_shapes(source, match, config, found, hints)
+        _check_grid(source, config, source_grid, found, hints)
     found.check(source)
     if config is None:
         raise WeightsError(f"{source.path}: its tensors do not tell the model's sizes")
-    params, resized = fill_params(source, match, config, source_grid)
-    check_finite(source, params)
-    new = sorted(flatten_dict(param_shapes(config), sep="/").keys() - params.keys())
-    report = LoadReport(
-        source=str(source.path),
-        sha256=source.sha256,
-        loaded=tuple(params),
-        resized=resized,
-        ignored=match.ignored,
-        newly_initialised=tuple(new),
-    )
-    return Loaded(params=unflatten_dict(params, sep="/"), config=config, report=report)
+    return Plan(match, config, said)
 
 
 def _depths(source: Source, config: ModelConfig | None) -> dict[str, int]:
@@ -105,18 +170,11 @@ def _inferred(
     source: Source,
     parts: Mapping[str, str],
     found: Problems,
-    image_size: tuple[int, int] | None,
-    stride: int | None,
-    context_length: int | None,
+    **stated: Any,
 ) -> ModelConfig | None:
     """Infer the config of the parts to load; on failure, report a problem instead."""
     try:
-        config = infer_config(
-            source,
-            image_size=image_size,
-            stride=stride,
-            context_length=context_length,
-        )
+        config = infer_config(source, **stated)
     except WeightsError as error:
         found.misfits.append(str(error))
         return None
@@ -129,14 +187,28 @@ def _check_grid(
     config: ModelConfig,
     stated: tuple[int, int] | None,
     found: Problems,
+    hints: Mapping[str, str],
 ) -> None:
     shape = source.shape(IMAGE_POSITION)
     if shape is None or len(shape) != 2:
         return
     try:
-        stored_grid(source, shape[0], config.grid, stated)
+        stored_grid(source, shape[0], config.grid, stated, hints)
     except WeightsError as error:
         found.misfits.append(f"{IMAGE_POSITION}: {error}")
+
+
+def stated_activation(path: str | Path, asked: str = AUTO) -> str:
+    """Return the activation of a weight file's model without reading its tensors.
+
+    Args:
+        path: See `load_params`.
+        asked: See `load_params`, where it is called activation.
+
+    Raises:
+        WeightsError: The file cannot be read.
+    """
+    return activation_of(open_source(path), asked, HINTS)[0]
 
 
 def fill(initial_params: Mapping[str, Any], loaded: Loaded) -> dict[str, Any]:
@@ -161,6 +233,8 @@ def load_model(
     stride: int | None = None,
     context_length: int | None = None,
     source_grid: tuple[int, int] | None = None,
+    activation: str = AUTO,
+    key: str = "",
     dtype: str = "float32",
 ) -> Retriever:
     """Load a model that encodes images and captions, from any weight file.
@@ -171,6 +245,8 @@ def load_model(
         stride: Step between patches; by default the patch.
         context_length: Text positions; by default the file's.
         source_grid: See `load_params`.
+        activation: See `load_params`.
+        key: See `load_params`.
         dtype: What the towers compute in, "float32" or "bfloat16".
 
     Raises:
@@ -182,5 +258,7 @@ def load_model(
         stride=stride,
         context_length=context_length,
         source_grid=source_grid,
+        activation=activation,
+        key=key,
     )
     return Retriever(replace(loaded.config, dtype=dtype), loaded.params, loaded.report)

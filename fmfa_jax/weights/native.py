@@ -14,9 +14,16 @@ from flax.traverse_util import flatten_dict
 from fmfa_jax.files import replacing
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.weights.archive import Archive
-from fmfa_jax.weights.tensors import WeightsError
+from fmfa_jax.weights.tensors import WeightsError, shown
 
 FORMAT = {"format": "fmfa_jax", "version": "1"}
+# Largest sizes in a config; any other number is at most 2**16.
+_MOST = {
+    "vocab_size": 2**24,
+    "classes": 2**24,
+    "image_size": 8192,
+    **dict.fromkeys(("image_layers", "text_layers", "irr_layers"), 1000),
+}
 
 
 def save_native(
@@ -59,11 +66,29 @@ def native_config(archive: Archive) -> ModelConfig:
         )
     try:
         values = json.loads(archive.metadata["config"])
-        return ModelConfig(**{**values, "image_size": tuple(values["image_size"])})
-    except (KeyError, TypeError, ValueError) as error:
+        values["image_size"] = tuple(values["image_size"])
+        _check_numbers(values)
+        # Files from before there was a choice have no activation: QuickGELU.
+        return ModelConfig(**values)
+    except (LookupError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{archive.path} has no usable model config: {error}"
+            f"{archive.path} has no usable model config: {shown(error)}"
         ) from error
+
+
+def _check_numbers(values: Mapping[str, Any]) -> None:
+    """Refuse sizes that would cost more to look at than a file can hold."""
+    for name, value in values.items():
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, str):
+                continue
+            most = _MOST.get(name, 2**16)
+            if type(number) is not int or not 0 <= number <= most:
+                raise ValueError(
+                    f"{name}: wanted a count of at most {most}, got {shown(number)}"
+                )
+    if len(values["image_size"]) != 2:
+        raise ValueError("image_size: wanted height and width")
 
 
 def write_safetensors(

@@ -2,12 +2,15 @@
 """A pickle reader that can only build plain containers and descriptions of tensors.
 
 PyTorch's files describe their tensors in a pickle, and a pickle is a program. This
-reader maps a short list of names to inert stand-ins of ours; any other name is an
-error. Nothing in the file is ever imported, called or compiled.
+machine runs the part of its language that builds data; what else the program names
+(a config object beside the weights) becomes an `Inert` that remembers only the name.
+Nothing in the file is ever imported, called or compiled.
+
+Time and memory are bounded by construction: each instruction does a constant amount of
+work besides moving bytes of the file, and there are at most `MAX_INSTRUCTIONS`. Only
+short strings become keys of dicts, so no hash or comparison can be made expensive.
 """
 
-import io
-import pickle
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,10 +19,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from fmfa_jax.weights.tensors import WeightsError
+from fmfa_jax.weights.permitted import check_name
+from fmfa_jax.weights.tensors import UnsafePickleError, WeightsError, shown
 
-# Far above the data.pkl of a model with a thousand layers.
-MAX_PICKLE_BYTES = 64 * 2**20
+# Far above what the data.pkl of a model with a thousand layers has.
+MAX_PICKLE_BYTES = 32 * 2**20
+MAX_INSTRUCTIONS = 500_000
+MAX_NAME = 1000
+MAX_INT_BITS = 64
 
 STORAGE_TYPES = {
     "torch.DoubleStorage": np.dtype(np.float64),
@@ -33,18 +40,6 @@ STORAGE_TYPES = {
     "torch.ByteStorage": np.dtype(np.uint8),
     "torch.BoolStorage": np.dtype(np.bool_),
 }
-
-ELEMENT_TYPES = frozenset(
-    "torch." + name
-    for name in (
-        "float16 bfloat16 float32 float64 half float double "
-        "uint8 int8 int16 int32 int64 bool"
-    ).split()
-)
-
-
-class UnsafePickleError(WeightsError):
-    """A pickle that contains anything but tensors and plain containers."""
 
 
 @dataclass(frozen=True)
@@ -71,151 +66,301 @@ class ModuleRecord:
 
     __slots__ = ("attributes",)
 
-    attributes: dict[str, Any]
-
-    def __new__(cls) -> "ModuleRecord":
-        """Create an empty record, for the pickle to fill through `__setstate__`."""
-        record = super().__new__(cls)
-        record.attributes = {}
-        return record
-
-    def __setstate__(self, state: Any) -> None:
-        if type(state) is not dict or not all(type(key) is str for key in state):
-            raise UnsafePickleError(
-                "a TorchScript module must be a dict of named attributes, but this one "
-                f"is a {type(state).__name__}"
-            )
-        self.attributes = state
+    def __init__(self) -> None:
+        self.attributes: dict[str, Any] = {}
 
 
-class _OrderedRecord(dict):
-    """Stand-in for OrderedDict that drops the `_metadata` PyTorch attaches to it."""
+class Inert:
+    """An object of which only the class is known, and what it maps if it is a mapping.
 
-    __slots__ = ()
+    Attributes:
+        name: Its class, such as "argparse.Namespace".
+        items: What the program put into it by name; None if it cannot hold anything.
+    """
 
-    def __setstate__(self, state: Any) -> None:
-        if type(state) is not dict or set(state) - {"_metadata"}:
-            raise UnsafePickleError("an OrderedDict has attributes of its own")
+    __slots__ = ("items", "name")
 
-
-class _StandIn:
-    """What a permitted name becomes: callable if necessary, never writable."""
-
-    __slots__ = ("_build", "name")
-
-    def __init__(self, name: str, build: Callable[..., Any] | None = None):
+    def __init__(self, name: str, items: dict[Any, Any] | None = None) -> None:
         self.name = name
-        self._build = build
-
-    def __call__(self, *args: Any) -> Any:
-        if self._build is None:
-            raise UnsafePickleError(f"the pickle calls {self.name}")
-        return self._build(*args)
-
-    def __setstate__(self, state: Any) -> None:
-        raise UnsafePickleError(f"the pickle tries to change {self.name}")
+        self.items = items
 
 
-def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_rest: Any) -> Any:
-    return TensorRecord(storage, offset, shape, strides)
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """A global that the program asked for, before it does anything with it."""
+
+    name: str
 
 
-def _parameter(data: Any, *_rest: Any) -> Any:
-    return data
+# Values that nobody asks for, shared since programs may want very many.
+_SET = Inert("set")
+_INT = Inert("int")
+_OTHER = Inert("object")
+# What a key becomes that is no short string; nothing of ours looks for one.
+_OTHER_KEY = Inert("a key that is no name")
 
 
-def _first(value: Any, *_rest: Any) -> Any:
-    return value
+def _tensor(*args: Any) -> Any:
+    if len(args) < 4:
+        raise UnsafePickleError("a tensor without storage, offset, sizes and strides")
+    return TensorRecord(*args[:4])
+
+
+def _first(*args: Any) -> Any:
+    return args[0] if args else _OTHER
+
+
+def _typed(*args: Any) -> Any:
+    """`_rebuild_from_type_v2`: a tensor to which Python attributes were given."""
+    match args:
+        case (_Named(name="torch._utils._rebuild_tensor_v2"), _, tuple(inner), *_):
+            return _tensor(*inner)
+        case (_Named(name="torch._utils._rebuild_parameter"), _, tuple(inner), *_):
+            return _first(*inner)
+    return _OTHER
 
 
 _BUILDERS: dict[str, Callable[..., Any]] = {
-    "collections.OrderedDict": _OrderedRecord,
-    "collections.Counter": _OrderedRecord,
-    "builtins.set": set,
-    "builtins.frozenset": frozenset,
-    "__builtin__.set": set,
-    "__builtin__.frozenset": frozenset,
-    "torch.Size": tuple,
-    "torch.device": _first,
+    "torch.Size": _first,
     "torch._utils._rebuild_tensor_v2": _tensor,
-    "torch._utils._rebuild_parameter": _parameter,
-    # TorchScript wraps lists and typed containers in these.
-    "torch.jit._pickle.build_intlist": list,
-    "torch.jit._pickle.build_doublelist": list,
-    "torch.jit._pickle.build_boollist": list,
-    "torch.jit._pickle.build_tensorlist": list,
+    "torch._utils._rebuild_parameter": _first,
+    "torch._utils._rebuild_parameter_with_state": _first,
+    "torch._tensor._rebuild_from_type_v2": _typed,
     "torch.jit._pickle.restore_type_tag": _first,
 }
-
-
-class RestrictedUnpickler(pickle.Unpickler):
-    """`pickle.Unpickler` with an allow-list instead of the import system."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        """Return the stand-in for a global, or refuse it by name."""
-        wanted = f"{module}.{name}"
-        if module == "__torch__" or module.startswith("__torch__."):
-            return ModuleRecord
-        if wanted in _BUILDERS:
-            return _StandIn(wanted, _BUILDERS[wanted])
-        if wanted in STORAGE_TYPES or wanted in ELEMENT_TYPES:
-            return _StandIn(wanted)
-        raise UnsafePickleError(
-            f"the pickle asks for {wanted}, which is neither a tensor nor a plain "
-            "container; nothing was executed. Ask the file's author for the bare state "
-            "dict (only tensors), as .pth or .safetensors"
-        )
-
-    def persistent_load(self, pid: Any) -> StorageRecord:
-        """Convert a storage reference to a record of key, dtype and length."""
-        match pid:
-            case ("storage", _StandIn(name=kind), str(key), _, int(numel)) if (
-                kind in STORAGE_TYPES and numel >= 0
-            ):
-                return StorageRecord(key, STORAGE_TYPES[kind], numel)
-        raise UnsafePickleError("a storage reference that PyTorch never writes")
-
-
-def _check_program(data: bytes) -> None:
-    """Refuse opcodes that could make the reader itself allocate without bound.
-
-    `genops` also checks every length against the data before anything is built.
-    """
-    puts = 0
-    for opcode, argument, _ in pickletools.genops(data):
-        if "PUT" in opcode.name:
-            if not isinstance(argument, int) or argument > puts:
-                raise UnsafePickleError(f"memo index {argument} after {puts} entries")
-            puts += 1
-        elif opcode.name == "MEMOIZE":
-            puts += 1
-        elif opcode.name.startswith("EXT"):
-            raise UnsafePickleError("the pickle uses extension codes")
 
 
 def read_pickle(data: bytes) -> Any:
     """Read the pickle of a PyTorch archive into records and plain containers.
 
     Returns:
-        Dicts, lists, tuples, sets, numbers, strings, `TensorRecord`s and
-        `ModuleRecord`s.
+        Dicts (whose keys are strings, or `Inert`), lists, tuples, numbers, strings,
+        `TensorRecord`s, `ModuleRecord`s and `Inert`s.
 
     Raises:
-        UnsafePickleError: The pickle asks for anything else, which is named.
-        WeightsError: The pickle is damaged.
+        UnsafePickleError: The pickle asks for what no weight file needs, by name.
+        WeightsError: The pickle is damaged, or beyond the limits.
     """
     if len(data) > MAX_PICKLE_BYTES:
         raise UnsafePickleError(
             f"the pickle has {len(data)} bytes; the limit is {MAX_PICKLE_BYTES}"
         )
     try:
-        _check_program(data)
-        return RestrictedUnpickler(io.BytesIO(data)).load()
+        return _Machine().run(data)
     except WeightsError:
         raise
     # Damaged or hostile pickles may fail in any way; report all as our own error.
     except Exception as error:
         raise WeightsError(
-            f"the pickle is damaged ({type(error).__name__}: {error}); "
+            f"the pickle is damaged ({type(error).__name__}: {str(error)[:200]}); "
             "download the file again"
         ) from error
+
+
+class _Machine:
+    """The stack machine that pickles are written for, without classes and calls."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marked: list[list[Any]] = []
+        self.memo: list[Any] = []
+
+    def run(self, data: bytes) -> Any:
+        """Interpret a program and return what it leaves on the stack."""
+        # genops checks every length against the data before it reads.
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count >= MAX_INSTRUCTIONS:
+                raise UnsafePickleError(
+                    f"the pickle has more than {MAX_INSTRUCTIONS} instructions"
+                )
+            if opcode.name == "STOP":
+                break
+            _INSTRUCTIONS.get(opcode.name, _refuse)(self, argument)
+        return self.stack.pop()
+
+    def push(self, value: Any) -> None:
+        """Put a value onto the stack."""
+        self.stack.append(value)
+
+    def push_number(self, value: Any) -> None:
+        """Put an integer onto the stack, unless it is none that sizes tensors."""
+        small = value.bit_length() <= MAX_INT_BITS
+        self.stack.append(value if small else _INT)
+
+    def mark(self, _: Any) -> None:
+        """Begin a group of values."""
+        self.marked.append(self.stack)
+        self.stack = []
+
+    def group(self) -> list[Any]:
+        """Take the values since the last mark."""
+        values, self.stack = self.stack, self.marked.pop()
+        return values
+
+    def pop(self, _: Any) -> None:
+        """Drop a value, or a mark if nothing stands above it."""
+        if self.stack:
+            self.stack.pop()
+        else:
+            self.group()
+
+    def drop(self, values: list[Any]) -> None:
+        """Take no notice of values."""
+
+    def push_set(self, values: list[Any]) -> None:
+        """Put a set, whose elements are of no use."""
+        self.stack.append(_SET)
+
+    def push_dict(self, pairs: list[Any]) -> None:
+        """Put a dict of keys and values."""
+        self.stack.append({})
+        self.store(pairs)
+
+    def last(self, count: int) -> tuple[Any, ...]:
+        """Take the last values, in the order in which they were put."""
+        if len(self.stack) < count:
+            raise IndexError("the stack is empty")
+        values = tuple(self.stack[-count:])
+        del self.stack[-count:]
+        return values
+
+    def put(self, place: Any) -> None:
+        """Remember the last value; places are counted, as every pickler does."""
+        if type(place) is not int or not 0 <= place <= len(self.memo):
+            raise UnsafePickleError(f"a memo index after {len(self.memo)} entries")
+        self.memo[place : place + 1] = [self.stack[-1]]
+
+    def get(self, place: int) -> None:
+        """Put a remembered value."""
+        self.stack.append(self.memo[place] if place >= 0 else None)
+
+    def name(self, module: Any, name: Any) -> None:
+        """Put a global by name, if a weight file may ask for it."""
+        self.stack.append(_Named(check_name(module, name)))
+
+    def store(self, pairs: list[Any]) -> None:
+        """Put keys and values into the mapping that is last on the stack."""
+        into = self.stack[-1]
+        items = into.items if isinstance(into, Inert) else into
+        if type(items) is not dict or len(pairs) % 2:
+            raise UnsafePickleError(f"items for a {_kind(into)}")
+        for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+            items[_as_key(key)] = value
+
+    def extend(self, values: list[Any]) -> None:
+        """Append to the list that is last on the stack."""
+        into = self.stack[-1]
+        if type(into) is list:
+            into.extend(values)
+        elif not isinstance(into, Inert):
+            raise UnsafePickleError(f"elements for a {_kind(into)}")
+
+    def call(self, function: Any, args: Any) -> None:
+        """Put what a permitted function would have made of its arguments."""
+        if not isinstance(function, _Named) or type(args) is not tuple:
+            raise UnsafePickleError(f"the pickle calls a {_kind(function)}")
+        if function.name in STORAGE_TYPES:
+            raise UnsafePickleError(f"the pickle calls {function.name}")
+        if function.name in _BUILDERS:
+            self.stack.append(_BUILDERS[function.name](*args))
+        elif function.name.startswith("__torch__."):
+            if args:
+                raise UnsafePickleError("a TorchScript module with arguments")
+            self.stack.append(ModuleRecord())
+        elif function.name == "collections.OrderedDict" and not args:
+            self.stack.append({})
+        else:
+            self.stack.append(Inert(function.name, {}))
+
+    def build(self, _: Any) -> None:
+        """Give a TorchScript module its attributes; other objects need none."""
+        state = self.stack.pop()
+        into = self.stack[-1]
+        if isinstance(into, ModuleRecord):
+            if type(state) is not dict or _OTHER_KEY in state:
+                raise UnsafePickleError(
+                    "a TorchScript module must be a dict of named attributes, but this "
+                    f"one is a {_kind(state)}"
+                )
+            into.attributes = state
+        elif type(into) is not dict and not isinstance(into, Inert):
+            raise UnsafePickleError(f"the pickle tries to change a {_kind(into)}")
+
+    def storage(self, _: Any) -> None:
+        """Put a storage by its reference: key, dtype and length."""
+        match self.stack.pop():
+            case ("storage", _Named(name=kind), str(key), _, int(numel)) if (
+                kind in STORAGE_TYPES and numel >= 0
+            ):
+                self.stack.append(StorageRecord(key, STORAGE_TYPES[kind], numel))
+            case _:
+                raise UnsafePickleError("a storage reference that PyTorch never writes")
+
+
+def _as_key(key: Any) -> Any:
+    return key if type(key) is str and len(key) <= MAX_NAME else _OTHER_KEY
+
+
+def _kind(value: Any) -> str:
+    return shown(getattr(value, "name", None) or type(value).__name__)
+
+
+def _refuse(machine: _Machine, argument: Any) -> None:
+    raise UnsafePickleError("an instruction that PyTorch never writes")
+
+
+def _instance(machine: _Machine, values: list[Any]) -> None:
+    machine.call(values[0], tuple(values[1:]))
+
+
+_Instruction = Callable[[_Machine, Any], None]
+_INSTRUCTIONS: dict[str, _Instruction] = {
+    "PROTO": lambda m, _: None,
+    "FRAME": lambda m, _: None,
+    "MARK": _Machine.mark,
+    "POP": _Machine.pop,
+    "POP_MARK": lambda m, _: m.drop(m.group()),
+    "DUP": lambda m, _: m.push(m.stack[-1]),
+    "NONE": _Machine.push,
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "EMPTY_SET": lambda m, _: m.push(_SET),
+    "LIST": lambda m, _: m.push(m.group()),
+    "TUPLE": lambda m, _: m.push(tuple(m.group())),
+    "FROZENSET": lambda m, _: m.push_set(m.group()),
+    "DICT": lambda m, _: m.push_dict(m.group()),
+    "TUPLE1": lambda m, _: m.push(m.last(1)),
+    "TUPLE2": lambda m, _: m.push(m.last(2)),
+    "TUPLE3": lambda m, _: m.push(m.last(3)),
+    "APPEND": lambda m, _: m.extend(list(m.last(1))),
+    "APPENDS": lambda m, _: m.extend(m.group()),
+    "ADDITEMS": lambda m, _: m.extend(m.group()),
+    "SETITEM": lambda m, _: m.store(list(m.last(2))),
+    "SETITEMS": lambda m, _: m.store(m.group()),
+    "MEMOIZE": lambda m, _: m.put(len(m.memo)),
+    "GLOBAL": lambda m, both: m.name(*both.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.name(*m.last(2)),
+    "REDUCE": lambda m, _: m.call(*m.last(2)),
+    "NEWOBJ": lambda m, _: m.call(*m.last(2)),
+    "NEWOBJ_EX": lambda m, _: m.call(*m.last(3)[:2]),
+    "OBJ": lambda m, _: _instance(m, m.group()),
+    "BUILD": _Machine.build,
+    "BINPERSID": _Machine.storage,
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    **dict.fromkeys(
+        ("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4"),
+        _Machine.push_number,
+    ),
+    **dict.fromkeys(
+        (
+            *("FLOAT", "BINFLOAT", "STRING", "BINSTRING", "SHORT_BINSTRING"),
+            *("UNICODE", "SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8"),
+            *("SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+        ),
+        _Machine.push,
+    ),
+}

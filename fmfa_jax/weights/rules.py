@@ -172,9 +172,9 @@ def _hugging_face_blocks(target: str, source: str) -> tuple[Rule, ...]:
     )
 
 
-def _official(base: str) -> tuple[Rule, ...]:
-    """Rules for the towers under OpenAI's names, with a prefix."""
-    visual = f"{base}visual"
+def _official(base: str, text: str = "") -> tuple[Rule, ...]:
+    """Rules for the towers under OpenAI's names, with prefixes."""
+    visual, text = f"{base}visual", f"{base}{text}"
     return (
         Rule(
             "image_tower/patch/kernel", (f"{visual}.conv1.weight",), Layout.CONVOLUTION
@@ -185,11 +185,11 @@ def _official(base: str) -> tuple[Rule, ...]:
         *_openai_blocks("image_tower/blocks", f"{visual}.transformer"),
         *_norm("image_tower/ln_post", f"{visual}.ln_post"),
         Rule("image_tower/projection", (f"{visual}.proj",)),
-        Rule("text_tower/embedding", (f"{base}token_embedding.weight",)),
-        Rule("text_tower/position", (f"{base}positional_embedding",)),
-        *_openai_blocks("text_tower/blocks", f"{base}transformer"),
-        *_norm("text_tower/ln_final", f"{base}ln_final"),
-        Rule("text_tower/projection", (f"{base}text_projection",)),
+        Rule("text_tower/embedding", (f"{text}token_embedding.weight",)),
+        Rule("text_tower/position", (f"{text}positional_embedding",)),
+        *_openai_blocks("text_tower/blocks", f"{text}transformer"),
+        *_norm("text_tower/ln_final", f"{text}ln_final"),
+        Rule("text_tower/projection", (f"{text}text_projection",)),
     )
 
 
@@ -208,7 +208,7 @@ _HEADS = (
 # What else CLIP's files hold: the learned scale of its loss (ours is fixed), sizes
 # that the tensors imply, and the causal mask as a constant.
 _CLIP_EXTRAS = (
-    r"(base_model\.)?logit_scale",
+    r"(base_model\.)?logit_(scale|bias)",
     r"(base_model\.)?(visual\.)?(input_resolution|context_length|vocab_size)",
     r"(.*\.)?attn_mask",
 )
@@ -221,6 +221,11 @@ OFFICIAL = Table(
 )
 
 OPENAI = Table(name="openai", rules=(*_official(""), *_HEADS), ignored=_CLIP_EXTRAS)
+
+# open_clip with "custom_text": the same text tower as a module of its own.
+OPEN_CLIP_TEXT = Table(
+    name="open_clip", rules=(*_official("", "text."), *_HEADS), ignored=_CLIP_EXTRAS
+)
 
 HUGGING_FACE = Table(
     name="hugging_face",

@@ -1,60 +1,81 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Open a weight file or folder: its format, and the sizes that its tensors imply."""
+"""Open a weight file or folder: whose it is, and what is known beside its tensors."""
 
-import math
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flax.traverse_util import flatten_dict
 
-from fmfa_jax.models import PARTS, ModelConfig, Part, param_shapes
-from fmfa_jax.weights.archive import Archive, read_archive, sha256
-from fmfa_jax.weights.hugging_face import read_folder_config
+from fmfa_jax.models import ModelConfig, Part, param_shapes
+from fmfa_jax.models.config import ACTIVATIONS, HEAD_WIDTH
+from fmfa_jax.weights import hugging_face, open_clip
+from fmfa_jax.weights.archive import Archive, sha256_of
+from fmfa_jax.weights.families import Names, recognise
+from fmfa_jax.weights.folders import open_archive
 from fmfa_jax.weights.native import native_config
-from fmfa_jax.weights.rules import (
-    HUGGING_FACE,
-    OFFICIAL,
-    OPENAI,
-    Table,
-    native_table,
-)
-from fmfa_jax.weights.tensors import StoredTensor, WeightsError
+from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table, native_table
+from fmfa_jax.weights.tensors import IMPORT, StoredTensor, WeightsError, listed, shown
 
-RUN_FILES = ("model_best.safetensors", "model_last.safetensors")
 # More than any CLIP has; a hostile name may contain any number.
 MAX_LAYERS = 1000
-HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+# Image towers of open_clip whose heads are wider than 64: ViT-H, ViT-g, ViT-G.
+_WIDE_HEADS = {1280: 80, 1408: 88, 1664: 104}
 
 
 @dataclass(frozen=True)
-class Source:
-    """A weight file of known format.
+class Stated:
+    """What is known of a model beside the names and shapes of its tensors.
 
     Attributes:
-        archive: The file.
-        table: Maps its names to ours.
-        tensors: Tensors by name, without the "module." of data-parallel training.
-        sha256: Digest of the weight file.
-        config: Config of the model; only our own format contains it.
-        grid: Rows and columns of the stored position embedding, if known.
+        activation: See `ModelConfig`; "" where nothing tells it.
+        where: What states the activation.
+        config: The whole config; only our own format contains it.
+        grid: Rows and columns of the stored position embedding.
         bicubic_to: The grid that a square grid stored for Hugging Face represents.
-        image_size: Image size that the format states, if any.
+        image_size: Height and width of the images.
     """
 
-    archive: Archive
-    table: Table
-    tensors: Mapping[str, StoredTensor]
-    sha256: str
+    activation: str = ""
+    where: str = ""
     config: ModelConfig | None = None
     grid: tuple[int, int] | None = None
     bicubic_to: tuple[int, int] | None = None
     image_size: tuple[int, int] | None = None
 
+
+@dataclass(frozen=True)
+class Source:
+    """A weight file of known family.
+
+    Attributes:
+        archive: The file.
+        family: What it is, for people.
+        table: Maps its names to ours.
+        tensors: Tensors by the table's names.
+        stated: What else is known of the model.
+        outside: Names that are no part of the model, with the reason.
+        notes: What was taken off names, or chosen, for people.
+    """
+
+    archive: Archive
+    family: str
+    table: Table
+    tensors: Mapping[str, StoredTensor]
+    stated: Stated = Stated()
+    outside: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
     @property
     def path(self) -> Path:
         """The weight file itself, even if a folder was given."""
         return self.archive.path
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Digest of the weight file."""
+        return sha256_of(self.archive)
 
     def depth(self, part: Part) -> int:
         """Return the number of blocks of a part that the names imply."""
@@ -84,195 +105,148 @@ class Source:
         return None if stored is None else rule.our_shape(stored.shape)
 
 
-def open_source(path: str | Path) -> Source:
+def open_source(path: str | Path, key: str = "") -> Source:
     """Open any weight file or folder that this package reads.
 
-    A folder is a Hugging Face CLIP (config.json beside its weights) or a run of ours
-    (the best model if there is one, otherwise the last).
+    A folder is a run of ours (the best model if there is one, otherwise the last), a
+    Hugging Face CLIP (config.json beside its weights, sharded or not), or open_clip's.
+
+    Args:
+        path: The file or folder.
+        key: Which of several models in the file to take.
+
+    Raises:
+        WeightsError: It cannot be read, or is no CLIP; says what it is.
     """
-    path = Path(path)
-    archive = read_archive(_weight_file(path))
-    if archive.metadata.get("format") == "fmfa_jax":
-        return _native(archive)
-    tensors = _without_module(archive)
-    digest = sha256(archive.path)
-    if any(name.startswith(("vision_model.", "text_model.")) for name in tensors):
-        return _hugging_face(archive, tensors, digest)
-    official = any(name.startswith("base_model.") for name in tensors)
-    table = OFFICIAL if official else OPENAI
-    return Source(archive=archive, table=table, tensors=tensors, sha256=digest)
-
-
-def _weight_file(path: Path) -> Path:
-    """Return the weight file of a folder, or a file itself."""
-    if not path.is_dir():
-        return path
-    wanted = (*RUN_FILES, *HUGGING_FACE_FILES)
-    for name in wanted:
-        if (path / name).is_file():
-            return path / name
-    raise WeightsError(
-        f"no weights in the folder {path}; expected one of {', '.join(wanted)} "
-        "(sharded checkpoints are not supported: save them as one file)"
-    )
-
-
-def _without_module(archive: Archive) -> dict[str, StoredTensor]:
-    tensors: dict[str, StoredTensor] = {}
-    for name, tensor in archive.tensors.items():
-        plain = name.removeprefix("module.")
-        if plain in tensors:
-            raise WeightsError(
-                f'{archive.path} has {plain} with and without "module."; '
-                "keep one of the two"
-            )
-        tensors[plain] = tensor
-    return tensors
+    archive = open_archive(path, key)
+    try:
+        if archive.metadata.get("format") == "fmfa_jax":
+            return _native(archive)
+        return _named(archive, recognise(archive.tensors, archive.key))
+    except WeightsError as error:
+        if str(archive.path) in str(error):
+            raise
+        raise type(error)(f"{archive.path}: {error}") from error
 
 
 def _native(archive: Archive) -> Source:
     config = native_config(archive)
-    return Source(
-        archive=archive,
-        table=native_table(flatten_dict(param_shapes(config), sep="/")),
-        tensors=archive.tensors,
-        sha256=sha256(archive.path),
+    shapes = {
+        path: tuple(leaf.shape)
+        for path, leaf in flatten_dict(param_shapes(config), sep="/").items()
+    }
+    problems = [
+        f"{name} has shape {tensor.shape}, its config says {shapes[name]}"
+        for name, tensor in archive.tensors.items()
+        if name in shapes and tensor.shape != shapes[name]
+    ]
+    if problems:
+        raise WeightsError(f"the file contradicts itself:\n{listed(problems)}")
+    stated = Stated(
+        activation=config.activation,
+        where="its own config",
         config=config,
         grid=config.grid,
         image_size=config.image_size,
     )
+    return Source(archive, "ours", native_table(shapes), archive.tensors, stated)
 
 
-def _hugging_face(
-    archive: Archive, tensors: Mapping[str, StoredTensor], digest: str
-) -> Source:
-    grids = read_folder_config(archive.path.parent / "config.json")
-    return Source(
+def _named(archive: Archive, names: Names) -> Source:
+    source = Source(
         archive=archive,
-        table=HUGGING_FACE,
-        tensors=tensors,
-        sha256=digest,
-        grid=grids.stored,
-        bicubic_to=grids.meant,
-        image_size=grids.image_size,
+        family=names.family,
+        table=names.table,
+        tensors={new: archive.tensors[old] for new, old in names.stored.items()},
+        outside=names.outside,
+        notes=archive.notes + names.notes,
+    )
+    return replace(source, stated=_stated(source))
+
+
+def _stated(source: Source) -> Stated:
+    folder = source.path.parent
+    if source.table is HUGGING_FACE:
+        return _of_hugging_face(source, folder / "config.json")
+    written = source.archive.metadata.get("activation")
+    if written in ACTIVATIONS:
+        return Stated(written, "its metadata")
+    if source.table is OFFICIAL:
+        return Stated("quick_gelu", "the published code of IRRA and FMFA")
+    if (folder / open_clip.CONFIG).is_file():
+        return _of_open_clip(source, folder / open_clip.CONFIG)
+    width = (source.shape("image_tower/position") or (0,))[-1]
+    if width in _WIDE_HEADS:
+        raise WeightsError(
+            "this is a ViT-H or larger of open_clip, which is not supported: its image "
+            f"tower has heads of {_WIDE_HEADS[width]}, not {HEAD_WIDTH}"
+        )
+    return Stated()
+
+
+def _of_hugging_face(source: Source, path: Path) -> Stated:
+    rows = (source.shape("text_tower/embedding") or (0,))[0]
+    facts = hugging_face.read_folder_config(path, rows)
+    return Stated(
+        activation=facts.activation,
+        where=path.name,
+        grid=facts.stored,
+        bicubic_to=facts.meant,
+        image_size=facts.image_size,
     )
 
 
-def infer_config(
-    source: Source,
-    *,
-    image_size: tuple[int, int] | None = None,
-    stride: int | None = None,
-    context_length: int | None = None,
-) -> ModelConfig:
-    """Infer a config from the shapes of the tensors.
+def _of_open_clip(source: Source, path: Path) -> Stated:
+    facts = open_clip.read_config(path)
+    for target, width in facts.widths.items():
+        shape = source.shape(target)
+        if shape and shape[-1] != width:
+            raise WeightsError(
+                f"{path} describes another model: {target} is {shown(width)} wide "
+                f"there and {shape[-1]} in {source.path.name}; keep each model in a "
+                "folder of its own"
+            )
+    return Stated(
+        activation=facts.activation,
+        where=path.name,
+        grid=facts.grid,
+        image_size=facts.image_size,
+    )
+
+
+def activation_of(
+    source: Source, asked: str, hints: Mapping[str, str]
+) -> tuple[str, str]:
+    """Return a model's activation, and a sentence that says where it is from.
 
     Args:
         source: The weight file.
-        image_size: See `load.load_params`.
-        stride: See `load.load_params`.
-        context_length: See `load.load_params`.
-
-    Raises:
-        WeightsError: A tensor that determines a size is missing, or the image size is
-            not stated and the grid is not square.
+        asked: "auto", or the activation that the caller wants.
+        hints: How the caller spells options.
     """
-    if source.config is not None:
-        return _restated(source.config, image_size, stride, context_length)
-    shapes = _telling_shapes(source)
-    patch, _, _, image_width = shapes["image_tower/patch/kernel"]
-    if image_size is None:
-        rows = shapes["image_tower/position"][0]
-        image_size = source.image_size or _square(source, rows, patch)
-    depths = {part.blocks: source.depth(part) for part in PARTS if part.blocks}
-    switches = {part.switch: source.switch(part) for part in PARTS if part.switch}
-    try:
-        return ModelConfig(
-            image_size=image_size,
-            patch=patch,
-            stride=patch if stride is None else stride,
-            image_width=image_width,
-            context_length=context_length or shapes["text_tower/position"][0],
-            vocab_size=shapes["text_tower/embedding"][0],
-            text_width=shapes["text_tower/embedding"][1],
-            embed_dim=shapes["image_tower/projection"][1],
-            **(depths | switches),
-        )
-    except ValueError as error:
-        raise WeightsError(f"{source.path}: {error}") from error
-
-
-def _telling_shapes(source: Source) -> dict[str, tuple[int, ...]]:
-    """Return our shapes of the tensors that determine a model's sizes."""
-    ranks = {
-        "image_tower/patch/kernel": 4,
-        "image_tower/position": 2,
-        "image_tower/projection": 2,
-        "text_tower/embedding": 2,
-        "text_tower/position": 2,
-    }
-    shapes = {target: source.shape(target) for target in ranks}
-    silent = [t for t, rank in ranks.items() if len(shapes[t] or ()) != rank]
-    if silent:
-        raise WeightsError(f"no usable {', '.join(silent)} to infer the sizes from")
-    return {target: shape for target, shape in shapes.items() if shape is not None}
-
-
-def _square(source: Source, rows: int, patch: int) -> tuple[int, int]:
-    side = math.isqrt(max(rows - 1, 0))
-    if side * side != rows - 1:
-        raise WeightsError(
-            f"{source.path}: {rows - 1} patches are not a square, so the image size "
-            "is unknown; state it: image_size=(384, 128), stride=16 "
-            "(--image-size 384x128 --stride 16)"
-        )
-    return side * patch, side * patch
-
-
-def _restated(
-    config: ModelConfig,
-    image_size: tuple[int, int] | None,
-    stride: int | None,
-    context_length: int | None,
-) -> ModelConfig:
-    return replace(
-        config,
-        image_size=image_size or config.image_size,
-        stride=stride or config.stride,
-        context_length=context_length or config.context_length,
+    stated, where = source.stated.activation, source.stated.where
+    if asked != "auto":
+        but = f", although {where} states {stated}" if stated not in ("", asked) else ""
+        return asked, f"{asked}, as asked{but}"
+    if stated:
+        return stated, f"{stated}, stated by {where}"
+    return "quick_gelu", (
+        "quick_gelu, assumed since nothing beside the weights states it; if they were "
+        f"trained with GELU, as open_clip does by default: {hints['activation']}"
     )
 
 
-def stored_grid(
-    source: Source, rows: int, target: tuple[int, int], stated: tuple[int, int] | None
-) -> tuple[int, int]:
-    """Return the grid of a stored position embedding with `rows` rows.
+HINTS: Mapping[str, str] = {
+    "activation": 'activation="gelu" (--activation gelu)',
+    "drop_classifier": "drop_classifier=True (--drop-classifier)",
+    "source_grid": "source_grid=(rows, columns) (--source-grid RxC)",
+    "image_size": "image_size=(384, 128), stride=16 (--image-size 384x128 --stride 16)",
+}
+"""How Python and the commands of this package spell the options of `load_params`."""
 
-    One row is the class token's. A grid stated by the caller or the format is
-    authoritative. Otherwise a square number of patches is a square grid, and any other
-    number must be that of the target grid.
-    """
-    patches = rows - 1
-    known = stated or source.grid
-    if known is not None:
-        if known[0] * known[1] != patches:
-            raise WeightsError(
-                f"the stated grid is {known[0]} x {known[1]}, but the file has "
-                f"{patches} patch positions"
-            )
-        return known
-    side = math.isqrt(patches)
-    square, fits = side * side == patches, target[0] * target[1] == patches
-    if square and fits and target != (side, side):
-        raise WeightsError(
-            f"{patches} patch positions can be {side} x {side} or {target[0]} x "
-            f"{target[1]}; state which: source_grid=(rows, columns) (--source-grid)"
-        )
-    if square:
-        return side, side
-    if fits:
-        return target
-    raise WeightsError(
-        f"{patches} patch positions are neither a square nor {target[0]} x "
-        f"{target[1]}; state their shape: source_grid=(rows, columns) (--source-grid)"
-    )
+CONFIG_HINTS: Mapping[str, str] = {
+    "activation": "--config.init.activation=gelu",
+    "drop_classifier": "--config.init.drop_classifier=True",
+    "source_grid": f"convert it first: {IMPORT} --source-grid RxC",
+}
+"""How main.py spells them."""

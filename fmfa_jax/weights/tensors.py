@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tensor still in its file: validated first, memory-mapped when read."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -12,8 +14,33 @@ import numpy as np
 FLOAT_TYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
+# A command that takes what the caller's own may not.
+IMPORT = "python -m fmfa_jax.weights import FILE OUT"
+# Names in one error; the first ones tell what is wrong.
+MAX_LISTED = 20
+
+
 class WeightsError(ValueError):
     """A weight file that cannot be used as it is; the message says what to do."""
+
+
+class UnsafePickleError(WeightsError):
+    """A pickle that asks for what is neither a tensor nor data."""
+
+
+def shown(name: Any, most: int = 200) -> str:
+    """Return a name from a file for people: short, and without control characters."""
+    text = str(name)
+    text = text if len(text) <= most else f"{text[:most]}..."
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
+def listed(rows: Sequence[str]) -> str:
+    """Return at most `MAX_LISTED` rows, one a line, and how many more there are."""
+    lines = [f"  {shown(row, 500)}" for row in rows[:MAX_LISTED]]
+    if len(rows) > MAX_LISTED:
+        lines.append(f"  and {len(rows) - MAX_LISTED} more")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
 """PyTorch's zip archives: find the entries and validate each tensor against them."""
 
-import struct
-import zipfile
+import re
+from collections import deque
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fmfa_jax.weights.groups import choose_group, is_model
 from fmfa_jax.weights.pickles import (
+    MAX_NAME,
     MAX_PICKLE_BYTES,
+    Inert,
     ModuleRecord,
     StorageRecord,
     TensorRecord,
     read_pickle,
 )
-from fmfa_jax.weights.tensors import StoredTensor, WeightsError, overlaps, span
+from fmfa_jax.weights.tensors import (
+    StoredTensor,
+    WeightsError,
+    listed,
+    overlaps,
+    shown,
+    span,
+)
+from fmfa_jax.weights.zip_index import Entry, read_index
 
-WRAPPERS = ("model", "state_dict")
+# What is read: the pickle, the byte order and the storages. TorchScript's code is not.
+_WANTED = re.compile(r"[^/]+/(data\.pkl|byteorder|data/[^/]*)")
 MAX_MODULES = 100_000
+# Folders within folders: a state dict lies at most so deep.
+MAX_DEPTH = 4
 
 
 @dataclass(frozen=True)
@@ -27,98 +41,76 @@ class ZipContent:
 
     kind: str
     tensors: Mapping[str, StoredTensor]
-    others: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Entry:
-    offset: int
-    size: int
-
-
-def read_zip(path: Path) -> ZipContent:
-    """List the tensors of a PyTorch archive (state dict or TorchScript module)."""
-    entries, root = _zip_entries(path)
-    content = read_pickle(_entry_bytes(path, entries[f"{root}/data.pkl"]))
     others: tuple[str, ...] = ()
+    reasons: Mapping[str, str] = field(default_factory=dict)
+    key: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def read_zip(path: Path, key: str = "") -> ZipContent:
+    """List the tensors of a PyTorch archive (state dict or TorchScript module).
+
+    Args:
+        path: The archive.
+        key: Which of several state dicts to take, with dots where they are nested.
+    """
+    entries, root = _entries(path)
+    content = read_pickle(_entry_bytes(path, entries[f"{root}/data.pkl"]))
     if isinstance(content, ModuleRecord):
-        kind, found = "torchscript", dict(_module_tensors(content))
-    else:
-        kind = "torch"
-        found, others = _state_dict(content)
-    tensors, problems = {}, []
-    for name, record in found.items():
-        try:
-            tensors[name] = _locate(path, record, entries, root)
-        except WeightsError as error:
-            problems.append(f"  {name}: {error}")
-    if problems:
-        listed = "\n".join(problems)
-        raise WeightsError(f"tensors that do not fit their storage:\n{listed}")
-    return ZipContent(kind=kind, tensors=tensors, others=others)
+        found = dict(_module_tensors(content))
+        tensors = _located(path, found, entries, root)
+        return ZipContent("torchscript", tensors, key=key)
+    groups = dict(_state_dicts(content))
+    choice = choose_group(groups, key, _held(content))
+    others, reasons = _besides(content, choice.name, groups)
+    tensors = _located(path, groups[choice.name], entries, root)
+    return ZipContent("torch", tensors, others, reasons, choice.rest, choice.notes)
 
 
-def _zip_entries(path: Path) -> tuple[dict[str, _Entry], str]:
+def _entries(path: Path) -> tuple[dict[str, Entry], str]:
     """Locate the pickle and the storages; also return the archive's root folder."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-    except (zipfile.BadZipFile, ValueError, OSError, struct.error) as error:
-        raise WeightsError(
-            f"the zip archive is truncated or damaged ({error}); download it again"
-        ) from error
-    roots = [i.filename[:-9] for i in infos if i.filename.endswith("/data.pkl")]
+    entries: dict[str, Entry] = {}
+    for entry in read_index(path, _WANTED):
+        # As file managers of Apple add it.
+        if entry.name.startswith("__MACOSX/"):
+            continue
+        if entry.name in entries:
+            raise WeightsError(f"entry {shown(entry.name)} occurs twice")
+        entries[entry.name] = entry
+    roots = [n[: -len("/data.pkl")] for n in entries if n.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0]:
-        raise WeightsError(
-            f"a zip file with {len(roots)} data.pkl is no PyTorch archive; expected "
-            "one, in the archive's root folder"
+        raise WeightsError(_no_archive(entries, len(roots)))
+    _check_byte_order(path, entries.get(f"{roots[0]}/byteorder"))
+    return entries, roots[0]
+
+
+def _no_archive(entries: Mapping[str, Entry], roots: int) -> str:
+    if any(name.endswith(".npy") for name in entries):
+        return (
+            "it is NumPy's .npz, as JAX code saves weights; wanted PyTorch's or "
+            "safetensors files of a CLIP"
         )
-    root = roots[0]
-    entries: dict[str, _Entry] = {}
-    size = path.stat().st_size
-    with path.open("rb") as stream:
-        for info in infos:
-            name = info.filename
-            if name in entries:
-                raise WeightsError(f"entry {name} occurs twice")
-            if name in (f"{root}/data.pkl", f"{root}/byteorder") or name.startswith(
-                f"{root}/data/"
-            ):
-                entries[name] = _entry(stream, info, size)
-    _check_byte_order(path, entries.get(f"{root}/byteorder"))
-    return entries, root
+    return (
+        f"a zip file with {roots} data.pkl is no PyTorch archive; expected one, in the "
+        "archive's root folder. If it holds a weight file, unpack it"
+    )
 
 
-def _entry(stream: Any, info: zipfile.ZipInfo, file_size: int) -> _Entry:
-    """Locate an entry's bytes, which must be stored uncompressed."""
-    if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & 1:
-        raise WeightsError(
-            f"entry {info.filename} is compressed or encrypted ({info.compress_size} "
-            f"-> {info.file_size} bytes); PyTorch stores tensors uncompressed"
-        )
-    stream.seek(info.header_offset)
-    header = stream.read(30)
-    if len(header) != 30 or header[:4] != b"PK\x03\x04":
-        raise WeightsError(f"entry {info.filename} has no header where it should be")
-    name_length, extra_length = struct.unpack("<HH", header[26:30])
-    offset = info.header_offset + 30 + name_length + extra_length
-    if offset + info.file_size > file_size:
-        raise WeightsError(f"entry {info.filename} reaches beyond the end of the file")
-    return _Entry(offset=offset, size=info.file_size)
-
-
-def _entry_bytes(path: Path, entry: _Entry) -> bytes:
+def _entry_bytes(path: Path, entry: Entry) -> bytes:
     if entry.size > MAX_PICKLE_BYTES:
         raise WeightsError(
-            f"data.pkl has {entry.size} bytes; the limit is {MAX_PICKLE_BYTES}"
+            f"{shown(entry.name)} has {entry.size} bytes; the limit is "
+            f"{MAX_PICKLE_BYTES}"
         )
     with path.open("rb") as stream:
         stream.seek(entry.offset)
         return stream.read(entry.size)
 
 
-def _check_byte_order(path: Path, entry: _Entry | None) -> None:
-    if entry is not None and _entry_bytes(path, entry).strip() != b"little":
+def _check_byte_order(path: Path, entry: Entry | None) -> None:
+    if entry is not None and (
+        entry.size > 100 or _entry_bytes(path, entry).strip() != b"little"
+    ):
         raise WeightsError(
             "the tensors are big-endian; save them on a little-endian machine"
         )
@@ -127,57 +119,138 @@ def _check_byte_order(path: Path, entry: _Entry | None) -> None:
 def _module_tensors(module: ModuleRecord) -> Iterator[tuple[str, TensorRecord]]:
     """Yield the tensors of a TorchScript module with their dotted names."""
     waiting = [("", module)]
-    for _ in range(MAX_MODULES):
-        if not waiting:
-            return
+    count = 0
+    while waiting:
         prefix, module = waiting.pop()
         for name, value in module.attributes.items():
+            whole = prefix + name
             if isinstance(value, TensorRecord):
-                yield prefix + name, value
+                yield whole, value
             elif isinstance(value, ModuleRecord):
-                waiting.append((f"{prefix}{name}.", value))
-    raise WeightsError(f"the archive nests more than {MAX_MODULES} modules")
+                waiting.append((f"{whole}.", value))
+            else:
+                continue
+            count += 1
+            if count > MAX_MODULES or len(whole) > MAX_NAME:
+                raise WeightsError(
+                    f"the archive nests more than {MAX_MODULES} modules, or names "
+                    f"longer than {MAX_NAME} characters"
+                )
 
 
-def _state_dict(content: Any) -> tuple[dict[str, TensorRecord], tuple[str, ...]]:
-    """Find the state dict: the content itself, or nested under `WRAPPERS`."""
-    others: list[str] = []
-    for _ in range(len(WRAPPERS) + 1):
-        if not isinstance(content, dict):
-            break
-        inner = [key for key in WRAPPERS if isinstance(content.get(key), dict)]
-        if len(inner) == 1:
-            others += [_label(key) for key in content if key != inner[0]]
-            content = content[inner[0]]
-            continue
-        found = {k: v for k, v in content.items() if isinstance(v, TensorRecord)}
-        if inner or not found:
-            raise WeightsError(
-                f"no state dict in this file: expected tensors by name, at the top or "
-                f"under one of {', '.join(WRAPPERS)}; it holds {_keys(content)}"
-            )
-        if not all(type(name) is str for name in found):
-            raise WeightsError("the names in the state dict are not all strings")
-        others += [_label(key) for key in content if key not in found]
-        return found, tuple(others)
-    raise WeightsError(
+def _items(content: Any) -> Mapping[Any, Any]:
+    """Return what a mapping holds; nothing for anything else."""
+    if isinstance(content, Inert):
+        return content.items or {}
+    return content if isinstance(content, dict) else {}
+
+
+def _state_dicts(content: Any) -> Iterator[tuple[str, dict[str, TensorRecord]]]:
+    """Yield every mapping of names to tensors with the path of keys that leads to it.
+
+    Raises:
+        WeightsError: The content is no mapping.
+    """
+    if not isinstance(content, dict) and not _items(content):
+        raise WeightsError(_no_mapping(content))
+    waiting, seen = deque([("", content, 0)]), {id(content)}
+    while waiting:
+        path, mapping, depth = waiting.popleft()
+        tensors = {}
+        for key, value in _items(mapping).items():
+            if type(key) is not str:
+                if isinstance(value, TensorRecord) and not path:
+                    raise WeightsError(
+                        "the names in the state dict are not all strings"
+                    )
+            elif isinstance(value, TensorRecord):
+                tensors[key] = value
+            elif _items(value) and depth < MAX_DEPTH and id(value) not in seen:
+                seen.add(id(value))
+                waiting.append((f"{path}.{key}" if path else key, value, depth + 1))
+        if tensors:
+            yield path, tensors
+
+
+def _no_mapping(content: Any) -> str:
+    if isinstance(content, Inert):
+        return (
+            f"no state dict in this file, but a whole object, which asks for "
+            f"{shown(content.name)}; nothing was executed. Save model.state_dict() "
+            "instead of the model"
+        )
+    return (
         f"no state dict in this file, but a {type(content).__name__}; save "
         "model.state_dict() instead of the model"
     )
 
 
-def _keys(content: dict[Any, Any]) -> str:
-    names = [_label(key) for key in list(content)[:12]]
-    return ", ".join(names) + (", ..." if len(content) > 12 else "") or "nothing"
+def _held(content: Any) -> str:
+    """Describe the top level of a file, for an error."""
+    keys = [_label(key, value) for key, value in list(_items(content).items())[:12]]
+    return ", ".join(keys) + (", ..." if len(_items(content)) > 12 else "") or "nothing"
 
 
-def _label(key: Any) -> str:
-    """Return a key as text; anything but a string may be too large to print."""
-    return key[:200] if isinstance(key, str) else f"<{type(key).__name__}>"
+def _label(key: Any, value: Any) -> str:
+    name = shown(key) if isinstance(key, str) else "<no string>"
+    if isinstance(value, Inert) and not value.items:
+        return f"{name} (a {shown(value.name)})"
+    return name
+
+
+def _besides(
+    content: Any, chosen: str, groups: Mapping[str, Mapping[str, TensorRecord]]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return what lies on the way to a state dict and in it, and is not its tensors.
+
+    Returns:
+        Their names, and for objects and other models a reason.
+    """
+    others: list[str] = []
+    reasons: dict[str, str] = {}
+    path, rest = "", chosen
+    while True:
+        items = _items(content)
+        step = next((k for k in items if type(k) is str and _leads(k, rest)), None)
+        for key, value in items.items():
+            if key == step if rest else isinstance(value, TensorRecord):
+                continue
+            name = shown(key) if isinstance(key, str) else "<no string>"
+            others.append(name)
+            if isinstance(value, Inert):
+                reasons[name] = f"an object ({shown(value.name)}), not read"
+            elif is_model(groups.get(f"{path}{key}", ())):
+                reasons[name] = "weights of another model"
+        if not rest or step is None:
+            return tuple(others), reasons
+        content, path, rest = items[step], f"{path}{step}.", rest[len(step) + 1 :]
+
+
+def _leads(key: str, path: str) -> bool:
+    return bool(path) and (path == key or path.startswith(f"{key}."))
+
+
+def _located(
+    path: Path,
+    found: Mapping[str, TensorRecord],
+    entries: Mapping[str, Entry],
+    root: str,
+) -> dict[str, StoredTensor]:
+    tensors, problems = {}, []
+    for name, record in found.items():
+        try:
+            tensors[name] = _locate(path, record, entries, root)
+        except WeightsError as error:
+            problems.append(f"{name}: {error}")
+    if problems:
+        raise WeightsError(
+            f"tensors that do not fit their storage:\n{listed(problems)}"
+        )
+    return tensors
 
 
 def _locate(
-    path: Path, record: TensorRecord, entries: Mapping[str, _Entry], root: str
+    path: Path, record: TensorRecord, entries: Mapping[str, Entry], root: str
 ) -> StoredTensor:
     """Validate a tensor record against its storage and the archive."""
     storage, shape, strides = record.storage, record.shape, record.strides
@@ -186,13 +259,15 @@ def _locate(
         raise WeightsError("its description is not one that PyTorch writes")
     if any(type(n) is not int or n < 0 for n in numbers):
         raise WeightsError("its offset, sizes and strides are not all counts")
-    entry = entries.get(f"{root}/data/{storage.key}")
-    if entry is None:
-        raise WeightsError(f"the archive has no storage {storage.key!r}")
-    if entry.size < storage.numel * storage.dtype.itemsize:
+    key = f"{root}/data/{storage.key}"
+    entry = entries.get(key)
+    if entry is None and storage.numel:
+        raise WeightsError(f"the archive has no storage {shown(storage.key)!r}")
+    size = entry.size if entry else 0
+    if size < storage.numel * storage.dtype.itemsize:
         raise WeightsError(
             f"storage {storage.key} should hold {storage.numel} x {storage.dtype}, but "
-            f"the archive has {entry.size} bytes"
+            f"the archive has {size} bytes"
         )
     if record.offset + span(tuple(shape), tuple(strides)) > storage.numel:
         raise WeightsError(
@@ -204,12 +279,13 @@ def _locate(
             f"sizes {tuple(shape)} and strides {tuple(strides)} form an overlapping "
             "view; save a contiguous copy"
         )
+    start = entry.offset if entry else 0
     return StoredTensor(
         path=path,
         dtype=storage.dtype,
         shape=tuple(shape),
         strides=tuple(strides),
-        offset=entry.offset + record.offset * storage.dtype.itemsize,
+        offset=start + record.offset * storage.dtype.itemsize,
     )
 
 

