@@ -153,6 +153,14 @@ def test_a_program_that_costs(tmp_path, what):
     assert all(c.isprintable() or c == "\n" for c in str(error.value))
 
 
+def test_only_short_strings_are_kept_as_keys():
+    """Any other could be made to collide, or to be compared at length."""
+    keys = [number(i * (2**61 - 1)) for i in range(50)] + [doubled(20)]
+    keys += [text("n" * 2000), text("w")]
+    read = pickles.read_pickle(b"\x80\x02}(" + b"N".join(keys) + b"Nu.")
+    assert len(read) == 2 and list(read)[1] == "w"
+
+
 def test_there_are_only_so_many_instructions(tmp_path, monkeypatch):
     path = write(tmp_path / "m.pt", b"\x80\x02" + b"N0" * 1000 + b"}.")
     with pytest.raises(weights.WeightsError, match="it holds nothing"):

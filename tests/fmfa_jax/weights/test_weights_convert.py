@@ -238,19 +238,6 @@ def test_no_shape_can_go_unnoticed(tmp_path, official_state, loaded):
         assert [line.split()[3] for line in text.splitlines()[1:]] == [name]
 
 
-def test_an_error_begins_with_the_family_and_lists_twenty_names(
-    tmp_path, official_state, loaded
-):
-    state = {f"{name}_": tensor for name, tensor in official_state.items()}
-    kept = "base_model.visual.proj"
-    state[kept] = official_state[kept]
-    first, *rows = refusal(save(tmp_path / "m.pth", state), loaded.config).splitlines()
-    assert first.startswith("IRRA or FMFA (official) weights: ")
-    assert len(rows) == 21
-    towers = sum(name.startswith("base_model.") for name in official_state)
-    assert rows[-1] == f"  and {towers - 1 + len(official_state) - 20} more"
-
-
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [

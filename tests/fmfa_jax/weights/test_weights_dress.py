@@ -274,6 +274,18 @@ def test_so_is_what_is_no_clip(tmp_path, names, what):
     assert "\n" not in str(error.value)
 
 
+def test_an_error_begins_with_the_family_and_lists_twenty_names(
+    tmp_path, official_state
+):
+    state = {f"{name}_": tensor for name, tensor in official_state.items()}
+    state["base_model.visual.proj"] = torch.ones(128, 64)
+    first, *rows = refusal(tmp_path, state).splitlines()
+    assert first.startswith("IRRA or FMFA (official) weights: ")
+    assert len(rows) == 21
+    _, count, word = rows[-1].rsplit(maxsplit=2)
+    assert word == "more" and int(count) > len(official_state) - 20
+
+
 def test_heads_of_open_clip_that_are_wider_than_ours(tmp_path, towers):
     state = dict(towers)
     state["visual.positional_embedding"] = torch.zeros(9, 1280)
