@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training and evaluation share: devices, data, batches, first parameters."""
 
+import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -171,7 +172,8 @@ def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
     to compile, and gloo waits for 30 s only, so several CPU processes go without.
 
     Args:
-        folder: "auto": a subfolder of the run's; "": nowhere.
+        folder: "auto": where JAX_COMPILATION_CACHE_DIR says, or a subfolder of the
+            run's; "": nowhere.
         workdir: Folder of the run.
         processes: This process among all.
     """
@@ -181,8 +183,9 @@ def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
         if folder != AUTO:
             logging.warning("run.compilation_cache: several CPU processes go without")
         return
-    place = workdir / PROGRAMS if folder == AUTO else Path(folder)
-    jax.config.update("jax_compilation_cache_dir", str(place))
+    if folder == AUTO:
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir / PROGRAMS)
+    jax.config.update("jax_compilation_cache_dir", folder)
     # Also the many small programs: saving a checkpoint takes about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 
