@@ -125,7 +125,8 @@ def write(folder: Path, options: argparse.Namespace) -> None:
     key = jax.random.split(step_key())[1]
     tokens, mask_id = jax.numpy.asarray(batch["tokens"]), config.vocab_size - 3
     masked, labels = mask_tokens(key, tokens, rate=MASK_RATE, mask_id=mask_id)
-    for name in vars(models.config.PORTABLE):
+    # How it computes is each engine's matter, and all have CLIP's own activation.
+    for name in (*vars(models.config.PORTABLE), "activation"):
         del sizes[name]
     (folder / SIZES).write_text(json.dumps(sizes))
     np.savez(folder / BATCH, masked=masked, labels=labels, **batch)

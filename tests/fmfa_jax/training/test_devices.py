@@ -156,7 +156,7 @@ def sharded_program():
     layers = {"image_layers": 3, "text_layers": 3, "irr_layers": 2}
     model = tiny_model(classes=6, **layers, remat="elementwise")
     learns = fmfa.FMFAMethod(
-        model, fmfa.Recipe(losses={"sdm": 1.0, "id": 1.0, "mlm": 1.0})
+        model, fmfa.Recipe(losses={"sdm": 1.0, "id": 1.0, "mlm": 1.0}), mesh=mesh
     )
     optimizer = make_optimizer(lambda step: 1e-5, AdamOptions())
     with pytest.MonkeyPatch.context() as patch:

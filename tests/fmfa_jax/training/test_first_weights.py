@@ -46,14 +46,12 @@ def test_a_run_has_the_activation_of_its_first_weights(folder, plain, file):
     assert "although its own config states gelu" in origin["activation"]
 
 
-def test_the_activation_is_what_a_run_is_unless_it_is_the_usual(folder, plain, file):
-    """So that checkpoints from before there was a choice can go on."""
-    assert "model.activation" not in plain.identity()
+def test_the_activation_is_a_part_of_what_a_run_is(folder, plain, file):
+    assert plain.identity()["model.activation"] == "quick_gelu"
     other = opened(folder, init__activation="gelu").identity()
-    assert other.pop("model.activation") == "gelu"
-    assert other == plain.identity()
+    assert other == plain.identity() | {"model.activation": "gelu"}
     gone = opened(folder, init__path=str(folder / "gone.safetensors"))
-    assert "model.activation" not in gone.identity()
+    assert gone.identity()["model.activation"] == "quick_gelu"
 
 
 def test_a_refusal_names_the_configs_keys(folder, plain, file):
