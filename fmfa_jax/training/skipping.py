@@ -42,11 +42,24 @@ def decide(
     return taken, {"total": counts["total"] + ~taken, "in_a_row": in_a_row}
 
 
-def update_if(taken: Bool[Array, ""], update: Callable[[], State], old: State) -> State:
+def update_if(
+    taken: Bool[Array, ""],
+    update: Callable[[], State],
+    old: State,
+    *,
+    devices: int = 1,
+) -> State:
     """`update()` where the step is taken, otherwise `old`, changed in place.
 
-    On GPUs the two are merged by a select, since a branch there waits for the host.
-    Elsewhere it is a branch: XLA for CPUs copies all of `old` for a select.
+    One CPU branches, because a select would copy all of `old`. Everything else selects:
+    on GPUs a branch waits for the host, and what several devices exchange in a branch
+    may cross what they exchange around it, so that hosts wait for each other for ever.
+
+    Args:
+        taken: Whether the step is taken.
+        update: Computes the new entries.
+        old: The entries before.
+        devices: How many compute the step.
     """
 
     def branch() -> State:
@@ -55,4 +68,6 @@ def update_if(taken: Bool[Array, ""], update: Callable[[], State], old: State) -
     def select() -> State:
         return jax.tree.map(lambda x, y: jnp.where(taken, x, y), update(), old)
 
+    if devices > 1:
+        return select()
     return jax.lax.platform_dependent(cuda=select, rocm=select, default=branch)
