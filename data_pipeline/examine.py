@@ -41,9 +41,12 @@ class Examiner:
         self._folder = ImageFolder(dataset.image_folder)
 
     def look(
-        self, split: Split, at: Callable[[bytes], T]
+        self, split: Split, at: Callable[[bytes], T], share: slice = slice(None)
     ) -> Iterator[tuple[int, T | BadPicture]]:
-        """Yield each picture's index with what `at` says of its bytes, or why not."""
+        """Yield each picture's index with what `at` says of its bytes, or why not.
+
+        `share` selects some of the pictures.
+        """
 
         def one(index: int) -> T | BadPicture:
             try:
@@ -52,11 +55,11 @@ class Examiner:
                 path = printable(split.images[index].path)
                 return BadPicture(split.name, path, self._reason(split, index, error))
 
-        size = len(split.images)
+        indices = range(len(split.images))[share]
         with ThreadPoolExecutor(cores()) as pool:
             # In parts, because a pool keeps a record of everything it is to do.
-            for start in range(0, size, _AT_ONCE):
-                part = range(start, min(size, start + _AT_ONCE))
+            for start in range(0, len(indices), _AT_ONCE):
+                part = indices[start : start + _AT_ONCE]
                 yield from zip(part, pool.map(one, part), strict=True)
 
     def _reason(self, split: Split, index: int, error: Exception) -> str:
@@ -68,12 +71,20 @@ class Examiner:
         return f"missing: did you mean {printable(near)}?" if near else "missing"
 
 
-def check_evaluation(dataset: PersonDataset, splits: Iterable[str]) -> None:
+def check_evaluation(
+    dataset: PersonDataset,
+    splits: Iterable[str],
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> None:
     """Open every picture of the splits and read its header, which takes seconds.
 
     Args:
         dataset: The data set.
         splits: Names of the splits that will be measured.
+        process_index: Index of this process, which looks at its share.
+        process_count: Number of processes that share the pictures.
 
     Raises:
         ValueError: If there is no such split, or it has no captions.
@@ -81,9 +92,11 @@ def check_evaluation(dataset: PersonDataset, splits: Iterable[str]) -> None:
             evaluation leaves nothing out, and would end the run after its first epoch.
     """
     examiner, bad, total = Examiner(dataset), [], 0
+    share = slice(process_index, None, process_count)
     for split in map(dataset.evaluation_split, sorted(splits)):
         total += len(split.images)
-        bad += [f for _, f in examiner.look(split, header) if isinstance(f, BadPicture)]
+        found = examiner.look(split, header, share)
+        bad += [each for _, each in found if isinstance(each, BadPicture)]
     if bad:
         lines = [f"  {each.split}  {each.path}: {each.reason}" for each in bad[:NAMED]]
         more = [f"  and {len(bad) - NAMED} more"] if len(bad) > NAMED else []

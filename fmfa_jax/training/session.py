@@ -152,7 +152,12 @@ def open_session(
             settings, Path(workdir), processes, mesh, data, tokenizer, model
         )
         # Now: a split or a picture that is missing would end the run much later.
-        check_evaluation(data, {session.chosen_on, session.reported_on} - {""})
+        check_evaluation(
+            data,
+            {session.chosen_on, session.reported_on} - {""},
+            process_index=processes.index,
+            process_count=processes.count,
+        )
     agree(
         {
             "config": settings.flat,

@@ -226,7 +226,8 @@ def test_the_weak_runs_mine(groups, folder):
 @pytest.mark.parametrize("count", [1, 2, 4])
 @pytest.mark.parametrize("method", CACHES)
 def test_a_host_reads_the_pictures_of_its_rows_only(groups, method, count):
-    """In training those of the order alone; in evaluation each picture once."""
+    """In training those of the order alone; each of evaluation's once before the first
+    step, to see that it can be read, and once to be measured."""
     share = BATCH // count
     batches = [
         order.batch_ids(step, seed=0, size=PAIRS, batch_size=BATCH)
@@ -244,7 +245,10 @@ def test_a_host_reads_the_pictures_of_its_rows_only(groups, method, count):
         evaluated += [tuple(read) for read in outcome["reads"] if read[0] != "train"]
     pictures = {"val": VAL * IMAGES, "test": TEST * IMAGES}
     assert sorted(evaluated) == [
-        (split, index) for split in sorted(pictures) for index in range(pictures[split])
+        (split, index)
+        for split in sorted(pictures)
+        for index in range(pictures[split])
+        for _ in ("seen", "measured")
     ]
 
 
