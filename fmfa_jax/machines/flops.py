@@ -79,12 +79,13 @@ def _count(jaxpr: Jaxpr, wanted: Wanted) -> tuple[int, list[bool]]:
     Walks backwards, to leave out what nobody uses, such as the gradient with respect to
     pixels, as the compiler does.
     """
-    needed = {v for v, want in zip(jaxpr.outvars, wanted, strict=True) if want}
+    outputs = zip(jaxpr.outvars, wanted, strict=True)
+    needed = {v for v, want in outputs if want and not isinstance(v, Literal)}
     total = 0
     for equation in reversed(jaxpr.eqns):
-        outputs = [v in needed for v in equation.outvars]
-        if any(outputs):
-            flops, inputs = _equation(equation, outputs)
+        used = [v in needed for v in equation.outvars]
+        if any(used):
+            flops, inputs = _equation(equation, used)
             total += flops
             pairs = zip(equation.invars, inputs, strict=True)
             needed |= {v for v, need in pairs if need and not isinstance(v, Literal)}

@@ -138,6 +138,11 @@ def test_arrays_and_shapes_count_alike():
     assert count_flops(jnp.matmul, *arrays) == ONE
 
 
+def test_a_constant_result_takes_none():
+    x = jnp.ones((3, 3))
+    assert count_flops(lambda x: (x @ x, 1.0), x) == 2 * 3**3
+
+
 def test_a_loop_of_unknown_length_is_refused():
     def unknown(x, w):
         return jax.lax.while_loop(lambda x: x.sum() < 1, lambda x: x @ w, x)
