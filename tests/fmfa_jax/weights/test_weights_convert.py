@@ -231,11 +231,18 @@ def test_no_name_can_go_unnoticed(tmp_path, official_state, loaded):
 
 
 def test_no_shape_can_go_unnoticed(tmp_path, official_state, loaded):
-    for name, tensor in official_state.items():
-        wider = torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 1)
-        path = save(tmp_path / "m.pth", {**official_state, name: wider})
+    every = list(official_state)
+    for start in range(0, len(every), 20):  # as many as an error lists
+        names = every[start : start + 20]
+        wider = {
+            name: torch.zeros(*shape[:-1], shape[-1] + 1)
+            for name in names
+            for shape in (official_state[name].shape,)
+        }
+        path = save(tmp_path / "m.pth", {**official_state, **wider})
         text = refusal(path, loaded.config)
-        assert [line.split()[3] for line in text.splitlines()[1:]] == [name]
+        named = [line.split()[3] for line in text.splitlines()[1:]]
+        assert sorted(named) == sorted(names)
 
 
 @pytest.mark.parametrize(
