@@ -16,16 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import common
+from benchmarks import common, in_blocks
 
 # Words, patches of 384 x 128 pixels, and the groups that both are compared with.
 ROWS, GROUPS, WIDTH = (77, 192), 77, 512
-_CALLS = 3
-_TITLES = {
-    "ours": "ours, in blocks",
-    "dense": "JAX, all at once",
-    "torch": "torch, all at once",
-}
 
 
 def main() -> None:
@@ -35,7 +29,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--width", type=int, default=WIDTH)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=_TITLES, help="one candidate, as JSON")
+    parser.add_argument(
+        "--only", choices=in_blocks.TITLES, help="one candidate, as JSON"
+    )
     options = parser.parse_args()
     for rows in options.rows:
         if options.only:
@@ -43,20 +39,18 @@ def main() -> None:
             continue
         flags = ["--rows", str(rows), *common.flags(options, "batch", "width")]
         found = common.children(
-            "benchmarks.efa", _TITLES, *flags, repeats=options.repeats
+            "benchmarks.efa", in_blocks.TITLES, *flags, repeats=options.repeats
         )
-        _compare(options.batch, rows, options.width, found)
+        title = (
+            f"EFA, {rows} x {GROUPS} rows of {options.batch} x {options.batch} pairs"
+        )
+        in_blocks.compare(f"{title}, width {options.width}", found, "float32")
 
 
 def measure(name: str, batch: int, rows: int, width: int) -> dict[str, float]:
-    """Return a call's seconds, value and gradient norm, and the memory before it."""
-    arrays = inputs(batch, rows, width)
-    call = (_torch if name == "torch" else _jax)(name, *arrays)
-    base = common.peak_gb()
-    value, gradients = call()
-    numbers = {"base_gb": base, "value": float(value)}
-    numbers["norm"] = float(sum((g * g).sum() for g in gradients)) ** 0.5
-    return numbers | common.timed(call, _CALLS)
+    """Return what a candidate takes; see `in_blocks.measure`."""
+    make = _torch if name == "torch" else _jax
+    return in_blocks.measure(make(name, *inputs(batch, rows, width)))
 
 
 def inputs(batch: int, rows: int, width: int) -> tuple[np.ndarray, ...]:
@@ -81,7 +75,7 @@ def _jax(name: str, *arrays: np.ndarray) -> Callable[[], Any]:
 
     def blocks(rows: Any, groups: Any) -> Any:
         everywhere = jnp.ones(groups.shape[:2], bool)
-        return best_cosines(rows, groups, everywhere)
+        return best_cosines(rows, groups, everywhere, backend=jax.default_backend())
 
     best = dense if name == "dense" else blocks
 
@@ -109,45 +103,6 @@ def _torch(name: str, *arrays: np.ndarray) -> Callable[[], Any]:
         return value.detach(), torch.autograd.grad(value, (rows, groups))
 
     return call
-
-
-def _compare(
-    batch: int, rows: int, width: int, found: dict[str, dict[str, float]]
-) -> None:
-    mine = found["ours"]
-    lines = [
-        (
-            _TITLES[name],
-            f"{values['seconds']:.2f}",
-            f"{values['seconds'] / mine['seconds']:.1f}",
-            f"{values['cpu_seconds']:.2f}",
-            f"{values['peak_gb'] - values['base_gb']:.2f}",
-            f"{values['peak_gb']:.2f}",
-            f"{abs(values['value'] / mine['value'] - 1):.0e}",
-            f"{abs(values['norm'] / mine['norm'] - 1):.0e}",
-        )
-        for name, values in found.items()
-    ]
-    header = (
-        "",
-        "seconds",
-        "x ours",
-        "CPU s",
-        "added GB",
-        "peak GB",
-        "value",
-        "gradient",
-    )
-    common.show(
-        f"EFA, {rows} x {GROUPS} rows of {batch} x {batch} pairs, width {width}",
-        header,
-        lines,
-        notes=[
-            "Added: the process's peak less what it held before the first call. Value,"
-            " gradient: relative distance of the value and of the gradient's norm to"
-            " ours. All in float32."
-        ],
-    )
 
 
 if __name__ == "__main__":

@@ -15,15 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import common
+from benchmarks import common, in_blocks
 
 ROOM, WIDTH, WORDS = 28, 512, 49408
-_CALLS = 3
-_TITLES = {
-    "ours": "ours, in blocks",
-    "dense": "JAX, all at once",
-    "torch": "torch, all at once",
-}
 
 
 def main() -> None:
@@ -34,7 +28,9 @@ def main() -> None:
     parser.add_argument("--words", type=int, default=WORDS)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--only", choices=_TITLES, help="one candidate, as JSON")
+    parser.add_argument(
+        "--only", choices=in_blocks.TITLES, help="one candidate, as JSON"
+    )
     options = parser.parse_args()
     for filled in options.filled:
         sizes = (options.batch, filled, options.words)
@@ -44,21 +40,19 @@ def main() -> None:
         flags = common.flags(options, "batch", "words", "dtype")
         found = common.children(
             "benchmarks.vocabulary",
-            _TITLES,
+            in_blocks.TITLES,
             *("--filled", str(filled), *flags),
             repeats=options.repeats,
         )
-        _compare(sizes, options.dtype, found)
+        title = f"Vocabulary, {options.batch} captions, {filled} of {ROOM} rows filled"
+        title += f", {options.words} words, {options.dtype}"
+        in_blocks.compare(title, found, options.dtype)
 
 
 def measure(name: str, sizes: tuple[int, int, int], dtype: str) -> dict[str, float]:
-    """Return a call's seconds, value and gradient norm, and the memory before it."""
-    call = (_torch if name == "torch" else _jax)(name, dtype, *inputs(*sizes))
-    base = common.peak_gb()
-    value, gradients = call()
-    norm = float(np.sqrt(sum(np.vdot(g, g) for g in gradients)))
-    numbers = {"base_gb": base, "value": value, "norm": norm}
-    return numbers | common.timed(call, _CALLS)
+    """Return what a candidate takes; see `in_blocks.measure`."""
+    make = _torch if name == "torch" else _jax
+    return in_blocks.measure(make(name, dtype, *inputs(*sizes)))
 
 
 def inputs(batch: int, filled: int, words: int) -> tuple[np.ndarray, ...]:
@@ -86,17 +80,13 @@ def _jax(name: str, dtype: str, *arrays: np.ndarray) -> Callable[[], Any]:
         head, hidden = (kernel, bias), hidden.astype(dtype)
         if name == "dense":
             return labelled_mean(token_losses(score(head, hidden), labels), labels)
-        return labelled_mean(word_losses(score, head, hidden, labels), labels)
+        losses = word_losses(score, head, hidden, labels, backend=jax.default_backend())
+        return labelled_mean(losses, labels)
 
     inside = [jax.device_put(array) for array in arrays]
     both = jax.value_and_grad(loss, argnums=(0, 1, 2))
     run = jax.jit(both).lower(*inside).compile()
-
-    def call() -> Any:
-        value, gradients = run(*inside)
-        return float(value), [np.asarray(g) for g in gradients]
-
-    return call
+    return lambda: run(*inside)
 
 
 def _torch(name: str, dtype: str, *arrays: np.ndarray) -> Callable[[], Any]:
@@ -104,51 +94,21 @@ def _torch(name: str, dtype: str, *arrays: np.ndarray) -> Callable[[], Any]:
     from torch.nn import functional
 
     del name
-    *weights, labels = (torch.from_numpy(array) for array in arrays)
+    device = common.torch_device()
+    *weights, labels = (torch.from_numpy(array).to(device) for array in arrays)
     labels = labels.long().flatten()
     for each in weights:
         each.requires_grad_()
-    cast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16")
+    cast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def call() -> Any:
         hidden, kernel, bias = weights
         with cast:
             logits = functional.linear(hidden.flatten(0, 1), kernel.T, bias)
         value = functional.cross_entropy(logits.float(), labels, ignore_index=0)
-        gradients = torch.autograd.grad(value, weights)
-        return value.item(), [g.numpy() for g in gradients]
+        return value.detach(), torch.autograd.grad(value, weights)
 
     return call
-
-
-def _compare(
-    sizes: tuple[int, int, int], dtype: str, found: dict[str, dict[str, float]]
-) -> None:
-    mine = found["ours"]
-    lines = [
-        (
-            _TITLES[name],
-            f"{values['seconds']:.2f}",
-            f"{values['seconds'] / mine['seconds']:.1f}",
-            f"{values['cpu_seconds']:.2f}",
-            f"{values['peak_gb'] - values['base_gb']:.2f}",
-            f"{abs(values['value'] / mine['value'] - 1):.0e}",
-            f"{abs(values['norm'] / mine['norm'] - 1):.0e}",
-        )
-        for name, values in found.items()
-    ]
-    batch, filled, words = sizes
-    common.show(
-        f"Vocabulary, {batch} captions, {filled} of {ROOM} rows filled, {words} words,"
-        f" {dtype}",
-        ("", "seconds", "x ours", "CPU s", "added GB", "value", "gradient"),
-        lines,
-        notes=[
-            "Added: the process's peak less what it held before the first call, with"
-            " the gradients. Value, gradient: relative distance of the value and of the"
-            " gradient's norm to ours."
-        ],
-    )
 
 
 if __name__ == "__main__":

@@ -155,11 +155,13 @@ class _Twins:
         self._pairs: dict[bool, list[str]] = {True: [], False: []}
 
     def add(self, digest: bytes, split: Split, file: str) -> None:
+        """Take in one file."""
         where, first = self._first.setdefault(digest, (split.name, file))
         if (where, first) != (split.name, file):
             self._pairs[where == split.name].append(f"{first} and {file}")
 
     def findings(self) -> Iterator[Finding]:
+        """Yield a finding for pairs within a split, and one for others."""
         for same, pairs in self._pairs.items():
             if pairs:
                 kind = "identical-files" if same else "identical-files-across-splits"

@@ -90,33 +90,35 @@ def train_batches(
         batch_size=batch_size,
         per_identity=per_identity,
     )
-    pictures = Pictures(
-        split, image_size, open_cache(cache, split, image_size, cache_dir)
-    )
-    captions = Captions.of(
-        tokenizer.encode(split.captions, context_length), caption_buckets
-    )
+    kept = open_cache(cache, split, image_size, cache_dir)
+    pictures = Pictures(split, image_size, kept)
+    encoded = tokenizer.encode(split.captions, context_length)
+    captions = Captions.of(encoded, caption_buckets)
 
     def begin(step: int) -> Draft:
         batch = ids(step)
-        length = captions.cut(batch)
-        fitting = captions.lengths <= length
+        fitting = captions.lengths <= captions.cut(batch)
         reader = StepPictures(pictures, seed, step, batch, fitting, bad_images)
-        image = np.empty((rows.stop - rows.start, *image_size, 3), np.uint8)
-        pairs = batch[rows].copy()
+        return _train_draft(reader, captions, rows)
 
-        def fill(part: slice) -> None:
-            pairs[part] = reader.read(_shifted(part, rows.start), image[part])
+    sizes = _sizes(rows, image_size)
+    return map_steps(begin, start=start_step, stop=stop_step, **sizes)
 
-        def finish() -> Batch:
-            tokens = captions.tokens[pairs, :length]
-            return {"image": image, "tokens": tokens} | _about_pairs(split, pairs)
 
-        return Draft(fill, finish)
+def _train_draft(reader: StepPictures, captions: Captions, rows: slice) -> Draft:
+    """Return the draft of this process's rows of a training batch."""
+    pictures, pairs = reader.pictures, reader.batch[rows].copy()
+    image = np.empty((len(pairs), *pictures.image_size, 3), np.uint8)
+    length = captions.cut(reader.batch)
 
-    return map_steps(
-        begin, start=start_step, stop=stop_step, **_sizes(rows, image_size)
-    )
+    def fill(part: slice) -> None:
+        pairs[part] = reader.read(_shifted(part, rows.start), image[part])
+
+    def finish() -> Batch:
+        tokens = captions.tokens[pairs, :length]
+        return {"image": image, "tokens": tokens} | _about_pairs(pictures.split, pairs)
+
+    return Draft(fill, finish)
 
 
 def _about_pairs(split: Split, pairs: np.ndarray) -> Batch:

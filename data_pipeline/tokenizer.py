@@ -159,18 +159,22 @@ class _BytePairTokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """See `Tokenizer`."""
         return self.byte_pairs.size
 
     @property
     def mask_id(self) -> int:
+        """See `Tokenizer`."""
         return self.vocab_size - 3
 
     @property
     def start_id(self) -> int:
+        """See `Tokenizer`."""
         return self.vocab_size - 2
 
     @property
     def end_id(self) -> int:
+        """See `Tokenizer`."""
         return self.vocab_size - 1
 
     def encode(

@@ -117,12 +117,13 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
     )
 
 
-def run(arguments: list[str], folder: Path) -> None:
-    """Run a command in `folder`."""
+def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`; it must succeed."""
     done = subprocess.run(
         arguments, cwd=folder, capture_output=True, text=True, env=environment(folder)
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr[-3000:]}"
+    return done
 
 
 @pytest.fixture(scope="module")
@@ -304,7 +305,7 @@ def is_package(module: str) -> bool:
 )
 def test_the_python_example_runs(block, place):
     code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
-    run([sys.executable, "-c", code], place)
+    assert run([sys.executable, "-c", code], place).returncode == 0
 
 
 def test_the_readme_is_short_and_leads_to_every_page():

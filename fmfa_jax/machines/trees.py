@@ -23,16 +23,16 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def not_finite(tree: Any) -> list[str]:
     """Names of the arrays that hold a NaN or an infinity.
 
-    Each array is reduced to a bit on its devices, and all bits are fetched at once. All
-    processes must make the same call.
+    Each array is reduced to a bit on its devices, all by one program, and all bits are
+    fetched at once. All processes must make the same call.
     """
-    finite = {name: _finite(leaf) for name, leaf in named_leaves(tree).items()}
-    return [name for name, bit in jax.device_get(finite).items() if not bit]
+    bits = jax.device_get(_finite(named_leaves(tree)))
+    return [name for name in named_leaves(tree) if not bits[name]]
 
 
 @jax.jit
-def _finite(leaf: Array) -> Bool[Array, ""]:
-    return jnp.isfinite(leaf).all()
+def _finite(leaves: dict[str, Array]) -> dict[str, Bool[Array, ""]]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
 def some(things: Sequence[Any]) -> str:

@@ -248,11 +248,10 @@ def on_devices(session: Session, method: Method, rows: HostBatch) -> Batch:
 
 
 def first_activation(init: door.Init) -> str:
-    """The activation of the first weights; a run that has begun needs them no more."""
-    path = Path(init.path).expanduser()
-    if not init.path or not path.exists():
+    """The activation of the first weights. Of a missing file, loading it tells."""
+    if not init.path or not Path(init.path).exists():
         return "quick_gelu" if init.activation == AUTO else init.activation
-    return weights.stated_activation(path, init.activation)
+    return weights.stated_activation(init.path, init.activation)
 
 
 def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
