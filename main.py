@@ -44,6 +44,7 @@ def main(argv: list[str]) -> None:
     set_flags(deterministic=config.run.deterministic)
     # Imported here: after the flags, and so that a mistyped one is answered at once.
     from data_pipeline.bad_images import TooManyBadImagesError
+    from fmfa_jax.machines.lifecycle import leave
     from fmfa_jax.training import loop
 
     call = loop.train if MODE.value == "train" else loop.evaluate
@@ -52,7 +53,9 @@ def main(argv: list[str]) -> None:
     except (ValueError, OSError, FloatingPointError, TooManyBadImagesError) as error:
         if logging.get_verbosity() > logging.WARNING:
             raise
-        sys.exit(told(str(error)))
+        code = told(str(error))
+        leave(error)
+        sys.exit(code)
 
 
 def told(error: str) -> int:

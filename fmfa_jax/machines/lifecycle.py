@@ -29,16 +29,22 @@ def leave_with_the_others() -> None:
     for it. Where all fail alike, they still leave in order. Call it once, after the
     processes have found each other.
     """
-    previous, who = sys.excepthook, _who()
+    previous = sys.excepthook
 
     def hook(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
         previous(kind, error, trace)
-        _write(_farewell(who, error))
-        _end_within(EXIT_SECONDS, "")
+        leave(error)
 
     sys.excepthook = hook
+
+
+def leave(error: BaseException) -> None:
+    """Say which of several processes ends, and see that it does; alone, do nothing."""
+    if jax.process_count() > 1:
+        _write(_farewell(_who(), error))
+        _end_within(EXIT_SECONDS, "")
 
 
 def _end_within(seconds: int | float, last_words: str) -> None:
