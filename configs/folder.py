@@ -6,8 +6,8 @@
 
 One JSON object per line: {"file": "a/1.jpg", "captions": ["a man in .."],
 "person": "anna", "split": "train"}; person and split may be absent, but FMFA itself
-needs the ids of the training people. `configs/folder.py:PRESET` selects official |
-paper | plus (default, since your pictures have no numbers to reproduce) | weak.
+needs the ids of the training people. `configs/folder.py:PRESET` selects a preset of
+configs/base.py; plus is the default, since your pictures have no numbers to reproduce.
 """
 
 from configs.base import base, with_preset
