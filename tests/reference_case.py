@@ -103,6 +103,21 @@ def place(name: str) -> Place:
     return Place(f"{STACKS[stacked[1]]}/blocks/{path}", int(stacked[2]), axes)
 
 
+@cache
+def reference_arrays(name: str) -> dict[str, np.ndarray]:
+    """Every array of tests/reference/NAME.npz, read once."""
+    with np.load(REFERENCE / f"{name}.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays under `prefix`, by the rest of their keys."""
+    start = prefix + "/"
+    found = {k[len(start) :]: v for k, v in arrays.items() if k[: len(start)] == start}
+    assert found, f"nothing under {prefix} in the reference file"
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     """The reference file: every array by its key, and what the model needs."""
@@ -113,14 +128,7 @@ class Case:
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays under `prefix`, by the rest of their keys."""
-        start = prefix + "/"
-        found = {
-            k[len(start) :]: v
-            for k, v in self.arrays.items()
-            if k[: len(start)] == start
-        }
-        assert found, f"nothing under {prefix} in the reference file"
-        return found
+        return group(self.arrays, prefix)
 
 
 def _config(meta: dict) -> ModelConfig:
@@ -159,8 +167,7 @@ def _params(official: dict[str, np.ndarray], *, dtype: str) -> dict:
 @cache
 def reference_case(dtype: str = "float32") -> Case:
     """Read the file once; parameters in `dtype` (they are stored exactly)."""
-    with np.load(REFERENCE / "fmfa.npz", allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    official = {k[len("param/") :]: v for k, v in arrays.items() if k[:6] == "param/"}
+    arrays = reference_arrays("fmfa")
+    official = group(arrays, "param")
     config = _config(json.loads(str(arrays["meta"])))
     return Case(arrays, config, _params(official, dtype=dtype))
