@@ -5,8 +5,8 @@
 
 Draws a population on first use (data/demo) and starts from a small CLIP trained with
 ITC on ANOTHER population (by configs/demo_start.py), as the real configs start from
-OpenAI's. `configs/demo.py:PRESET` selects official | paper | plus (default) | weak |
-weak-paper | weak-plus.
+OpenAI's. `configs/demo.py:PRESET` selects official | paper | plus (default) | irra |
+clip | weak | weak-paper | weak-plus.
 """
 
 from configs.base import base, with_preset

@@ -4,7 +4,8 @@
     python main.py --config=configs/rstp.py --workdir=runs/rstp \
         --config.data.root=/data --config.init.path=ViT-B-16.pt
 
-`configs/rstp.py:PRESET` selects official (default) | paper | plus | weak.
+`configs/rstp.py:PRESET` selects official (default) | paper | plus | irra |
+clip | weak.
 """
 
 from configs.base import base, with_preset

@@ -88,6 +88,12 @@ class Recipe:
     def __post_init__(self) -> None:
         check_weights(self.losses, TERMS)
 
+    @property
+    def needs_people(self) -> bool:
+        """Whether a loss asks whom a picture shows."""
+        free = {"mlm", "itc"} if self.loss.itc_positives == "pair" else {"mlm"}
+        return any(self.losses[name] for name in self.losses.keys() - free)
+
 
 @dataclass(frozen=True)
 class FMFAMethod(Method):
@@ -132,13 +138,14 @@ class FMFAMethod(Method):
 
     @classmethod
     def for_task(cls, recipe: Recipe, task: Task) -> "FMFAMethod":
-        """FMFA on pairs that all have a person id."""
+        """FMFA on pairs that all have a person id, if a loss asks for it."""
         unknown = int(np.sum(task.split.pair_labels < 0))
-        if unknown:
+        if unknown and recipe.needs_people:
             raise ValueError(
                 f"FMFA learns from person ids, but {unknown} of the "
                 f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
-                "give them ids, or train from pairs alone with the preset :weak"
+                "give them ids, or train from pairs alone with the preset :weak or "
+                ":clip"
             )
         return cls(task.model, recipe, mesh=task.mesh)
 
