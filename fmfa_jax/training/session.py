@@ -109,6 +109,7 @@ class Session:
             dataset=self.data.name,
             batch_size=self.settings.train.batch_size,
             steps_per_epoch=self.epoch,
+            seed=self.settings.seed,
         )
 
 
