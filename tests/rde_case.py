@@ -12,6 +12,7 @@ from fmfa_jax.methods.views import Augmentation
 from tests.reference_case import Case
 
 PLAIN = Augmentation(flip=0.0, pad=0, erase=0.0)
+WORDS_AS_THEY_ARE = {"mask": 0.0, "replace": 0.0, "remove": 0.0}
 
 
 def rde_method(case: Case, *, losses: Any = None, **options: Any) -> RDEMethod:
@@ -24,9 +25,8 @@ def rde_method(case: Case, *, losses: Any = None, **options: Any) -> RDEMethod:
     """
     recipe = Recipe(
         losses=losses or {"bge": 1.0, "tse": 1.0},
-        rde=RDEOptions(width=case.config.tse_width, **options),
+        rde=RDEOptions(width=case.config.tse_width, **WORDS_AS_THEY_ARE, **options),
         augment=PLAIN,
-        mask=STILL,
     )
     mesh = make_mesh(devices=jax.devices()[:1])
     return RDEMethod(case.config, recipe, mesh, pairs=len(case.arrays["in/pids"]))

@@ -59,6 +59,10 @@ def test_the_presets_differ_where_they_say():
     assert get("rstp", "paper").loss.a_sdm_alpha == 1.0
     assert (plus.loss.efa_rule, plus.loss.mlm_rule) == ("plus", "plus")
     assert get("icfg", "paper").train.epochs == 100
+    irra, clip = get("cuhk", "irra"), get("cuhk", "clip")
+    assert {k for k, v in irra.losses.items() if v} == {"sdm", "id", "mlm"}
+    assert {k for k, v in clip.losses.items() if v} == {"itc"}
+    assert irra.optimizer.groups == clip.optimizer.groups == "irra"
     assert get("cuhk", "weak-paper").weak.itc_reduction == "sum"
     assert get("rstp", "weak").train.epochs == 16
 
@@ -110,6 +114,10 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
         ("loss.a_sdm_alpha", -1.0),
         ("losses.id", -1.0),
         ("data.per_identity", 0),
+        ("data.noise", -0.1),
+        ("data.noise", 1.0),
+        ("data.noise", float("nan")),
+        ("data.noise_seed", 2**32),
         ("model.image_size", (64,)),
         ("model.image_size", (0, 32)),
         ("model.context_length", 1),
@@ -182,6 +190,14 @@ def test_a_run_is_what_its_methods_sections_say(preset):
         *("data.name", "data.sampler", "data.per_identity", "data.tokenizer"),
         "data.caption_buckets",
     }
+
+
+def test_noise_is_what_a_run_is_where_there_is_any():
+    config = get("cuhk").copy_and_resolve_references()
+    clean = settings.read(config).identity()
+    config.update_from_flattened_dict({"data.noise": 0.5, "data.noise_seed": 2})
+    noisy = settings.read(config).identity()
+    assert noisy == clean | {"data.noise": 0.5, "data.noise_seed": 2}
 
 
 def test_a_methods_own_section_is_part_of_its_runs(monkeypatch):

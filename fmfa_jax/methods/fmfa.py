@@ -88,6 +88,12 @@ class Recipe:
     def __post_init__(self) -> None:
         check_weights(self.losses, TERMS)
 
+    @property
+    def needs_people(self) -> bool:
+        """Whether a loss asks whom a picture shows."""
+        free = {"mlm", "itc"} if self.loss.itc_positives == "pair" else {"mlm"}
+        return any(self.losses[name] for name in self.losses.keys() - free)
+
 
 @dataclass(frozen=True)
 class FMFAMethod(Method):
@@ -132,8 +138,9 @@ class FMFAMethod(Method):
 
     @classmethod
     def for_task(cls, recipe: Recipe, task: Task) -> "FMFAMethod":
-        """FMFA on pairs that all have a person id."""
-        need_persons(task, "FMFA")
+        """FMFA on pairs that all have a person id, if a loss asks for it."""
+        if recipe.needs_people:
+            need_persons(task, "FMFA")
         return cls(task.model, recipe, mesh=task.mesh)
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:

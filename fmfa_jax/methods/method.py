@@ -248,7 +248,7 @@ def need_persons(task: Task, name: str) -> None:
         raise ValueError(
             f"{name} learns from person ids, but {unknown} of the "
             f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
-            "give them ids, or train from pairs alone with the preset :weak"
+            "give them ids, or train from pairs alone with the preset :weak or :clip"
         )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""RDE: two embeddings of a pair decide whether it is a pair (Qin et al., CVPR 2024)."""
+"""RDE: learning from pairs of which some are wrong (Qin et al., CVPR 2024)."""
 
 from fmfa_jax.methods.rde.method import RDEMethod
 from fmfa_jax.methods.rde.recipe import RDEOptions, Recipe

@@ -13,8 +13,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float32, Int
 
-from data_pipeline.order import COINS, random_words
-from fmfa_jax.methods.rde.division import Mixture, divide
+from fmfa_jax.methods.rde.division import FITTINGS, coins, division
 
 
 class PairLosses(NamedTuple):
@@ -59,25 +58,29 @@ def collect(measured: Iterable[Mapping[str, jax.Array]], *, pairs: int) -> PairL
 
 
 def weights(
-    found: PairLosses, mixture: Mixture, *, seed: int, epoch: int
+    found: PairLosses, *, mixture: str, seed: int, epoch: int
 ) -> Float32[np.ndarray, " pairs"]:
     """1 for the pairs of an epoch to learn from, 0 for the others.
 
-    The coin of a pair that the two losses disagree on is a function of the seed, the
-    epoch and the pair. Pairs that the epoch leaves out count as before the first
-    division.
+    Pairs that the epoch leaves out count as before the first division.
+
+    Args:
+        found: Of the pass before the epoch.
+        mixture: One of `FITTINGS`.
+        seed: The run's.
+        epoch: 0 for the first.
     """
     met = found.met
-    coins = random_words(len(met), seed, COINS, epoch) >> 63 == 1
-    division = divide(found.bge[met], found.tse[met], coins[met], mixture)
-    chosen = np.ones(len(met), np.float32)
-    chosen[met] = division.weights
+    tossed = coins(seed, epoch, len(met))[met]
+    kept = division(found.bge[met], found.tse[met], tossed, FITTINGS[mixture])
     logging.info(
         "epoch %d learns from %.1f %% of its %d pairs",
         epoch + 1,
-        100 * division.weights.mean(),
-        met.sum(),
+        100 * kept.mean(),
+        len(kept),
     )
+    chosen = np.ones(len(met), np.float32)
+    chosen[met] = kept
     return chosen
 
 

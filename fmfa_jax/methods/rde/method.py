@@ -35,7 +35,7 @@ from fmfa_jax.methods.method import (
 )
 from fmfa_jax.methods.rde import consensus
 from fmfa_jax.methods.rde.recipe import Recipe
-from fmfa_jax.methods.views import augment_images, rewrite_tokens
+from fmfa_jax.methods.views import augment_images, edit_tokens
 from fmfa_jax.models.selection import Moments, Selected
 
 SUMMED = ("tal", "trl")
@@ -186,7 +186,10 @@ class RDEMethod(Method):
         measured = (self._measure(state["params"], x, np.int32(n)) for n, x in steps)
         found = consensus.collect(measured, pairs=self.pairs)
         weights = consensus.weights(
-            found, self.recipe.mixture, seed=self.seed, epoch=epoch.number
+            found,
+            mixture=self.recipe.rde.mixture,
+            seed=self.seed,
+            epoch=epoch.number,
         )
         return state | {WEIGHTS: self._placed(weights)}
 
@@ -228,10 +231,20 @@ class RDEMethod(Method):
         return jax.device_put(values, replicated(self.mesh))
 
     def _views(self, batch: Batch, key: jax.Array) -> tuple[Array, Array]:
+        """Pixels, and captions with words hidden, replaced or removed."""
         k_image, k_text = jax.random.split(key)
-        rows, augment = batch["row"], self.recipe.augment
-        pixels = augment_images(k_image, batch["image"], augment, rows=rows)
-        tokens = rewrite_tokens(k_text, batch["tokens"])
+        rows, options = batch["row"], self.recipe.rde
+        pixels = augment_images(k_image, batch["image"], self.recipe.augment, rows=rows)
+        tokens = edit_tokens(
+            k_text,
+            batch["tokens"],
+            mask_id=self.model.vocab_size - 3,
+            mask=options.mask,
+            replace=options.replace,
+            remove=options.remove,
+            rows=rows,
+            context_length=self.model.context_length,
+        )
         return pixels, tokens
 
     def _loss(self, image: Array, text: Array, person: Array) -> Float[Array, " b"]:

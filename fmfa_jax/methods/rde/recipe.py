@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from fmfa_jax.methods.method import check_weights
+from fmfa_jax.methods.rde.division import FITTINGS
 from fmfa_jax.methods.views import Augmentation
 from fmfa_jax.options import Above, Between, OneOf, Options
 
@@ -46,6 +47,10 @@ class RDEOptions(Options, section="rde"):
         lr: Rate of its head, whatever that of the towers.
         division: "mixture": two mixtures over the losses decide before each epoch which
             pairs are kept (CCD); "none": all are.
+        mixture: How closely they are fitted, see `division.FITTINGS`.
+        mask: Probability that a word is hidden, see `views.edit_tokens`.
+        replace: That it becomes another.
+        remove: That it is left out.
     """
 
     loss: Annotated[str, OneOf(LOSSES)] = "tal"
@@ -56,6 +61,10 @@ class RDEOptions(Options, section="rde"):
     batch_norm: Annotated[str, OneOf(BATCH_NORMS)] = "frozen"
     lr: Annotated[float, Above(0)] = 1e-3
     division: Annotated[str, OneOf(DIVISIONS)] = "mixture"
+    mixture: Annotated[str, OneOf(tuple(FITTINGS))] = "loose"
+    mask: Annotated[float, Between(0, 1)] = 0.12
+    replace: Annotated[float, Between(0, 1)] = 0.04
+    remove: Annotated[float, Between(0, 1)] = 0.04
 
 
 @dataclass(frozen=True, kw_only=True)
