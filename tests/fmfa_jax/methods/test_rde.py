@@ -110,7 +110,7 @@ def test_global_features_alone_have_no_head(params, monkeypatch):
     rde = method(losses={"bge": 1.0, "tse": 0.0})
     assert rde.model == models.towers_only(rde.model)
     towers = models.params_of(rde.model, params)
-    weights, found = divided(rde, towers, 0, monkeypatch)
+    _, found = divided(rde, towers, 0, monkeypatch)
     np.testing.assert_array_equal(found.bge, found.tse)
     assert models.feature_parts(rde.model) == {}
 
