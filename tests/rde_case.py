@@ -4,6 +4,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from fmfa_jax.machines.mesh import make_mesh
@@ -32,7 +33,7 @@ def rde_method(case: Case, *, losses: Any = None, **options: Any) -> RDEMethod:
     return RDEMethod(case.config, recipe, mesh, pairs=len(case.arrays["in/pids"]))
 
 
-def rde_batch(case: Case, **changes: Any) -> dict[str, np.ndarray]:
+def rde_batch(case: Case, **changes: Any) -> dict[str, jax.Array]:
     """The file's batch, each pair under its own number."""
     person = case.arrays["in/pids"].astype(np.int32)
     batch = {
@@ -41,4 +42,4 @@ def rde_batch(case: Case, **changes: Any) -> dict[str, np.ndarray]:
         "person": person,
         "pair": np.arange(len(person), dtype=np.int32),
     }
-    return batch | changes
+    return {name: jnp.asarray(rows) for name, rows in (batch | changes).items()}

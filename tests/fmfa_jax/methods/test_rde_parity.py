@@ -15,6 +15,7 @@ import pytest
 
 from fmfa_jax import evaluation, models
 from fmfa_jax.evaluation import SplitFeatures
+from fmfa_jax.methods.method import with_rows
 from fmfa_jax.methods.rde.method import STATISTICS, WEIGHTS
 from fmfa_jax.models import selection
 from fmfa_jax.training.gradients import loss_and_gradient
@@ -23,7 +24,9 @@ from tests.rde_case import rde_batch, rde_method
 from tests.reference_case import place, reference_case
 
 CASE = reference_case("float32", "rde")
-ALONE = {"tse": {"bge": 0.0, "tse": 1.0}}
+BOTH, TSE = (("bge", 1.0), ("tse", 1.0)), (("bge", 0.0), ("tse", 1.0))
+# Machine code made in a hurry: the same operations, 40 % less time to compile.
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def distance(ours, reference) -> float:
@@ -41,30 +44,34 @@ def assert_near(ours, reference, tolerance, name=""):
 
 
 @functools.cache
-def gradient(batch_norm="batch", alone=""):
-    """The compiled (params, batch, weights) -> ((total, Measured), gradient)."""
-    method = rde_method(CASE, batch_norm=batch_norm, losses=ALONE.get(alone))
+def compiled(batch_norm, losses):
+    """The function (params, batch, weights) -> ((total, Measured), gradient)."""
+    method = rde_method(CASE, batch_norm=batch_norm, losses=dict(losses))
     both = loss_and_gradient(method, chunks=1, mesh=method.mesh)
 
-    @jax.jit
+    @jit
     def run(params, batch, weights):
         return both(params, batch, jax.random.key(0), {WEIGHTS: weights})
 
     return run
 
 
+def gradient(params, batch, weights, *, batch_norm="batch", losses=BOTH):
+    return compiled(batch_norm, losses)(params, batch, jnp.float32(weights))
+
+
 @functools.cache
-def trained_once(batch_norm="batch", alone="", weights="ones"):
+def trained_once(batch_norm="batch", losses=BOTH, weights="ones"):
     kept = {"ones": np.ones(8), "some": CASE.arrays["in/label_hat"]}[weights]
-    run = gradient(batch_norm, alone)
-    return jax.device_get(run(CASE.params, rde_batch(CASE), jnp.float32(kept)))
+    options = {"batch_norm": batch_norm, "losses": losses}
+    return jax.device_get(gradient(CASE.params, rde_batch(CASE), kept, **options))
 
 
 @functools.cache
 def forward():
     """The towers' outputs and their attention."""
 
-    @jax.jit
+    @jit
     def run(params, images, ids):
         model = models.bind(CASE.config, params)
         image = model.image_tower.attended(models.normalize_images(images))
@@ -72,11 +79,11 @@ def forward():
         return {"image": image, "text": text}
 
     inputs = CASE.arrays["in/images"], CASE.arrays["in/caption_ids"]
-    return jax.device_get(run(CASE.params, *inputs))
+    return run(CASE.params, *inputs)
 
 
 def test_tokens_and_globals():
-    ids = CASE.arrays["in/caption_ids"]
+    ids = jnp.asarray(CASE.arrays["in/caption_ids"])
     for side, (tokens, _) in forward().items():
         assert distance(tokens, CASE.arrays[f"out/{side}_tokens"]) < 1e-5
     image = models.global_image(forward()["image"][0])
@@ -92,11 +99,12 @@ def test_one_row_of_attention():
         whole = CASE.arrays[f"out/{side}_attention"]
         reference = whole[np.arange(8), rows[side]]
         np.testing.assert_allclose(attention, reference, rtol=0, atol=1e-6)
-        assert attention[reference == 0].max(initial=0) == 0
+        assert not np.asarray(attention)[reference == 0].any()
 
 
 def test_what_is_selected():
-    ids, (_, image), (_, text) = CASE.arrays["in/caption_ids"], *forward().values()
+    (_, image), (_, text) = forward().values()
+    ids = jnp.asarray(CASE.arrays["in/caption_ids"])
     scores = {
         "image": selection.patch_scores(image),
         "text": selection.word_scores(text, ids),
@@ -120,9 +128,8 @@ def test_the_count_is_rounded_down_as_python_does(positions, ratio, count):
 @functools.cache
 def encoded():
     """What the method's `encode` gives: features and notes."""
-    method, batch = rde_method(CASE), rde_batch(CASE) | {"row": jnp.arange(8)}
-    encode = jax.jit(lambda params: method.encode(params, batch, jax.random.key(0)))
-    return encode(CASE.params)
+    method, batch = rde_method(CASE), with_rows(rde_batch(CASE))
+    return jit(method.encode)(CASE.params, batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize(("statistics", "name"), [("kept", "eval"), ("batch", "train")])
@@ -132,7 +139,7 @@ def test_selection_embeddings(statistics, name):
     heads = models.bind(CASE.config, CASE.params).tse
     for side, tokens in (("image", "patches"), ("text", "words")):
         selected = selection.Selected(features[tokens], notes[tokens])
-        embed = jax.jit(functools.partial(getattr(heads, side), statistics=statistics))
+        embed = jit(functools.partial(getattr(heads, side), statistics=statistics))
         ours = embed(selected).features
         assert distance(ours, CASE.arrays[f"{name}/{side}_tse"]) < 1e-5
 
@@ -146,7 +153,7 @@ def test_selection_embeddings(statistics, name):
     ],
 )
 def test_totals_and_gradients(case, batch_norm, weights):
-    (total, measured), grads = trained_once(batch_norm, "", weights)
+    (total, measured), grads = trained_once(batch_norm, BOTH, weights)
     reference = CASE.group(case)
     assert distance(total, reference["total"]) < 1e-5
     for term in ("bge", "tse"):
@@ -164,7 +171,7 @@ def test_totals_and_gradients(case, batch_norm, weights):
 
 def test_gradients_of_single_losses():
     _, whole = trained_once()
-    _, tse = trained_once(alone="tse")
+    _, tse = trained_once(losses=TSE)
     apart = {"tse_loss": tse, "bge_loss": jax.tree.map(np.subtract, whole, tse)}
     for term, grads in apart.items():
         for name, reference in CASE.group(f"grad_of/{term}").items():
@@ -206,7 +213,7 @@ def adam(name):
 
     optimizer = make_optimizer(lambda step: rate, options, own_group=own)
 
-    @jax.jit
+    @jit
     def update(grads, state, params, moments):
         updates, state = optimizer.update(grads, state, params)
         new = {"params": optax.apply_updates(params, updates)}
@@ -215,10 +222,10 @@ def adam(name):
 
     params, state = CASE.params, optimizer.init(CASE.params)
     for step in range(3):
-        (total, measured), grads = gradient()(params, rde_batch(CASE), jnp.ones(8))
+        (total, measured), grads = gradient(params, rde_batch(CASE), np.ones(8))
         assert distance(total, CASE.arrays[f"{name}/loss_{step}"]) < 1e-4
         params, state = update(grads, state, params, measured.update)
-    (total, _), _ = gradient()(params, rde_batch(CASE), jnp.ones(8))
+    (total, _), _ = gradient(params, rde_batch(CASE), np.ones(8))
     assert distance(total, CASE.arrays[f"{name}/loss_3"]) < 1e-4
     return jax.device_get(params)
 
@@ -246,9 +253,8 @@ def test_the_losses_that_the_division_sees(loss):
     name = {"InfoNCE": "itc"}.get(loss, loss.lower())
     method, reference = rde_method(CASE, loss=name), CASE.group(f"ccd_pass/{loss}")
     features, notes = encoded()
-    losses, _ = jax.jit(functools.partial(method.pair_losses, statistics="kept"))(
-        features, notes, rde_batch(CASE), CASE.params
-    )
+    measure = jit(functools.partial(method.pair_losses, statistics="kept"))
+    losses, _ = measure(features, notes, rde_batch(CASE), CASE.params)
     tolerance = 1e-4 if loss == "SDM" else 1e-5
     assert distance(losses["bge"], reference["lossA"]) < tolerance
     assert distance(losses["tse"], reference["lossB"]) < tolerance
@@ -277,14 +283,11 @@ def test_similarities_and_metrics():
         )
 
 
+@jit
 def embedded_texts(ids):
-    @jax.jit
-    def run(params, ids):
-        model = models.bind(CASE.config, params)
-        _, words = model.selected_texts(ids)
-        return model.tse.text(words).features, words.count
-
-    return jax.device_get(run(CASE.params, ids))
+    model = models.bind(CASE.config, CASE.params)
+    _, words = model.selected_texts(ids)
+    return model.tse.text(words).features, words.count
 
 
 def test_an_exclamation_mark_is_taken_for_padding():
@@ -298,10 +301,11 @@ def test_an_empty_caption_is_finite_and_changes_no_other():
     """Officially it and all rows below it are NaN."""
     ids = CASE.arrays["quirk/empty/caption_ids"]
     ours, count = embedded_texts(ids)
-    assert count.tolist() == [5, 1, 6, 4]
-    again, _ = embedded_texts(ids[[0, 2, 3]])
-    np.testing.assert_allclose(ours[[0, 2, 3]], again, rtol=1e-5, atol=1e-6)
     assert np.isfinite(ours).all()
+    assert count.tolist() == [5, 1, 6, 4]
+    order = np.array([0, 2, 3, 0])
+    again, _ = embedded_texts(ids[order])
+    np.testing.assert_allclose(ours[order], again, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("batch_norm", ["frozen", "batch"])
@@ -314,9 +318,9 @@ def test_degenerate_batches_train(case, batch_norm):
         "one person": {"person": np.zeros(8, np.int32)},
         "nothing kept": {},
     }[case]
-    weights = jnp.full(8, float(case != "nothing kept"))
+    weights = np.full(8, float(case != "nothing kept"))
     batch = rde_batch(CASE, **changes)
-    (total, _), grads = gradient(batch_norm)(CASE.params, batch, weights)
+    (total, _), grads = gradient(CASE.params, batch, weights, batch_norm=batch_norm)
     assert np.isfinite(total)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     if case == "nothing kept":
