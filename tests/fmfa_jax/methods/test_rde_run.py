@@ -66,17 +66,12 @@ def test_each_epoch_is_divided_and_the_log_says_how(whole):
     assert {"bge", "tse"} <= rows(run)[0].keys()
 
 
-def test_stopping_in_the_second_epoch_is_bit_identical(folder, whole):
-    part = folder / "part"
-    train(configured(folder, train__stop_step=10), part)
-    train(configured(folder), part)
-    assert_same_runs(whole[0], part)
-
-
-def test_so_is_a_death_in_the_middle_of_a_pass(folder, whole, monkeypatch):
+def test_dying_in_a_pass_and_stopping_after_it_is_bit_identical(
+    folder, whole, monkeypatch
+):
     """The checkpoint lies right before the pass: it is the first thing to be redone."""
-    part, collected, passes = folder / "pass", consensus.collect, []
-    config = configured(folder, checkpoint__every_steps=8)
+    part, collected, passes = folder / "part", consensus.collect, []
+    rare = {"checkpoint__every_steps": 8, "eval__split": "none"}
 
     def dies(measured, *, pairs):
         passes.append([])
@@ -87,9 +82,10 @@ def test_so_is_a_death_in_the_middle_of_a_pass(folder, whole, monkeypatch):
 
     monkeypatch.setattr(consensus, "collect", dies)
     with pytest.raises(KeyboardInterrupt):
-        train(config, part)
+        train(configured(folder, **rare), part)
     monkeypatch.undo()
-    train(config, part)
+    train(configured(folder, train__stop_step=10, **rare), part)
+    train(configured(folder, **rare), part)
     assert_same_runs(whole[0], part)
 
 

@@ -108,8 +108,14 @@ def assert_same_params(got, want):
     )
 
 
-@pytest.mark.parametrize("method", ["fmfa", "weak", "rde"])
-@pytest.mark.parametrize(("devices", "chunks"), [(2, 1), (8, 1), (4, 2)])
+SPREAD = [
+    *(("fmfa", 2, 1), ("fmfa", 8, 1), ("fmfa", 4, 2)),
+    *(("weak", 2, 1), ("weak", 8, 1), ("weak", 4, 2)),
+    *(("rde", 2, 1), ("rde", 4, 2)),
+]
+
+
+@pytest.mark.parametrize(("method", "devices", "chunks"), SPREAD)
 def test_devices_and_chunks_agree(method, devices, chunks):
     """The oracle is one device with the whole batch at once."""
     want_scalars, want, _ = trained(method, 1)

@@ -110,7 +110,6 @@ CASES = {
     "weak-plus, in a bucket": (cuhk, "weak-plus", {}, 32),
     "ViT-L/14 at 336": (cuhk, "official", LARGE, None),
     "rde": (cuhk, "rde", {}, None),
-    "rde-batch": (cuhk, "rde-batch", {}, None),
     "demo": (demo, "plus", {}, None),
 }
 
