@@ -106,8 +106,6 @@ CASES = {
     "official": (cuhk, "official", {}, None),
     "paper": (cuhk, "paper", {}, None),
     "plus, in a bucket": (cuhk, "plus", {}, 48),
-    "irra": (cuhk, "irra", {}, None),
-    "clip, in a bucket": (cuhk, "clip", {}, 32),
     "weak": (cuhk, "weak", {}, None),
     "weak-plus, in a bucket": (cuhk, "weak-plus", {}, 32),
     "ViT-L/14 at 336": (cuhk, "official", LARGE, None),
