@@ -7,8 +7,8 @@
 One JSON object per line: {"file": "a/1.jpg", "captions": ["a man in .."],
 "person": "anna", "split": "train"}; person and split may be absent, but all presets
 except clip and weak need the ids of the training people. `configs/folder.py:PRESET`
-selects official | paper | plus (default, since your pictures have no numbers to
-reproduce) | irra | clip | weak.
+selects plus (default, since your pictures have no numbers to reproduce) or another of
+configs/base.py.
 """
 
 from configs.base import base, with_preset

@@ -41,7 +41,9 @@ def test_each_config_is_complete_locked_and_valid(name, preset):
     wanted = {k for k in flat(base()) if not k.startswith("losses.")}
     got = {k for k in flat(config) if not k.startswith(("losses.", "data.options."))}
     assert got == wanted
-    assert config.method == ("weak" if preset.startswith("weak") else "fmfa")
+    assert config.method == {"weak": "weak", "rde": "rde"}.get(
+        preset.split("-")[0], "fmfa"
+    )
     assert config.name == f"{name}-{preset}"
 
 
@@ -148,6 +150,19 @@ def test_so_is_one_of_the_weak_method(key, value):
     with config.unlocked():
         config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=rf"config\.{key}: wanted"):
+        settings.read(config)
+
+
+def test_rde_is_the_published_recipe():
+    config = get("cuhk", "rde")
+    assert (config.rde.batch_norm, config.train.epochs) == ("frozen", 60)
+    assert get("cuhk", "rde-batch").rde.batch_norm == "batch"
+    assert get("rstp", "rde").rde.mixture == "tight"
+    with config.unlocked():
+        config.data.caption_buckets = (32,)
+    settings.read(config)  # frozen, no padding enters anything
+    config.rde.batch_norm = "batch"
+    with pytest.raises(ValueError, match=r"wanted rde\.batch_norm=frozen or no bu"):
         settings.read(config)
 
 

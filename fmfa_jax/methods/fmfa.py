@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -23,6 +22,7 @@ from fmfa_jax.methods.method import (
     State,
     Task,
     check_weights,
+    need_persons,
     weighted,
 )
 from fmfa_jax.methods.views import (
@@ -139,14 +139,8 @@ class FMFAMethod(Method):
     @classmethod
     def for_task(cls, recipe: Recipe, task: Task) -> "FMFAMethod":
         """FMFA on pairs that all have a person id, if a loss asks for it."""
-        unknown = int(np.sum(task.split.pair_labels < 0))
-        if unknown and recipe.needs_people:
-            raise ValueError(
-                f"FMFA learns from person ids, but {unknown} of the "
-                f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
-                "give them ids, or train from pairs alone with the preset :weak or "
-                ":clip"
-            )
+        if recipe.needs_people:
+            need_persons(task, "FMFA")
         return cls(task.model, recipe, mesh=task.mesh)
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:

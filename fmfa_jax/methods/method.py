@@ -231,6 +231,27 @@ class Method(abc.ABC):
         return None
 
 
+def with_rows(batch: Batch) -> dict[str, jax.Array]:
+    """The batch with the number of each of its rows."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    return {**batch, "row": jnp.arange(size, dtype=jnp.int32)}
+
+
+def need_persons(task: Task, name: str) -> None:
+    """Refuse training pairs without a person id, which a method cannot do without.
+
+    Raises:
+        ValueError: Says how many there are, and what to do.
+    """
+    unknown = int(np.sum(task.split.pair_labels < 0))
+    if unknown:
+        raise ValueError(
+            f"{name} learns from person ids, but {unknown} of the "
+            f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
+            "give them ids, or train from pairs alone with the preset :weak or :clip"
+        )
+
+
 def weighted(
     terms: Mapping[str, Callable[[], Array]], weights: Mapping[str, float]
 ) -> tuple[Float[Array, ""], dict[str, Float[Array, ""]]]:

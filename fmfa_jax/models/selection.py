@@ -30,12 +30,10 @@ class Selected(NamedTuple):
 
     Attributes:
         tokens: Their values, rows of length 1.
-        position: Where they stood.
         count: How many of them count, at least 1; the rest is padding.
     """
 
     tokens: Float[Array, "b k d"]
-    position: Int[Array, "b k"]
     count: Int[Array, " b"]
 
 
@@ -132,9 +130,9 @@ def select_words(
 
 def _select(tokens: Array, scores: Array, k: int, count: Array) -> Selected:
     """Take the k highest scores; of equal ones those that stand first."""
-    position = lax.top_k(scores, k)[1]
+    position = lax.top_k(scores, k)[1]  # the first wins a tie
     chosen = jnp.take_along_axis(tokens, position[..., None], axis=1)
-    return Selected(unit_rows(chosen), position, count)
+    return Selected(unit_rows(chosen), count)
 
 
 class BatchNorm(nnx.Module):

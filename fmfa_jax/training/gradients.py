@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fmfa_jax.machines.mesh import BATCH_AXES, encoding
-from fmfa_jax.methods.method import Batch, Method
+from fmfa_jax.methods.method import Batch, Method, with_rows
 
 Function = Callable[..., Any]
 
@@ -38,12 +38,6 @@ def loss_and_gradient(method: Method, *, chunks: int, mesh: Mesh) -> Function:
     if chunks == 1:
         return _at_once(encode, method.compare)
     return _chunk_by_chunk(encode, method.compare, chunks, mesh)
-
-
-def with_rows(batch: Batch) -> dict[str, jax.Array]:
-    """The batch with the number of each of its rows."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-    return {**batch, "row": jnp.arange(size, dtype=jnp.int32)}
 
 
 def _at_once(encode: Function, compare: Function) -> Function:
