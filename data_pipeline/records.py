@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from data_pipeline.findings import Finding
 from data_pipeline.regular import read_regular
@@ -60,6 +60,8 @@ class Split:
         images: The pictures in the annotation's order; the gallery in evaluation.
         pairs: The pairs, ordered by picture; their captions are evaluation's queries.
         source: None if the pictures are files, otherwise what reads them by index.
+        noisy: Which pairs have the caption of another person; None: not known. For
+            the log alone: no loss may see it.
 
     Raises:
         ValueError: If a pair refers to a picture that the split does not have.
@@ -69,6 +71,7 @@ class Split:
     images: tuple[Picture, ...]
     pairs: tuple[Pair, ...]
     source: ImageSource | None = field(default=None, compare=False, repr=False)
+    noisy: Bool[np.ndarray, "p"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for number, pair in enumerate(self.pairs):

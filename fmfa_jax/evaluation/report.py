@@ -28,12 +28,15 @@ def report_folder(folder: str | Path, step: int, split: str) -> Path:
 def table(evaluation: Evaluation, *, dataset: str = "") -> str:
     """Format both directions as an aligned Markdown table, in percent.
 
-    Published text-to-image numbers follow if the sizes are those of the test split of
-    `dataset`.
+    Parts of the features that were measured apart follow, and published text-to-image
+    numbers if the sizes are those of the test split of `dataset`.
     """
     t2i, i2t = evaluation.t2i, evaluation.i2t
     rows: list[Sequence[str]] = [HEADER]
-    for name, metrics in (("text -> image", t2i), ("image -> text", i2t)):
+    measured = {"text -> image": t2i, "image -> text": i2t}
+    for name, metrics in evaluation.parts.items():
+        measured[f"text -> image, {name} alone"] = metrics
+    for name, metrics in measured.items():
         figures = [_percent(getattr(metrics, figure)) for figure in _FIGURES]
         rows.append((name, *figures, str(metrics.queries), str(metrics.gallery)))
     known = published(dataset, queries=t2i.queries, gallery=t2i.gallery)
@@ -66,6 +69,9 @@ def write_report(
     """
     record = {"dataset": dataset, "split": split, "step": step, "ties": _TIES}
     directions = {"t2i": evaluation.t2i.as_dict(), "i2t": evaluation.i2t.as_dict()}
+    if evaluation.parts:
+        parts = {name: part.as_dict() for name, part in evaluation.parts.items()}
+        directions["t2i_parts"] = parts
     write_json(Path(folder) / "metrics.json", record | directions)
     title = f"# {dataset or 'Retrieval'}, {split}, step {step}"
     rows = table(evaluation, dataset=dataset)

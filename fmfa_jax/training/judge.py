@@ -91,6 +91,7 @@ class Judge:
             step=step,
             dataset=session.data.name,
             mesh=session.mesh,
+            parts=method.feature_parts(model),
         )
         if session.processes.index == 0:
             figures.write_evaluation(
@@ -172,6 +173,8 @@ class Judge:
             activation=activation,
             hints=weights.CONFIG_HINTS,
         )
+        # A file of another method may lack a head.
+        sizes = models.provided(sizes, loaded.params)
         pictures = session.settings.eval.pictures
         result = self.measure(
             sizes, loaded.params, session.reported_on, step=step, pictures=pictures

@@ -170,7 +170,8 @@ def train(
         feed = device_batches(session, method, training.start, plan.stop, bad_images)
         for step, batch in enumerate(feed, training.start + 1):
             if (step - 1) % plan.epoch == 0:
-                state = method.before_epoch(state, epoch_at(session, method, step))
+                coming = epoch_at(session, method, step, watchdog)
+                state = method.before_epoch(state, coming)
             state, report = training.step(state, batch)
             training.interval.add(batch, report)
             watchdog.beat(f"step {step}")
@@ -267,14 +268,16 @@ def opening(session: Session, plan: Plan, start: int) -> str:
     return "\n".join(lines)
 
 
-def epoch_at(session: Session, method: Method, step: int) -> Epoch:
+def epoch_at(session: Session, method: Method, step: int, watchdog: Watchdog) -> Epoch:
     """The epoch whose first step is `step`, for `Method.before_epoch`."""
     first = step - 1
 
     def passed() -> Iterator[Batch]:
         # What cannot be read is told once, by the steps themselves.
         last = first + session.epoch
-        return device_batches(session, method, first, last, BadImages())
+        for batch in device_batches(session, method, first, last, BadImages()):
+            watchdog.beat(f"a pass before step {step}")
+            yield batch
 
     return Epoch(first // session.epoch, passed)
 

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from data_pipeline.datasets import open_dataset
 from data_pipeline.examine import check_evaluation
 from data_pipeline.loader import BadImages, train_batches
+from data_pipeline.noise import with_noise
 from data_pipeline.order import steps_per_epoch
 from data_pipeline.records import PersonDataset
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
@@ -108,6 +109,7 @@ class Session:
             dataset=self.data.name,
             batch_size=self.settings.train.batch_size,
             steps_per_epoch=self.epoch,
+            seed=self.settings.seed,
         )
 
 
@@ -135,10 +137,10 @@ def open_session(
         train = settings.train
         check_batch_size(train.batch_size, mesh, chunks=train.chunks)
         check_batch_size(settings.eval.batch_size, mesh)
-        data = open_dataset(
-            settings.data.name, settings.data.root, **settings.data.options
-        )
-        tokenizer = open_tokenizer(settings.data.tokenizer)
+        told = settings.data
+        data = open_dataset(told.name, told.root, **told.options)
+        data = with_noise(data, told.noise, seed=told.noise_seed)
+        tokenizer = open_tokenizer(told.tokenizer)
         model = settings.learns.sized(
             settings.recipe,
             settings.model.sized(

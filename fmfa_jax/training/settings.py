@@ -28,6 +28,8 @@ IDENTITY = ("seed", "method", "model", "optimizer", "schedule", "weak")
 IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokenizer")
 IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
 IDENTITY_KEYS += ("init.path",)
+# Only where there is noise: the other checkpoints are older than it.
+NOISE_KEYS = ("data.noise", "data.noise_seed")
 
 # A run may go on where memory and kernels are others.
 NOT_IDENTITY = frozenset(
@@ -38,6 +40,7 @@ PATHS += (("init", "path"), ("run", "compilation_cache"))
 SPLITS = ("auto", "val", "test", "none")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
+LARGEST_SEED = 2**32 - 1  # the generators take 32 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +54,8 @@ class Data(Options, section="data"):
     sampler: Annotated[str, OneOf(SAMPLERS)]
     per_identity: Positive
     caption_buckets: Annotated[tuple[int, ...], Between(2)]
+    noise: Annotated[int | float, Between(0, 0.99)]
+    noise_seed: Annotated[int, Between(0, LARGEST_SEED)]
     cache: Annotated[str, OneOf(CACHES)]
     cache_dir: str
 
@@ -210,10 +215,11 @@ class Settings:
     def identity(self) -> dict[str, Any]:
         """What the run computes: the keys whose change makes it another run."""
         decisive = {*IDENTITY, *section_names(type(self.recipe))}
+        keys = IDENTITY_KEYS + (NOISE_KEYS if self.data.noise else ())
         return {
             key: value
             for key, value in self.flat.items()
-            if (key.split(".")[0] in decisive or key in IDENTITY_KEYS)
+            if (key.split(".")[0] in decisive or key in keys)
             and key not in NOT_IDENTITY
         }
 
@@ -229,8 +235,7 @@ def read(config: ConfigDict) -> Settings:
         given = values[section][key]
         values[section][key] = files.local(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
-    # The generators take 32 bits.
-    Between(0, 2**32 - 1).check("config.seed", values["seed"])
+    Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]
     values |= {"recipe": sections(method.Recipe, values), "flat": flat(values)}
     settings = sections(Settings, values)

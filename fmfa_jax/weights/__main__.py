@@ -151,6 +151,11 @@ def _export(args: argparse.Namespace) -> None:
     )
     for path in left_out:
         print(f"left out: {path}: a Hugging Face CLIP has no counterpart")
+    if loaded.config.tse_width:
+        print(
+            "note: these are the towers alone: what finds pictures there are the "
+            "global features (BGE), not those that token selection (TSE) is part of"
+        )
     if not tokenizer:
         print("left out: the tokenizer, which is not known: name it with --tokenizer")
     _wrote(args.out)

@@ -20,6 +20,7 @@ from tests.tiny_run import (
     tiny_config,
     train,
     train_until_killed,
+    without_ids,
 )
 
 LAST, BEST = "model_last.safetensors", "model_best.safetensors"
@@ -167,6 +168,31 @@ def test_evaluating_a_weight_file_alone(folder, whole, capsys):
 def test_nothing_to_evaluate_says_what_to_name(folder):
     with pytest.raises(FileNotFoundError, match=r"--config\.init\.path"):
         evaluate(tiny_config(folder), folder / "empty")
+
+
+def test_irra_trains(folder):
+    config = tiny_config(folder, "irra", train__stop_step=2, eval__split="none")
+    train(config, folder / "irra")
+    (_, row) = (row for row in lines(folder / "irra") if "total" in row)
+    assert row["total"] == pytest.approx(row["sdm"] + row["id"] + row["mlm"])
+    assert not {"a_sdm", "efa", "itc"} & row.keys()
+
+
+def test_clip_trains_without_ids_on_captions_that_moved(folder, monkeypatch, capsys):
+    change_data(monkeypatch, train=without_ids)
+    changes = {"train__stop_step": 2, "eval__split": "none", "data__noise": 0.5}
+    run = folder / "clip"
+    train(tiny_config(folder, "clip", **changes), run)
+    assert "(noise 0.5, seed 1): " in capsys.readouterr().out
+    kinds = [each["kind"] for each in json.loads((run / "data.json").read_text())]
+    assert kinds[0] == "noise"
+    (_, row) = (row for row in lines(run) if "total" in row)
+    assert row["total"] == row["itc"]
+    with pytest.raises(CheckpointMismatchError, match=r"data\.noise: .*0\.5.*absent"):
+        train(tiny_config(folder, "clip", **changes | {"data__noise": 0.0}), run)
+    wanted = r"have none; give them ids.*:weak or :clip"
+    with pytest.raises(ValueError, match=wanted):
+        train(tiny_config(folder, "clip", **changes, losses__id=1.0), run)
 
 
 def test_an_exploding_loss_ends_the_run_by_name(folder):
