@@ -99,10 +99,9 @@ def test_a_mended_test_annotation_is_said_and_what_is_foreign_is_set_aside(
     for name in (BEST, LAST):
         shutil.copy(whole / name, run)
     (run / LAST).write_bytes((run / LAST).read_bytes()[:1000])
-    damaged = (
-        b"\n\xff\xfe\n" + (run / "metrics.jsonl").read_bytes() + b'{"step": 3, "to'
-    )
-    (run / "metrics.jsonl").write_bytes(damaged)
+    log = run / "metrics.jsonl"
+    damaged = b"\n\xff\xfe\n" + log.read_bytes() + b'{"step": 3, "to'
+    log.write_bytes(damaged)
     train(config(folder), run)
     said = capsys.readouterr().out
     assert f"changed since {run}/checkpoints/8 was saved: val captions; train" in said
