@@ -28,28 +28,29 @@ _CANNOT = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EI
 
 
 def check_name(folder: str | Path) -> None:
-    """Refuse a run folder that checkpoints could not be read from again.
+    """Refuse a run folder that checkpoints could not be written to and read from.
 
-    TensorStore takes a backslash for a slash, and names in UTF-8 only.
+    TensorStore takes a backslash for a slash, and paths in UTF-8 only; Orbax looks for
+    the files of a save by patterns in which the whole path stands.
 
     Raises:
         ValueError: Names the part of the path.
     """
     for part in Path(folder).absolute().parts:
-        if "\\" in part or _is_no_utf8(part):
+        if set(part) & set("\\*?[") or not _is_utf8(part):
             raise ValueError(
                 f"the run folder {printable(str(folder))}: wanted a path in UTF-8 "
-                f"without backslashes, got {printable(part)!r} in it; take another "
+                f"without any of \\ * ? [, got '{printable(part)}' in it; take another "
                 "--workdir"
             )
 
 
-def _is_no_utf8(text: str) -> bool:
+def _is_utf8(text: str) -> bool:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return True
-    return False
+        return False
+    return True
 
 
 class InUseError(ValueError):
