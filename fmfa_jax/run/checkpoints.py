@@ -12,6 +12,7 @@ goes on.
 """
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -204,6 +205,7 @@ class Checkpoints:
     def _open(self, step: int) -> ocp.AsyncCheckpointer:
         if self._writer is None:
             self._make_room(step)
+            logging.getLogger("absl").addFilter(_is_news)
             self._writer = ocp.AsyncCheckpointer(
                 ocp.CompositeCheckpointHandler(states.ITEM),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -280,6 +282,11 @@ class Checkpoints:
         reason = self._rejected[step]
         where = _name(self._folder / str(step))
         return f"checkpoint {where} is corrupt: {reason}"
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a log record is no error of Orbax, which raises the same again."""
+    return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
 
 
 def _steps(folder: Path, suffix: str = "") -> list[int]:
