@@ -12,11 +12,10 @@ goes on.
 """
 
 import contextlib
-import logging
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from errno import ENOENT
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,7 +28,8 @@ from data_pipeline.hints import printable
 from fmfa_jax import files
 from fmfa_jax.machines.processes import broadcast, gather, together
 from fmfa_jax.machines.trees import not_finite, some
-from fmfa_jax.run import identity, manifests, states
+from fmfa_jax.run import identity, manifests, repeats, states
+from fmfa_jax.run.disk import SaveError
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
 
 CORRUPT = "corrupt"
@@ -105,6 +105,7 @@ class Checkpoints:
         Raises:
             ValueError: The folder holds a newer step that was not restored.
             FloatingPointError: The state holds a NaN or an infinity.
+            SaveError: This save, or the one before, could not be written.
             FileNotFoundError: The folder was removed.
         """
         if self._newest is not None and self._newest.step == step:
@@ -119,7 +120,8 @@ class Checkpoints:
         self._newest = Manifest(
             step, self._identity, states.describe(state), self._told
         )
-        writer.save(self._folder / str(step), args=states.arguments(state))
+        with self._saving():
+            writer.save(self._folder / str(step), args=states.arguments(state))
         return True
 
     def restore_latest(self, template: Any) -> Restored | None:
@@ -182,10 +184,23 @@ class Checkpoints:
             )
 
     def wait(self) -> None:
-        """Wait until the running save is on disk; raise what went wrong."""
+        """Wait until the running save is on disk.
+
+        Raises:
+            SaveError: It could not be written.
+        """
         if self._writer is not None:
-            self._writer.wait_until_finished()
+            with self._saving():
+                self._writer.wait_until_finished()
             self._remove_old()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            step = None if self._newest is None else self._newest.step
+            raise SaveError(f"step {step} could not be saved: {error}") from error
 
     def saved(self) -> Path | None:
         """Folder of the newest sound checkpoint, if this object knows one; waits."""
@@ -205,7 +220,7 @@ class Checkpoints:
     def _open(self, step: int) -> ocp.AsyncCheckpointer:
         if self._writer is None:
             self._make_room(step)
-            logging.getLogger("absl").addFilter(_is_news)
+            repeats.silence()
             self._writer = ocp.AsyncCheckpointer(
                 ocp.CompositeCheckpointHandler(states.ITEM),
                 async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
@@ -282,11 +297,6 @@ class Checkpoints:
         reason = self._rejected[step]
         where = _name(self._folder / str(step))
         return f"checkpoint {where} is corrupt: {reason}"
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a log record is no error of Orbax, which raises the same again."""
-    return record.levelno < logging.ERROR or "/orbax/" not in record.pathname
 
 
 def _steps(folder: Path, suffix: str = "") -> list[int]:

@@ -38,6 +38,10 @@ class DiskError(RuntimeError):
     """The run's folder can no longer be written."""
 
 
+class SaveError(RuntimeError):
+    """A checkpoint could not be written; the cause is what a library makes of it."""
+
+
 @contextmanager
 def watched(folder: Path) -> Iterator[None]:
     """Tell in one line of a disk that refuses to be written.
@@ -53,7 +57,7 @@ def watched(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         number = refusal(error, folder)
-        if number is None:
+        if number is None and not isinstance(error, SaveError):
             raise
         raise DiskError(_told(error, number, folder)) from error
 
@@ -81,12 +85,13 @@ def refusal(error: BaseException | None, folder: Path) -> int | None:
     return None
 
 
-def _told(error: Exception, number: int, folder: Path) -> str:
-    advice = (_REFUSALS | _GONE)[number]
+def _told(error: Exception, number: int | None, folder: Path) -> str:
+    advice = (_REFUSALS | _GONE).get(number, "see that nothing else writes there")
     reason = " ".join(str(error).split())
+    refused = "a save has failed" if number is None else os.strerror(number)
     return (
         f"the run has ended, since its folder {printable(str(folder))} cannot be "
-        f"written: {os.strerror(number)}{_room(folder)}. {_survived(folder)}; "
+        f"written: {refused}{_room(folder)}. {_survived(folder)}; "
         f"{advice}, then start the same command again. (It was: "
         f"{shortened(reason, 300)})"
     )
@@ -121,4 +126,4 @@ def _survived(folder: Path) -> str:
             return f"The checkpoint of step {name} is sound"
         except (CorruptCheckpointError, OSError):
             continue
-    return "No checkpoint had been saved"
+    return "No checkpoint is left"

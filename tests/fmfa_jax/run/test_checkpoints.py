@@ -19,6 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmfa_jax.run import manifests, states
 from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
+from fmfa_jax.run.disk import SaveError
 from fmfa_jax.run.manifests import CorruptCheckpointError
 
 ROOT = Path(__file__).parents[3]
@@ -327,7 +328,7 @@ def test_what_is_removed_while_it_is_saved_is_not_sealed(folder, monkeypatch):
     checkpoints, _ = open_again(folder)
     checkpoints.restore_latest(make_state(0))
     checkpoints.save(6, make_state(6))
-    with pytest.raises(FileNotFoundError, match="cannot be read back"):
+    with pytest.raises(SaveError, match=r"step 6 could not be saved.*read back"):
         checkpoints.close()
     again, said = open_again(folder)
     assert again.restore_latest(make_state(0)).step == 5 and not said

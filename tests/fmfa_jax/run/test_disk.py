@@ -57,6 +57,6 @@ def test_what_is_told_is_one_line(tmp_path):
     text = str(error.value)
     assert "\n" not in text and str(tmp_path / "gone") in text
     assert "MiB free" in text and "No checkpoint is left; put the folder back" in text
-    with pytest.raises(DiskError, match="No checkpoint had been saved; make room"):
+    with pytest.raises(DiskError, match="No checkpoint is left; make room"):
         with watched(tmp_path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

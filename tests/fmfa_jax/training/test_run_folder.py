@@ -4,10 +4,6 @@
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,16 +14,9 @@ from fmfa_jax.run.checkpoints import CheckpointMismatchError
 from fmfa_jax.run.lock import FolderLock, InUseError
 from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.session import open_session
-from tests.tiny_run import ROOT, change_data, evaluate, tiny_config, train
+from tests.tiny_run import change_data, evaluate, tiny_config, train
 
 SPEEDS = {"steps_per_second", "pairs_per_second", "model_flops_per_second"}
-CONFIG = """
-from pathlib import Path
-from tests.tiny_run import tiny_config
-
-def get_config():
-    return tiny_config(Path({folder!r}))
-"""
 
 
 def config(folder, **changes):
@@ -167,47 +156,3 @@ def test_a_run_in_use_is_refused_and_can_be_evaluated(folder, whole):
             train(config(folder), whole)
         evaluate(config(folder), whole)
     assert rows(whole) == before
-
-
-def started(folder, run, *, limit=""):
-    """`main.py` as a user starts it from a shell, with a limit to the size of files."""
-    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
-    command = f"{sys.executable} main.py --config={folder}/config.py --workdir={run}"
-    return subprocess.Popen(
-        ["bash", "-c", f"ulimit -f {limit or 'unlimited'}; exec {command}"],
-        cwd=ROOT,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-            "PYTHONWARNINGS": "ignore",
-        },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-
-
-def test_a_full_disk_ends_a_run_in_one_line(folder, tmp_path):
-    """Another limit than a disk's, but as real: no file may have more bytes."""
-    process = started(folder, tmp_path, limit=500)
-    _, errors = process.communicate(timeout=240)
-    assert process.returncode == 1, errors
-    lines = errors.splitlines()
-    assert len(lines) == 1 and lines[0].startswith("error: the run has ended"), errors
-    assert f"{tmp_path} cannot be written: File too large (disk " in lines[0]
-    assert "No checkpoint had been saved; raise the limit" in lines[0]
-
-
-def test_a_signal_ends_a_run_with_75(folder, tmp_path):
-    process = started(folder, tmp_path)
-    metrics = tmp_path / "metrics.jsonl"
-    deadline = time.monotonic() + 240
-    while not (metrics.exists() and metrics.read_bytes()) and process.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    said, errors = process.communicate(timeout=240)
-    assert process.returncode == 75, errors
-    assert "SIGTERM: saved step" in said and "the same command resumes" in said
