@@ -22,12 +22,11 @@ from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
 # checkpoint made under other values is refused. The rest (paths, logging, evaluation)
-# may change between two sessions. The weak method's section is in checkpoints of all
-# methods since the first of them.
+# may change between two sessions; `Session` adds what some paths lead to. The weak
+# method's section is in checkpoints of all methods since the first of them.
 IDENTITY = ("seed", "method", "model", "optimizer", "schedule", "weak")
-IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokenizer")
+IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity")
 IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
-IDENTITY_KEYS += ("init.path",)
 # Only where there is noise: the other checkpoints are older than it.
 NOISE_KEYS = ("data.noise", "data.noise_seed")
 
