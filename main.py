@@ -8,14 +8,13 @@
 The same command resumes an interrupted run.
 """
 
-import os
 import sys
 
-from absl import app, flags, logging
+from absl import app, flags
 from ml_collections import config_flags
 
 from configs.base import base
-from fmfa_jax.files import local
+from data_pipeline.command import INTERRUPTED, USER_ERROR, local, say, speak, told
 from fmfa_jax.machines.flags import set_flags
 from fmfa_jax.options import flat, mistyped
 
@@ -36,10 +35,7 @@ def main(argv: list[str]) -> None:
     """Flags -> config -> one call."""
     if len(argv) > 1:
         raise app.UsageError(f"wanted only --flags, got {argv[1:]}")
-    if not flags.FLAGS["verbosity"].present:
-        logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as data_pipeline.prefetch
+    speak(verbosity=verbosity())
     config = CONFIG.value
     set_flags(deterministic=config.run.deterministic)
     # Imported here: after the flags, and so that a mistyped one is answered at once.
@@ -51,29 +47,28 @@ def main(argv: list[str]) -> None:
     try:
         call(config, local(WORKDIR.value or f"runs/{config.name}", what="--workdir"))
     except (ValueError, OSError, FloatingPointError, TooManyBadImagesError) as error:
-        if logging.get_verbosity() > logging.WARNING:
-            raise
-        code = told(str(error))
+        code = told(error, verbosity=verbosity())
         leave(error)
         sys.exit(code)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)
 
 
-def told(error: str) -> int:
-    """Say what is wrong in one paragraph; return the exit code of user errors.
-
-    With --verbosity=1 the traceback is shown instead.
-    """
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+def verbosity() -> int:
+    """The flag that absl defines; its default is for programs that log."""
+    flag = flags.FLAGS["verbosity"]
+    return flag.value if flag.present else 0
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; an unknown key ends with one line that names the near ones."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         keys = flat(base().to_dict())
-        sys.exit(told(mistyped(argv, keys) or str(error)))
+        say(f"error: {mistyped(argv, keys) or error}", sys.stderr)
+        sys.exit(USER_ERROR)
 
 
 if __name__ == "__main__":

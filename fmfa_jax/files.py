@@ -112,22 +112,3 @@ def _sync_names(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def local(path: str, *, what: str) -> str:
-    """Return a path on a mounted disk with its ~ expanded; "" stays "".
-
-    Args:
-        path: As the user wrote it.
-        what: Flag or key that it is the value of.
-
-    Raises:
-        ValueError: It is a URL, which would become a folder of that name.
-    """
-    scheme, separator, _ = path.partition("://")
-    if separator:
-        raise ValueError(
-            f"{what}: wanted a path on a mounted disk, got {path!r}; mount the "
-            f"{scheme}:// address or copy its files"
-        )
-    return os.path.expanduser(path)

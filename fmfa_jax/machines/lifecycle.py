@@ -188,5 +188,7 @@ class Watchdog:
 
 
 def _write(text: str) -> None:
+    # On a terminal, in place of an open line of progress.
+    text = ("\r\x1b[K" if os.isatty(2) else "") + text
     # Unbuffered: a signal may arrive inside print(), which cannot be re-entered.
     os.write(2, text.encode())

@@ -34,7 +34,7 @@ class RunLog:
         self, writers: Sequence[Writer], terminal: Terminal | None, speed: Speed
     ) -> None:
         self._writers, self._terminal, self._speed = tuple(writers), terminal, speed
-        self.paused = speed.paused
+        self.paused, self._skipped = speed.paused, 0.0
 
     def __enter__(self) -> "RunLog":
         return self
@@ -67,8 +67,17 @@ class RunLog:
         if self._terminal is not None:
             self._terminal.progress(step, values, speeds)
         speeds.pop("seconds_left", None)
+        self._tell_of_skipped(step, values.get("skipped", 0.0))
         self.scalars(step, epoch, {**values, **speeds})
         return speeds
+
+    def _tell_of_skipped(self, step: int, count: float) -> None:
+        if count > self._skipped:
+            self.say(
+                f"warning: {count:.0f} steps skipped up to step {step}: loss or "
+                "gradient was not finite"
+            )
+        self._skipped = count
 
     def scalars(self, step: int, epoch: int | float, values: Mapping[str, Any]) -> None:
         """Write one entry to all writers."""

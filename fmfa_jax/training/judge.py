@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from data_pipeline.command import say
 from fmfa_jax import evaluation, figures, models, weights
 from fmfa_jax.machines.mesh import replicated
 from fmfa_jax.machines.processes import broadcast
@@ -46,7 +47,7 @@ class Judge:
     """
 
     session: Session
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = say
     beat: Callable[[str], None] = lambda what: None
 
     def measure(

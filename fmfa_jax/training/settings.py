@@ -12,9 +12,10 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
+from data_pipeline.command import local
 from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
-from fmfa_jax import files, models
+from fmfa_jax import models
 from fmfa_jax.methods import METHODS, Method
 from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
 from fmfa_jax.training.computing import AUTO, computing
@@ -227,7 +228,7 @@ def read(config: ConfigDict) -> Settings:
     values = config.to_dict()
     for section, key in PATHS:
         given = values[section][key]
-        values[section][key] = files.local(given, what=f"config.{section}.{key}")
+        values[section][key] = local(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     # The generators take 32 bits.
     Between(0, 2**32 - 1).check("config.seed", values["seed"])
