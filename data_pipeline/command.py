@@ -11,7 +11,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
@@ -84,8 +84,13 @@ def path(text: str) -> str:
         raise argparse.ArgumentTypeError(message) from error
 
 
-def say(text: object, stream: TextIO | None = None) -> None:
-    """Print a text, which may hold names from files, so that it only fills lines."""
+def say(text: object, stream: Any = None) -> None:
+    """Print a text, which may hold names from files, so that it only fills lines.
+
+    Args:
+        text: Anything but line ends that a terminal might obey is escaped.
+        stream: Where to; standard output by default.
+    """
     lines = "\n".join(map(printable, str(text).split("\n")))
     print(lines, file=stream, flush=True)
 
@@ -134,7 +139,8 @@ def speak(*, verbosity: int = 0) -> None:
         logger.setLevel(logging.INFO if verbosity > 0 else logging.WARNING)
     if verbosity > 0:
         return
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets itself
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
     absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells of every file it opens
     for name in ("", "tensorflow"):
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -40,7 +40,7 @@ SPAN = re.compile(r"`([^`]+)`")
 
 # Set-up, whole suites and long measurements: other tests run their parts.
 ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
-LAUNCHERS = ("srun ", "gcloud ")
+LAUNCHERS = ("srun ", "gcloud ", "mpirun ", "mpiexec ", "torchrun ")
 
 TINY = [
     "--config.model.preset=demo",
@@ -70,7 +70,7 @@ def commands(page: Path) -> Iterator[str]:
     for block in blocks(page, "bash"):
         for line in block.splitlines():
             if line.startswith(LAUNCHERS):
-                yield re.search(r'python main\.py[^"]*', line)[0]
+                yield "python " + re.search(r'main\.py[^"]*', line)[0]
             elif line and not line.startswith("#"):
                 yield line
     for block in blocks(page, "yaml"):

@@ -120,7 +120,7 @@ def _by_launcher(environ: Environ, source: Source) -> Launch:
         return Launch(name, _joined(environ, _master(environ), source))
     if name == "openmpi" and _set(environ, "OMPI_MCA_orte_hnp_uri"):  # until 4
         return Launch(name, _detected(environ, "ompi"))
-    way = "mpirun -x" if name == "openmpi" else "mpiexec -env"
+    way = "mpirun -x" if name == "openmpi" else "mpiexec -genv"
     said = "Open MPI" if name == "openmpi" else "PMI"
     raise _no_address(environ, said, source.count, f"as by {way}")
 

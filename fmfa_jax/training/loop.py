@@ -214,6 +214,7 @@ def start_log(session: Session, training: Training) -> RunLog:
         stop_step=plan.stop,
         pairs_per_step=settings.train.batch_size,
         peak_flops=peak and peak * session.mesh.size,
+        losses=("total", *settings.losses),
         tensorboard=settings.log.tensorboard,
     )
     log.say(opening(session, plan, training.start))

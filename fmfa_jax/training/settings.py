@@ -208,6 +208,12 @@ class Settings:
         """The class of the method."""
         return METHODS[self.method]
 
+    @property
+    def losses(self) -> list[str]:
+        """The losses that are computed."""
+        weights = {k: v for k, v in self.flat.items() if k.startswith("losses.")}
+        return [key.removeprefix("losses.") for key, v in weights.items() if v]
+
     def identity(self) -> dict[str, Any]:
         """What the run computes: the keys whose change makes it another run."""
         decisive = {*IDENTITY, *section_names(type(self.recipe))}

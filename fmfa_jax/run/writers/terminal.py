@@ -5,13 +5,10 @@ import io
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_pipeline.command import say
-
-NOT_LOSSES = ("grad_norm", "lr", "skipped")
-"""What every step reports besides its losses; see `training.step.Report`."""
 
 _BAR = range(8, 33)  # its least and its greatest length
 _GAP = "  "
@@ -20,14 +17,21 @@ _GAP = "  "
 class Terminal:
     """Shows progress: on a terminal one line is replaced, elsewhere lines are added."""
 
-    def __init__(self, *, stop_step: int, stream: io.TextIOBase | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        stop_step: int,
+        losses: Sequence[str] = (),
+        stream: io.TextIOBase | None = None,
+    ) -> None:
         """Write nothing yet.
 
         Args:
             stop_step: The run's last step.
+            losses: Names of the values that a terminal shows.
             stream: Where to write; standard output by default.
         """
-        self._stop_step = stop_step
+        self._stop_step, self._losses = stop_step, losses
         self._stream: Any = sys.stdout if stream is None else stream
         self._live = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._open = False
@@ -84,8 +88,7 @@ class Terminal:
         share = min(step / self._stop_step, 1.0)
         head = [f"{share:4.0%}", f"step {step}/{self._stop_step}"]
         pace = [*([_pairs(speeds)] if speeds else []), *_left(speeds)]
-        names = [name for name in values if name not in NOT_LOSSES]
-        names.sort(key=lambda name: name != "total")  # which comes first
+        names = [name for name in self._losses if name in values]
         losses = [f"{name} {_short(values[name])}" for name in names]
         room = width - len(_GAP.join(head))
         pace, room = _fitting(pace[::-1], room)

@@ -262,7 +262,7 @@ def test_the_manifest_says_what_is_read():
 
 def test_the_scripts_of_the_recipes_are_well_formed():
     blocks = launching("bash")
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     for block in blocks:
         subprocess.run(["bash", "-n"], input=block, text=True, check=True)
         for config in re.findall(r"--config=(\S+)", block):
