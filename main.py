@@ -8,7 +8,10 @@
 The same command resumes an interrupted run.
 """
 
+import runpy
 import sys
+from contextlib import suppress
+from pathlib import Path
 
 from absl import app, flags
 from ml_collections import config_flags
@@ -18,6 +21,8 @@ from data_pipeline.command import INTERRUPTED, USER_ERROR, local, say, speak, to
 from fmfa_jax.machines.flags import set_flags
 from fmfa_jax.options import flat, mistyped
 
+FILE = "--config="
+WRONG = (AttributeError, TypeError, ValueError)  # how config_flags takes a wrong key
 CONFIG = config_flags.DEFINE_config_file(
     "config",
     help_string="A file of configs/, optionally with :PRESET.",
@@ -34,7 +39,7 @@ MODE = flags.DEFINE_enum(
 def main(argv: list[str]) -> None:
     """Flags -> config -> one call."""
     if len(argv) > 1:
-        raise app.UsageError(f"wanted only --flags, got {argv[1:]}")
+        sys.exit(told(ValueError(f"wanted only --flags, got {argv[1:]}")))
     speak(verbosity=verbosity())
     config = CONFIG.value
     set_flags(deterministic=config.run.deterministic)
@@ -45,7 +50,7 @@ def main(argv: list[str]) -> None:
 
     call = loop.train if MODE.value == "train" else loop.evaluate
     try:
-        call(config, local(WORKDIR.value or f"runs/{config.name}", what="--workdir"))
+        call(config, WORKDIR.value)
     except (ValueError, OSError, FloatingPointError, TooManyBadImagesError) as error:
         code = told(error, verbosity=verbosity())
         leave(error)
@@ -62,13 +67,46 @@ def verbosity() -> int:
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parse the flags; an unknown key ends with one line that names the near ones."""
+    """Parse the flags; what is wrong with them ends the program in one paragraph."""
     try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        keys = flat(base().to_dict())
-        say(f"error: {mistyped(argv, keys) or error}", sys.stderr)
+        others = flags.FLAGS([with_file(word) for word in argv])
+        run = WORKDIR.value or f"runs/{CONFIG.value.name}"
+        flags.FLAGS.workdir = local(run, what="--workdir")
+        return others
+    except (flags.Error, LookupError, OSError, *WRONG) as error:
+        say(f"error: {mistyped(argv, keys(argv)) or reason(error)}", sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def with_file(word: str) -> str:
+    """Expand the path of --config=FILE:PRESET, which has to be a file."""
+    if not word.startswith(FILE):
+        return word
+    path = local(word.removeprefix(FILE), what="--config")
+    file = path.partition(":")[0]
+    if not Path(file).is_file():
+        raise ValueError(f"--config: there is no file {file}; ours lie in configs/")
+    return FILE + path
+
+
+def reason(error: BaseException) -> str:
+    """What a config file refuses, such as a preset, without the way to it."""
+    if "Traceback" not in str(error):
+        return str(error)
+    while isinstance(error.__context__, ValueError):
+        error = error.__context__
+    return f"--config: {error}"
+
+
+def keys(argv: list[str]) -> list[str]:
+    """Dotted keys of the config that is asked for, or else of any."""
+    made = base()
+    for word in argv:
+        file, _, preset = word.removeprefix(FILE).partition(":")
+        if word.startswith(FILE):
+            with suppress(Exception):  # which has been told of
+                made = runpy.run_path(file)["get_config"](*filter(None, [preset]))
+    return list(flat(made.to_dict()))
 
 
 if __name__ == "__main__":

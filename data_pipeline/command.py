@@ -72,7 +72,8 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """End the program; --help tells the rest."""
-        self.exit(USER_ERROR, f"error: {printable(message)}; see {self.prog} --help\n")
+        say(f"error: {printable(message)}; see {self.prog} --help", sys.stderr)
+        sys.exit(USER_ERROR)
 
 
 def path(text: str) -> str:

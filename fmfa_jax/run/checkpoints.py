@@ -21,6 +21,7 @@ import orbax.checkpoint as ocp
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
+from data_pipeline.command import say
 from fmfa_jax.machines.processes import broadcast
 from fmfa_jax.machines.trees import named_leaves, not_finite, some
 from fmfa_jax.run import manifests
@@ -54,7 +55,7 @@ class Checkpoints:
         *,
         identity: Mapping[str, Any],
         keep: int = 1,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say,
     ) -> None:
         """Touch nothing on disk yet.
 

@@ -288,7 +288,7 @@ def write_step(log: RunLog, step: int, training: Training, report: Report) -> No
     values |= method.summarize(records)
     log.step(step, step / training.plan.epoch, values, flops=flops)
     if step == 1 and (warning := method.warning(values)):
-        log.say(warning)
+        log.say(f"warning: {warning}")
 
 
 def evaluate(
