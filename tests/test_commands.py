@@ -104,9 +104,9 @@ def test_what_a_user_may_mean_by_a_path(monkeypatch, tmp_path):
 
 ODD = "red\x1b[31m\u202e"
 ERRORS = [
-    (WEIGHTS, f"inspect {ODD}", "cannot read"),
+    (WEIGHTS, f"inspect {ODD}", "no weight file at red"),
     (WEIGHTS, "inspect other.txt", "other.txt"),
-    (WEIGHTS, f"import {ODD} out", "cannot read"),
+    (WEIGHTS, f"import {ODD} out", "no weight file at red"),
     (WEIGHTS, "import other.txt .", "it is a folder"),
     (WEIGHTS, "export --to hf other.txt other.txt", "it is a file"),
     (SEARCH, f"index {ODD} --model other.txt --out out", ""),
@@ -117,7 +117,7 @@ ERRORS = [
     (FIGURES, f"curves {ODD}", r"red\x1b[31m\u202e"),
     (FIGURES, f"worst {ODD} --out out", r"red\x1b[31m\u202e"),
     (CHECK, f". --name {ODD}", "is not known"),
-    (CHECK, f". --tokenizer {ODD}", "wanted 'clip' or a folder"),
+    (CHECK, f". --name cuhk_pedes --tokenizer {ODD}", "wanted 'clip' or a folder"),
     (TFDS, f"cuhk_pedes --manual_dir={ODD} --data_dir=out", r"red\x1b[31m\u202e"),
     (SYNTHETIC, ".", "holds something else"),
     (SYNTHETIC, "out --identities -1", "identities"),
