@@ -113,7 +113,12 @@ def told(error: BaseException, *, verbosity: int = 0) -> int:
 
 def told_of(arguments: argparse.Namespace, error: BaseException) -> int:
     """As `told`, for arguments of a `Parser`."""
-    return told(error, verbosity=getattr(arguments, "verbosity", 0))
+    return told(error, verbosity=verbosity(arguments))
+
+
+def verbosity(arguments: argparse.Namespace) -> int:
+    """How much is to be said, of arguments of a `Parser`."""
+    return getattr(arguments, "verbosity", 0)
 
 
 class _Lines(logging.Handler):

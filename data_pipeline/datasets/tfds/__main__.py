@@ -9,9 +9,12 @@ To use the result: `--config.data.name=tfds:cuhk_pedes --config.data.root=OUT`.
 """
 
 import argparse
+import io
+import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, path, run, say, told_of, verbosity
 from data_pipeline.datasets import PREPARABLE, AnnotationError, open_dataset
 
 
@@ -38,12 +41,17 @@ def _prepare(flags: argparse.Namespace, fingerprint: str) -> None:
         _same(builder.info.metadata["fingerprint"], fingerprint, builder.data_dir)
         say(f"already prepared, nothing done: {builder.data_dir}")
         return
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=flags.manual_dir, num_shards=flags.num_shards
-        ),
-        file_format=flags.file_format,
-    )
+    say(f"preparing {builder.data_dir}")
+    if not verbosity(flags):
+        tfds.disable_progress_bar()
+    # It speaks of downloads, of which there are none.
+    with redirect_stdout(sys.stdout if verbosity(flags) else io.StringIO()):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=flags.manual_dir, num_shards=flags.num_shards
+            ),
+            file_format=flags.file_format,
+        )
     say(f"prepared: {builder.data_dir}")
 
 
