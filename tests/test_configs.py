@@ -6,13 +6,14 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
 from configs.base import ALPHA, PRESETS, base
+from fmfa_jax import models
 from fmfa_jax.losses import matching
 from fmfa_jax.methods import METHODS
 from fmfa_jax.options import Options
@@ -114,6 +115,16 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
         ("model.image_size", (0, 32)),
         ("model.context_length", 1),
         ("model.irr_layers", -1),
+        ("model.irr_layers", 10**9),
+        ("train.batch_size", -8),
+        ("train.chunks", 0),
+        ("eval.batch_size", 0),
+        ("eval.batch_size", 10**9),  # all of its rows would be made
+        ("eval.every_epochs", -1),
+        ("checkpoint.every_steps", -1),
+        ("mesh.fsdp", 0),
+        ("schedule.warmup_epochs", float("nan")),
+        ("losses.efa", float("nan")),
         ("train.epochs", 0),
         ("train.stop_step", -5),
         ("train.max_skipped", -1),
@@ -131,6 +142,32 @@ def test_a_number_out_of_its_range_is_refused_by_name(key, value):
         config.update_from_flattened_dict({key: value})
     with pytest.raises(ValueError, match=rf"config\.{key}: wanted"):
         settings.read(config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"data.sampler": "identity", "data.per_identity": 3},
+            r"config\.data\.per_identity=3: wanted a divisor of config\.train\.batch",
+        ),
+        ({"data.caption_buckets": (32, 16)}, "buckets .* wanted increasing lengths"),
+        ({"data.caption_buckets": (16, 77)}, "buckets .* from 2 to 76"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(changes, message):
+    config = get("cuhk", "plus").copy_and_resolve_references()
+    config.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        settings.read(config)
+
+
+def test_a_loss_without_its_head_is_refused():
+    config = get("cuhk").copy_and_resolve_references()
+    config.model.irr_layers = 0
+    told = settings.read(config)
+    with pytest.raises(ValueError, match=r"config\.model\.irr_layers=0: wanted layers"):
+        told.learns.sized(told.recipe, replace(models.PRESETS["demo"], irr_layers=0))
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,8 @@ def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
         return
     if folder == AUTO:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir / PROGRAMS)
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # or JAX would do without
     jax.config.update("jax_compilation_cache_dir", folder)
     # Also the many small programs: saving a checkpoint takes about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
