@@ -128,22 +128,3 @@ def set_aside(path: str | Path, name: str | Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
     os.rename(path, target)
     return target
-
-
-def local(path: str, *, what: str) -> str:
-    """Return a path on a mounted disk with its ~ expanded; "" stays "".
-
-    Args:
-        path: As the user wrote it.
-        what: Flag or key that it is the value of.
-
-    Raises:
-        ValueError: It is a URL, which would become a folder of that name.
-    """
-    scheme, separator, _ = path.partition("://")
-    if separator:
-        raise ValueError(
-            f"{what}: wanted a path on a mounted disk, got {path!r}; mount the "
-            f"{scheme}:// address or copy its files"
-        )
-    return os.path.expanduser(path)

@@ -118,6 +118,12 @@ def test_files_are_written_in_one_way():
     assert replaced == ["fmfa_jax/files.py"]
 
 
+def test_command_lines_are_taken_in_one_way():
+    """`data_pipeline.command.Parser` complains in a line, `path` expands a path."""
+    for top in ("fmfa_jax", "data_pipeline"):
+        assert uses(r"argparse\.ArgumentParser\(|type=Path", top) == []
+
+
 def test_near_names_are_suggested_in_one_way():
     found = [line for top in TOPS for line in uses("difflib", top)]
     assert found == ["data_pipeline/hints.py"]

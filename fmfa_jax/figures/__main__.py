@@ -13,7 +13,6 @@ python -m fmfa_jax.figures words runs/demo --query "a man in a red jacket" --ima
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,6 +24,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipeline import images
+from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.datasets import open_dataset
 from data_pipeline.loader import gallery_batches, query_batches
 from data_pipeline.records import Split
@@ -96,7 +96,7 @@ class Run:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fmfa_jax.figures", description=(__doc__ or "").split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -110,18 +110,26 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("run", type=Path, help="run folder")
-        command.add_argument("--out", type=Path, help="default: RUN/figures")
+        command.add_argument("run", type=_place, help="run folder")
+        command.add_argument("--out", type=_place, help="default: RUN/figures")
         if name == "curves":
             continue
         command.add_argument("--split", choices=("test", "val"), default="test")
-        command.add_argument("--root", help="new root of the data set, if it was moved")
-        command.add_argument("--tokenizer", help="clip or a folder, if it was moved")
+        command.add_argument(
+            "--root", type=path, help="new root of the data set, if it was moved"
+        )
+        command.add_argument(
+            "--tokenizer", type=path, help="clip or a folder, if it was moved"
+        )
         if name == "rankings":
             _add_ranking_arguments(command)
         if name == "words":
             _add_word_arguments(command)
     return parser
+
+
+def _place(text: str) -> Path:
+    return Path(path(text))
 
 
 def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
@@ -146,7 +154,7 @@ def _positive(text: str) -> int:
 def _add_word_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pair", type=int, help="caption and image of this pair")
     command.add_argument("--query", help="sentence instead of the pair's")
-    command.add_argument("--image", type=Path, help="file instead of the pair's")
+    command.add_argument("--image", type=_place, help="file instead of the pair's")
     command.add_argument(
         "--view",
         choices=("both", *VIEWS),
@@ -288,12 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         files = _draw(args)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return told_of(args, error)
     for file in files:
-        print(f"wrote {file}")
+        say(f"wrote {file}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from data_pipeline.command import say
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
 from fmfa_jax import files
@@ -62,7 +63,7 @@ class Checkpoints:
         identity: Mapping[str, Any],
         told: Mapping[str, Any] | None = None,
         keep: int = 1,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say,
     ) -> None:
         """Touch nothing on disk yet.
 

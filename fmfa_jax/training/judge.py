@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from data_pipeline.command import say
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
 from fmfa_jax import evaluation, figures, files, models, weights
@@ -60,7 +61,7 @@ class Judge:
     """
 
     session: Session
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = say
     beat: Callable[[str], None] = lambda what: None
     run: str = ""
 

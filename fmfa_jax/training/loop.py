@@ -275,6 +275,7 @@ def start_log(session: Session, training: Training) -> RunLog:
         stop_step=plan.stop,
         pairs_per_step=settings.train.batch_size,
         peak_flops=peak and peak * session.mesh.size,
+        losses=("total", *settings.losses),
         tensorboard=settings.log.tensorboard,
     )
     log.say(opening(session, plan, training.start))
@@ -350,7 +351,7 @@ def write_step(log: RunLog, step: int, training: Training, report: Report) -> No
     values |= method.summarize(records)
     log.step(step, step / training.plan.epoch, values, flops=flops)
     if step == 1 and (warning := method.warning(values)):
-        log.say(warning)
+        log.say(f"warning: {warning}")
 
 
 def evaluate(

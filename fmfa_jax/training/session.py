@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training and evaluation share: devices, data, batches, first parameters."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -43,6 +43,8 @@ from fmfa_jax.training.settings import AUTO, Settings
 
 PROGRAMS = "compiled"
 """Subfolder of a run for compiled programs."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -205,10 +207,12 @@ def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
         return
     if processes.count > 1 and jax.default_backend() == "cpu":
         if folder != AUTO:
-            logging.warning("run.compilation_cache: several CPU processes go without")
+            _log.warning("run.compilation_cache: several CPU processes go without")
         return
     if folder == AUTO:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir / PROGRAMS)
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # or JAX would do without
     jax.config.update("jax_compilation_cache_dir", folder)
     # Also the many small programs: saving a checkpoint takes about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -288,10 +292,11 @@ def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
 
 def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
     init = session.settings.init
-    params = models.init_params(session.model, session.settings.seed)
     if not init.path:
-        logging.info("init.path is empty: all parameters are new")
+        _log.info("init.path is empty: all parameters are new")
+        params = models.init_params(session.model, session.settings.seed)
         return params, {"source": "", "newly_initialised": ["everything"]}
+    # First: programs that are compiled would be kept in the run's folder.
     loaded = weights.load_params(
         init.path,
         session.model,
@@ -300,7 +305,8 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         hints=weights.CONFIG_HINTS,
     )
     if loaded.report.assumes:
-        logging.warning("init.path: the activation is %s", loaded.report.activation)
+        _log.warning("init.path: the activation is %s", loaded.report.activation)
+    params = models.init_params(session.model, session.settings.seed)
     return weights.fill(params, loaded), loaded.report.as_dict()
 
 

@@ -12,9 +12,11 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
+from data_pipeline.captions import check_buckets
+from data_pipeline.command import local
 from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
-from fmfa_jax import files, models
+from fmfa_jax import models
 from fmfa_jax.methods import METHODS, Method
 from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
 from fmfa_jax.training.computing import AUTO, computing
@@ -67,7 +69,7 @@ class Model(Options, section="model"):
     image_size: Annotated[tuple[int, ...], Between(1, 4096)]
     stride: NotNegative
     context_length: Annotated[int, Between(3, 4096)]
-    irr_layers: NotNegative
+    irr_layers: Annotated[int, Between(0, 64)]
     dtype: Annotated[str, OneOf((AUTO, *models.config.DTYPES))]
     precision: Annotated[str, OneOf(models.config.PRECISIONS)]
     products: Annotated[str, OneOf((AUTO, *models.config.PRODUCTS))]
@@ -124,8 +126,8 @@ class Init(Options, section="init"):
 class Train(Options, section="train"):
     """How much is trained."""
 
-    batch_size: int  # checked against the devices
-    chunks: int  # likewise
+    batch_size: Positive  # checked against the devices
+    chunks: Positive  # likewise
     epochs: Positive
     stop_step: NotNegative
     max_skipped: NotNegative
@@ -136,7 +138,7 @@ class Eval(Options, section="eval"):
     """What is measured, and when."""
 
     every_epochs: NotNegative
-    batch_size: int  # checked against the devices
+    batch_size: Annotated[int, Between(1, 2**16)]  # rows are filled up to it
     split: Annotated[str, OneOf(SPLITS)]
     pictures: NotNegative
 
@@ -162,7 +164,7 @@ class Log(Options, section="log"):
 class Mesh(Options, section="mesh"):
     """How all devices share the work."""
 
-    fsdp: int  # checked against the devices
+    fsdp: Positive  # checked against the devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,6 +213,12 @@ class Settings:
         """The class of the method."""
         return METHODS[self.method]
 
+    @property
+    def losses(self) -> list[str]:
+        """The losses that are computed."""
+        weights = {k: v for k, v in self.flat.items() if k.startswith("losses.")}
+        return [key.removeprefix("losses.") for key, v in weights.items() if v]
+
     def identity(self) -> dict[str, Any]:
         """What the run computes: the keys whose change makes it another run."""
         decisive = {*IDENTITY, *section_names(type(self.recipe))}
@@ -223,6 +231,21 @@ class Settings:
         }
 
 
+def check_data(settings: Settings) -> None:
+    """Refuse batches that could not be made, before any data is read.
+
+    Raises:
+        ValueError: Names the keys that do not go together.
+    """
+    data, size = settings.data, settings.train.batch_size
+    if data.sampler == "identity" and size % data.per_identity:
+        raise ValueError(
+            f"config.data.per_identity={data.per_identity}: wanted a divisor of "
+            f"config.train.batch_size={size} for the identity sampler"
+        )
+    check_buckets(tuple(data.caption_buckets), settings.model.context_length)
+
+
 def read(config: ConfigDict) -> Settings:
     """Check a config and take it apart, before any data is read.
 
@@ -232,12 +255,13 @@ def read(config: ConfigDict) -> Settings:
     values = config.to_dict()
     for section, key in PATHS:
         given = values[section][key]
-        values[section][key] = files.local(given, what=f"config.{section}.{key}")
+        values[section][key] = local(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]
     values |= {"recipe": sections(method.Recipe, values), "flat": flat(values)}
     settings = sections(Settings, values)
+    check_data(settings)
     method.check(
         settings.recipe,
         sampler=settings.data.sampler,
