@@ -17,7 +17,7 @@ from fmfa_jax.options import Options
 from fmfa_jax.training import settings
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("cuhk", "icfg", "rstp", "folder", "demo")
+NAMES = ("cuhk", "icfg", "rstp", "ufine", "folder", "demo")
 
 
 def get(name: str, *preset: str) -> ConfigDict:
@@ -108,6 +108,8 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
         ("loss.a_sdm_alpha", -1.0),
         ("losses.id", -1.0),
         ("data.per_identity", 0),
+        ("data.people", 0.0),
+        ("data.people", 1.5),
         ("model.image_size", (64,)),
         ("model.image_size", (0, 32)),
         ("model.context_length", 1),
@@ -167,6 +169,12 @@ def test_a_run_is_what_its_methods_sections_say(preset):
         *("data.name", "data.sampler", "data.per_identity", "data.tokenizer"),
         "data.caption_buckets",
     }
+
+
+def test_a_share_of_the_people_makes_another_run():
+    config = get("cuhk").copy_and_resolve_references()
+    config.data.people = 0.1
+    assert settings.read(config).identity()["data.people"] == 0.1
 
 
 def test_a_methods_own_section_is_part_of_its_runs(monkeypatch):

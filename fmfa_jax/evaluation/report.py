@@ -14,8 +14,8 @@ from fmfa_jax.evaluation.nearest import Nearest
 from fmfa_jax.evaluation.published import published
 from fmfa_jax.files import write_json, write_text, writing
 
-HEADER = ("direction", "R1", "R5", "R10", "mAP", "mINP", "queries", "gallery")
-_FIGURES = ("r1", "r5", "r10", "mAP", "mINP")
+HEADER = ("direction", "R1", "R5", "R10", "rSum", "mAP", "mINP", "queries", "gallery")
+_FIGURES = ("r1", "r5", "r10", "rSum", "mAP", "mINP")
 _TIES = "a wrong item exactly as similar as a right one counts as ahead of it"
 
 

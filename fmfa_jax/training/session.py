@@ -136,7 +136,10 @@ def open_session(
         check_batch_size(train.batch_size, mesh, chunks=train.chunks)
         check_batch_size(settings.eval.batch_size, mesh)
         data = open_dataset(
-            settings.data.name, settings.data.root, **settings.data.options
+            settings.data.name,
+            settings.data.root,
+            people=settings.data.people,
+            **settings.data.options,
         )
         tokenizer = open_tokenizer(settings.data.tokenizer)
         model = settings.learns.sized(

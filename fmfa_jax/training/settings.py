@@ -16,7 +16,15 @@ from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
 from fmfa_jax import files, models
 from fmfa_jax.methods import METHODS, Method
-from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
+from fmfa_jax.options import (
+    Above,
+    Between,
+    OneOf,
+    Options,
+    flat,
+    section_names,
+    sections,
+)
 from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
@@ -47,6 +55,7 @@ class Data(Options, section="data"):
     name: str
     root: str
     options: dict[str, Any]
+    people: Annotated[float, Above(0, 1)]
     tokenizer: str
     sampler: Annotated[str, OneOf(SAMPLERS)]
     per_identity: Positive
@@ -208,12 +217,16 @@ class Settings:
         return METHODS[self.method]
 
     def identity(self) -> dict[str, Any]:
-        """What the run computes: the keys whose change makes it another run."""
+        """What the run computes: the keys whose change makes it another run.
+
+        Checkpoints from before there was `data.people` were of all people.
+        """
         decisive = {*IDENTITY, *section_names(type(self.recipe))}
+        some = ("data.people",) * (self.data.people < 1)
         return {
             key: value
             for key, value in self.flat.items()
-            if (key.split(".")[0] in decisive or key in IDENTITY_KEYS)
+            if (key.split(".")[0] in decisive or key in (*IDENTITY_KEYS, *some))
             and key not in NOT_IDENTITY
         }
 
