@@ -26,6 +26,7 @@ from data_pipeline.records import Split
 from fmfa_jax import evaluation, figures, models
 from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.evaluation.runs import Run
+from fmfa_jax.weights.arguments import positive
 
 VIEWS = ("similarity", "attention")
 """The views of `figures.word_maps`, in order."""
@@ -69,14 +70,8 @@ def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
         help="only the caption of this pair (may be repeated)",
     )
     command.add_argument(
-        "--top", type=_positive, default=evaluation.TOP, help="number of nearest images"
+        "--top", type=positive, default=evaluation.TOP, help="number of nearest images"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
-    return int(text)
 
 
 def _add_word_arguments(command: argparse.ArgumentParser) -> None:
