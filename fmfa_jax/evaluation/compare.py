@@ -41,7 +41,9 @@ def compare(paths: Sequence[Path], *, table: str, which: str) -> Table:
         OSError: A run has no config.json, or did not write the table.
         ValueError: A table is damaged, or two have other columns.
     """
-    found = [_written(path, table, which) for path in paths]
+    runs = [Run(path, which) for path in paths]
+    configs = [run.config for run in runs]
+    found = [_written(run, table) for run in runs]
     first = found[0]
     for path, other in zip(paths, found, strict=True):
         if (other.labels, other.figures) != (first.labels, first.figures):
@@ -49,7 +51,7 @@ def compare(paths: Sequence[Path], *, table: str, which: str) -> Table:
                 f"{path}: wanted a table with the columns of {paths[0]}'s, got "
                 f"{', '.join((*other.labels, *other.figures))}"
             )
-    groups = _grouped(paths, found)
+    groups = _grouped(paths, configs, found)
     rows = [row for label in _labels(found) for row in _rows(label, groups)]
     title = f"{table}, {which} weights of {len(paths)} runs"
     return Table(
@@ -95,9 +97,12 @@ def _spread(cells: Sequence[Cell]) -> Cell:
     return Spread.of(known) if known else None
 
 
-def _grouped(paths: Sequence[Path], tables: Sequence[Table]) -> list[Group]:
+def _grouped(
+    paths: Sequence[Path],
+    configs: Sequence[Mapping[str, Any]],
+    tables: Sequence[Table],
+) -> list[Group]:
     """Return the groups, in order; they are named by what tells them apart."""
-    configs = [Run(path).config for path in paths]
     members: dict[str, list[int]] = {}
     for number, config in enumerate(configs):
         members.setdefault(json.dumps(_essence(config), sort_keys=True), []).append(
@@ -131,17 +136,16 @@ def _name(config: Mapping[str, Any], all_configs: Sequence[Mapping[str, Any]]) -
     return " ".join([name, *(f"{key}={config.get(key)}" for key in differing)])
 
 
-def _written(path: Path, table: str, which: str) -> Table:
-    run = Run(path, weights=which)
+def _written(run: Run, table: str) -> Table:
     if table != EVALUATION:
         return read_table(protocol_folder(run, table) / "table.json")
     step = weights.read_archive(run.file).metadata.get("step", "0")
-    places = [path / "eval" / name for name in (step, f"{step}-val")]
+    places = [run.folder / "eval" / name for name in (step, f"{step}-val")]
     for place in places:
         if (place / "metrics.json").is_file():
             return _evaluated(place / "metrics.json")
     raise FileNotFoundError(
-        f"{path}: wanted {places[0]}/metrics.json, which training writes at its end, "
+        f"{run.path}: wanted {places[0]}/metrics.json, which training writes, "
         "got none; evaluate the run with main.py --mode=eval"
     )
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Int, Int32
+from jaxtyping import Float, Float32, Int, Int32
 from scipy import sparse
 
 from fmfa_jax.evaluation.blocks import unit_rows
@@ -89,7 +89,7 @@ def reranked(
     def scores(rows: np.ndarray) -> np.ndarray:
         distance = 2 - 2 * everything[rows] @ pictures.T
         distance *= options.weight / largest[rows, None]
-        for at, row in enumerate(rows):
+        for at, row in enumerate(rows.tolist()):
             jaccard = _jaccard(vectors, items, row)
             distance[at] += (1 - options.weight) * jaccard
         return -distance
@@ -114,7 +114,7 @@ def _reciprocal(index: Int32[np.ndarray, "n k"], k: int) -> list[frozenset[int]]
     for first in range(0, len(near), _ROWS_AT_ONCE):
         part = near[first : first + _ROWS_AT_ONCE]
         own = np.arange(first, first + len(part))[:, None, None]
-        mutual: Bool[np.ndarray, "n k"] = (near[part] == own).any(axis=2)
+        mutual = (near[part] == own).any(axis=2)
         found += [
             frozenset(row[kept].tolist())
             for row, kept in zip(part, mutual, strict=True)

@@ -31,7 +31,7 @@ class Run:
 
     Attributes:
         path: The folder or file.
-        weights: Which weights of a run folder: a key of `FILES`; by default the best,
+        which: Which weights of a run folder: a key of `FILES`; by default the best,
             or the last if there are no best.
         root: New root of the run's data set, if it was moved.
         tokenizer_name: "clip" or a folder; None: the run's.
@@ -39,7 +39,7 @@ class Run:
     """
 
     path: Path
-    weights: str = ""
+    which: str = ""
     root: str | None = None
     tokenizer_name: str | None = None
     stated: dict[str, Any] = field(default_factory=dict)
@@ -75,15 +75,15 @@ class Run:
         Raises:
             FileNotFoundError: The run has no such weights.
         """
-        if not self.weights or not weights.run_config(self.path):
+        if not self.which or not weights.run_config(self.path):
             return self.path
         if not self.path.is_dir():
             return self.path
-        file = self.path / FILES[self.weights]
+        file = self.path / FILES[self.which]
         if not file.is_file():
             there = [name for name in FILES.values() if (self.path / name).is_file()]
             raise FileNotFoundError(
-                f"{self.path}: wanted its {self.weights} weights, {file.name}, got "
+                f"{self.path}: wanted its {self.which} weights, {file.name}, got "
                 f"{' and '.join(there) or 'none'}; --weights chooses between "
                 f"{' and '.join(FILES)}"
             )
@@ -116,8 +116,9 @@ class Run:
     def data(self) -> PersonDataset:
         """The data set that the run learned from, as its config.json says."""
         config, prefix = self.config, "data.options."
+        # JSON has lists where configs have tuples.
         options = {
-            key.removeprefix(prefix): value
+            key.removeprefix(prefix): tuple(value) if type(value) is list else value
             for key, value in config.items()
             if key.startswith(prefix)
         }

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 from fmfa_jax.evaluation.blocks import fitting_queries, unit_rows
 
 RANKED, RELEASED = "ranked", "released"
+_NOTHING = np.finfo(np.float64).tiny
 
 
 def mean_similarity_distribution(
@@ -72,8 +73,10 @@ def _distribution(
     matching = np.where(right, similar, 0)
     matches, sum_right = right.sum(axis=1), matching.sum(axis=1)
     others = similar.shape[1] - matches
-    ratio = (sum_right / matches) / ((similar.sum(axis=1) - sum_right) / others)
-    share = matching.cumsum(axis=1) / similar.cumsum(axis=1)
+    mean_other = (similar.sum(axis=1) - sum_right) / others
+    ratio = sum_right / matches / np.maximum(mean_other, _NOTHING)
+    # A similarity of exactly 0 in the first place makes 0 / 0, which counts as 0.
+    share = matching.cumsum(axis=1) / np.maximum(similar.cumsum(axis=1), _NOTHING)
     return (share * right).sum(axis=1) / matches * (1 - np.exp(-ratio))
 
 

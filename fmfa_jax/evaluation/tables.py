@@ -28,7 +28,7 @@ class Spread:
     deviation: float
 
     @classmethod
-    def of(cls, values: Sequence[float]) -> "float | int | Spread":
+    def of(cls, values: Sequence[int | float]) -> "float | int | Spread":
         """Return the spread of several values; one, or equal counts, as it is."""
         if len(values) == 1 or (type(values[0]) is int and len(set(values)) == 1):
             return values[0]
