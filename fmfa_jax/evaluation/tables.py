@@ -98,7 +98,8 @@ def read_table(path: str | Path) -> Table:
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
         rows = tuple(tuple(row) for row in found.pop("rows"))
-        known = {name: tuple(found.pop(name)) for name in ("labels", "figures")}
+        names = ("labels", "figures", "notes")
+        known = {name: tuple(found.pop(name)) for name in names}
         return Table(**found | known, rows=rows)
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: wanted a table that a protocol wrote") from error
