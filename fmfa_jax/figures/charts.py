@@ -2,6 +2,7 @@
 """The figure of any table of results: bars, or curves over numbers."""
 
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -9,9 +10,9 @@ from matplotlib.figure import Figure
 
 from fmfa_jax.evaluation.tables import DRAWN, Table, deviation_of, mean_of
 from fmfa_jax.figures import plots
-from fmfa_jax.figures.canvas import FAINT, INK, PAPER
+from fmfa_jax.figures.canvas import INK, PAPER
 
-_FILLS = (("#404040", ""), (PAPER, "////"), ("#c0c0c0", ".."))
+_FILLS = (("#8c8c8c", ""), (PAPER, "////"), ("#dcdcdc", ".."))
 _LONGEST = 60  # letters of a label
 
 
@@ -25,13 +26,13 @@ def write_chart(table: Table, path: str | Path) -> Path:
         table: What to draw.
         path: The PNG.
     """
-    height = 4.0 if table.lines else 1.4 + 0.34 * len(table.rows)
-    figure = Figure(figsize=(8, min(height, 80)), layout="constrained")
+    height = 4.0 if table.lines else 1.6 + 0.34 * len(table.rows)
+    figure = Figure(figsize=(9, min(height, 80)), layout="constrained")
     axes = figure.subplots()
     shown = [name for name in DRAWN if name in table.figures]
     (_draw_lines if table.lines else _draw_bars)(axes, table, shown)
-    axes.set_title(table.title, fontsize=9)
-    axes.legend(fontsize=8)
+    figure.suptitle("\n".join(wrap(table.title, 100)), fontsize=9)
+    figure.legend(fontsize=8, loc="outside right upper")
     return plots.save(figure, path)
 
 
@@ -40,25 +41,35 @@ def _draw_bars(axes: Axes, table: Table, shown: list[str]) -> None:
     for number, name in enumerate(shown):
         cells = _column(table, name)
         fill, hatch = _FILLS[number]
-        wide = [np.nan if cell is None else mean_of(cell) for cell in cells]
         spread = [deviation_of(cell) or 0.0 for cell in cells]
         axes.barh(
             rows + (number - (len(shown) - 1) / 2) * thick,
-            wide,
+            [np.nan if cell is None else mean_of(cell) for cell in cells],
             thick,
             xerr=spread if any(spread) else None,
-            error_kw={"ecolor": FAINT, "capsize": 2},
+            error_kw={"ecolor": INK, "capsize": 2},
             facecolor=fill,
             edgecolor=INK,
             hatch=hatch,
             label=name,
         )
-    names = [", ".join(map(str, row[: len(table.labels)])) for row in table.rows]
-    axes.set_yticks(rows, [name[:_LONGEST] for name in names], fontsize=8)
+    names, shared = _names(table)
+    axes.set_yticks(rows, names, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("percent")
+    axes.set_xlabel(f"percent{shared and f' ({shared})'}")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
+
+
+def _names(table: Table) -> tuple[list[str], str]:
+    """Return the name of each row, and apart from them what all rows share."""
+    labels = list(zip(*(row[: len(table.labels)] for row in table.rows), strict=True))
+    differing = [column for column in labels if len(set(column)) > 1] or labels[-1:]
+    shared = [str(column[0]) for column in labels if column not in differing]
+    names = [
+        ", ".join(filter(None, map(str, row))) for row in zip(*differing, strict=True)
+    ]
+    return [_short(name) for name in names], _short(", ".join(shared))
 
 
 def _draw_lines(axes: Axes, table: Table, shown: list[str]) -> None:
@@ -71,11 +82,15 @@ def _draw_lines(axes: Axes, table: Table, shown: list[str]) -> None:
         place = len(table.labels) + table.figures.index(name)
         x, y = ([float(mean_of(row[at])) for row in rows] for at in (last, place))
         what = ", ".join([*map(str, kind), name])
-        plots.line(axes, x, y, number=number, name=what[:_LONGEST])
+        plots.line(axes, x, y, number=number, name=_short(what))
     axes.set_xlabel(table.labels[last])
     axes.set_ylabel("percent")
     axes.set_ylim(bottom=0)
     axes.grid(color="#dddddd", linewidth=0.6)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
 def _column(table: Table, name: str) -> list:
