@@ -31,7 +31,8 @@ def write_chart(table: Table, path: str | Path) -> Path:
     axes = figure.subplots()
     shown = [name for name in DRAWN if name in table.figures]
     (_draw_lines if table.lines else _draw_bars)(axes, table, shown)
-    figure.suptitle("\n".join(wrap(table.title, 100)), fontsize=9)
+    title = "\n".join(wrap(table.title, 100))
+    figure.suptitle(title, fontsize=9, parse_math=False)
     figure.legend(fontsize=8, loc="outside right upper")
     return plots.save(figure, path)
 
@@ -54,7 +55,7 @@ def _draw_bars(axes: Axes, table: Table, shown: list[str]) -> None:
             label=name,
         )
     names, shared = _names(table)
-    axes.set_yticks(rows, names, fontsize=8)
+    axes.set_yticks(rows, names, fontsize=8, parse_math=False)
     axes.invert_yaxis()
     axes.set_xlabel(f"percent{shared and f' ({shared})'}")
     axes.grid(axis="x", color="#dddddd", linewidth=0.6)
