@@ -38,7 +38,7 @@ MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train (or resume), or only evaluate."
 )
 
-# Exit codes beside USER_ERROR. os.EX_TEMPFAIL says that the same command may be tried again.
+# Exit codes beside USER_ERROR. os.EX_TEMPFAIL: the same command may be tried again.
 FAILURE, STOPPED = 1, 75
 
 

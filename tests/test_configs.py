@@ -20,7 +20,7 @@ from fmfa_jax.options import Options
 from fmfa_jax.training import settings
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("cuhk", "icfg", "rstp", "folder", "demo")
+NAMES = ("cuhk", "icfg", "rstp", "ufine", "folder", "demo")
 
 
 def get(name: str, *preset: str) -> ConfigDict:
@@ -121,6 +121,8 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
         ("data.noise", 1.0),
         ("data.noise", float("nan")),
         ("data.noise_seed", 2**32),
+        ("data.people", 0.0),
+        ("data.people", 1.5),
         ("model.image_size", (64,)),
         ("model.image_size", (0, 32)),
         ("model.context_length", 1),
@@ -236,6 +238,12 @@ def test_noise_is_what_a_run_is_where_there_is_any():
     config.update_from_flattened_dict({"data.noise": 0.5, "data.noise_seed": 2})
     noisy = settings.read(config).identity()
     assert noisy == clean | {"data.noise": 0.5, "data.noise_seed": 2}
+
+
+def test_a_share_of_the_people_makes_another_run():
+    config = get("cuhk").copy_and_resolve_references()
+    config.data.people = 0.1
+    assert settings.read(config).identity()["data.people"] == 0.1
 
 
 def test_a_methods_own_section_is_part_of_its_runs(monkeypatch):

@@ -157,7 +157,7 @@ def open_session(
         check_batch_size(train.batch_size, mesh, chunks=train.chunks)
         check_batch_size(settings.eval.batch_size, mesh)
         told = settings.data
-        data = open_dataset(told.name, told.root, **told.options)
+        data = open_dataset(told.name, told.root, people=told.people, **told.options)
         data = with_noise(data, told.noise, seed=told.noise_seed)
         tokenizer = open_tokenizer(told.tokenizer)
         model = settings.learns.sized(

@@ -18,7 +18,15 @@ from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
 from fmfa_jax import models
 from fmfa_jax.methods import METHODS, Method
-from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
+from fmfa_jax.options import (
+    Above,
+    Between,
+    OneOf,
+    Options,
+    flat,
+    section_names,
+    sections,
+)
 from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
@@ -51,6 +59,7 @@ class Data(Options, section="data"):
     name: str
     root: str
     options: dict[str, Any]
+    people: Annotated[float, Above(0, 1)]
     tokenizer: str
     sampler: Annotated[str, OneOf(SAMPLERS)]
     per_identity: Positive
@@ -220,9 +229,13 @@ class Settings:
         return [key.removeprefix("losses.") for key, v in weights.items() if v]
 
     def identity(self) -> dict[str, Any]:
-        """What the run computes: the keys whose change makes it another run."""
+        """What the run computes: the keys whose change makes it another run.
+
+        Checkpoints from before there was `data.people` were of all people.
+        """
         decisive = {*IDENTITY, *section_names(type(self.recipe))}
         keys = IDENTITY_KEYS + (NOISE_KEYS if self.data.noise else ())
+        keys += ("data.people",) * (self.data.people < 1)
         return {
             key: value
             for key, value in self.flat.items()
