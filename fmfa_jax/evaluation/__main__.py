@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.hints import printable
+from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.images import ImageError
 from fmfa_jax.evaluation.attributes import WORDS
 from fmfa_jax.evaluation.compare import EVALUATION, compare, protocol_folder
@@ -46,29 +46,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one protocol, or compare runs.
 
     Returns:
-        0 for success, 2 for an error, which is printed in one paragraph, and 130 after
-        an interruption.
+        0 for success, 2 for an error, which is printed in one paragraph.
     """
     args = _parser().parse_args(arguments)
     try:
         table, folder = args.run(args)
         _write(table, folder)
     except (WeightsError, ImageError, OSError, ValueError) as error:
-        lines = map(printable, str(error).split("\n"))
-        print("error: " + "\n".join(lines), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+        return told_of(args, error)
     return 0
 
 
 def _write(table: Table, folder: Path) -> None:
     table.write(folder)
     write_chart(table, folder / "figure.png")
-    print(table.markdown)
-    files = "table.md, table.csv, table.json, figure.png"
-    print(f"wrote {files} to {printable(str(folder))}")
+    say(table.markdown)
+    say(f"wrote table.md, table.csv, table.json, figure.png to {folder}")
 
 
 def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
@@ -86,7 +79,7 @@ def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
     for subject in subjects:
         split = subject.split
         count = f"{len(split.images)} pictures, {len(split.pairs)} captions"
-        print(f"{subject.data.name} {split.name}: {count}", file=sys.stderr)
+        say(f"{subject.data.name} {split.name}: {count}", sys.stderr)
     options = args.options(args)
     return PROTOCOLS[args.command].table(subjects, _title(args, run), **options), folder
 
@@ -101,8 +94,7 @@ def _own_folder(run: Run, protocol: str) -> Path:
 
 def _title(args: argparse.Namespace, run: Run) -> str:
     about = run.about
-    name = printable(str(run.path if run.path.is_dir() else run.file))
-    what = [f"{args.command}: {name}"]
+    what = [f"{args.command}: {run.path if run.path.is_dir() else run.file}"]
     if "step" in about:
         chosen = f", chosen on {about['chosen_on']}" if "chosen_on" in about else ""
         what.append(f"{run.file.name}, step {about['step']}{chosen}")
@@ -115,7 +107,7 @@ def _compare(args: argparse.Namespace) -> tuple[Table, Path]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fmfa_jax.evaluation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -129,7 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "tables that runs wrote, side by side; seeds are averaged"
     beside = commands.add_parser("compare", help=text, description=text)
     beside.set_defaults(run=_compare)
-    beside.add_argument("runs", nargs="+", type=Path, help="run folders")
+    beside.add_argument("runs", nargs="+", type=folder, help="run folders")
     tables = (EVALUATION, *PROTOCOLS)
     beside.add_argument("--table", choices=tables, default=EVALUATION)
     _common(beside, "default: the first run's eval/compare/")
@@ -139,22 +131,29 @@ def _parser() -> argparse.ArgumentParser:
 def _protocol(commands: Any, name: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=_HELP[name], description=_HELP[name])
     command.set_defaults(run=_measure, options=lambda args: {})
-    command.add_argument("path", type=Path, metavar="RUN", help="run or weight file")
+    command.add_argument("path", type=folder, metavar="RUN", help="run or weight file")
     command.add_argument(
         "data", nargs="*", metavar="NAME:ROOT", help="data sets; default: the run's own"
     )
     command.add_argument(
         "--split", choices=("test", "val"), default="", help="default: test, or val"
     )
-    command.add_argument("--tokenizer", help='"clip" or a folder; default: the run\'s')
+    command.add_argument(
+        "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'
+    )
     add_model_arguments(command)
     _common(command, "default: the run's eval/PROTOCOL/")
     return command
 
 
+def folder(text: str) -> Path:
+    """The type of an argument that is a path; see `command.path`."""
+    return Path(path(text))
+
+
 def _common(command: argparse.ArgumentParser, out: str) -> None:
     command.add_argument("--weights", choices=tuple(FILES), default="best")
-    command.add_argument("--out", type=Path, metavar="FOLDER", help=out)
+    command.add_argument("--out", type=folder, metavar="FOLDER", help=out)
 
 
 def _incomplete(command: argparse.ArgumentParser) -> None:
@@ -209,4 +208,4 @@ def _takes(command: argparse.ArgumentParser, *names: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)
