@@ -357,7 +357,7 @@ class Blocks(nnx.Module):
         scores = multiply("bhw,btw->bht", query, x)
         if mask == "causal":
             seen = jnp.arange(t) <= position[:, None, None]
-            scores = jnp.where(seen, scores, -jnp.inf)
+            scores = jnp.where(seen, scores, jnp.finfo(scores.dtype).min)
         return jax.nn.softmax(scores, axis=-1).mean(axis=1)
 
     def one(

@@ -68,7 +68,9 @@ def unit_rows(x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
     """Rows of length 1, zeros for one without a direction; finite gradients."""
     square = jnp.sum(x * x, axis=-1, keepdims=True)
     lives = square > _SHORTEST**2
-    return jnp.where(lives, x * lax.rsqrt(jnp.where(lives, square, 1)), 0)
+    # Of typed arrays: the export to ONNX makes float64 of Python's numbers.
+    inverse = lax.rsqrt(jnp.where(lives, square, jnp.ones_like(square)))
+    return jnp.where(lives, x * inverse, jnp.zeros_like(x))
 
 
 def patch_scores(attention: Float[Array, "b n"]) -> Float[Array, "b n"]:
@@ -85,7 +87,8 @@ def word_scores(
     """
     place, end = jnp.arange(ids.shape[1]), jnp.argmax(ids, axis=1)
     border = (place == 0) | (place == end[:, None])
-    return jnp.where(ids == 0, 0, jnp.where(border, -1, attention))
+    last = jnp.where(border, -jnp.ones_like(attention), attention)
+    return jnp.where(ids == 0, jnp.zeros_like(attention), last)
 
 
 def select_patches(
@@ -99,7 +102,7 @@ def select_patches(
         ratio: The share, see `selected_count`.
     """
     k = selected_count(tokens.shape[1] - 1, ratio)
-    count = jnp.full(tokens.shape[0], k, jnp.int32)
+    count = jnp.full_like(attention[:, 0], k, dtype=jnp.int32)
     return _select(tokens, patch_scores(attention), k, count)
 
 
@@ -198,7 +201,8 @@ class SelectionHead(nnx.Module):
         hidden = jnp.maximum(self.norm(hidden, moments), 0).astype(dtype)
         rows = self.down.wide(hidden) + self.skip.wide(x)
         counts = jnp.arange(rows.shape[1]) < selected.count[:, None]
-        pooled = jnp.where(counts[..., None], rows, -jnp.inf).max(axis=1)
+        lowest = jnp.finfo(rows.dtype).min
+        pooled = jnp.where(counts[..., None], rows, lowest).max(axis=1)
         return Embedded(pooled.astype(at_least_float32(dtype)), kept)
 
 

@@ -65,7 +65,7 @@ class ImageTower(nnx.Module):
     ) -> tuple[Float[Array, "b n d"], Float[Array, "b n"]]:
         """Also tell what the class token attends to, see `Blocks.attended`."""
         x = self._embedded(pixels)
-        first = jnp.zeros(x.shape[0], jnp.int32)
+        first = jnp.zeros_like(x[:, 0, 0], dtype=jnp.int32)
         x, attention = self.blocks.attended(x, first, mask="none")
         return self._projected(x), attention
 

@@ -342,7 +342,8 @@ def test_an_index_from_before_there_was_a_choice_goes_on(encoder, gallery, tmp_p
     out = tmp_path / "people.index"
     search.index_gallery(gallery, out, encoder, **SMALL)
     record = json.loads((out / store.RECORD).read_text())
-    for name in ("activation", "precision", "products", "attention"):
+    new = ("activation", "precision", "products", "attention", "tse_width", "tse_ratio")
+    for name in new:
         del record["model"]["config"][name]
     (out / store.RECORD).write_text(json.dumps(record))
     assert search.index_gallery(gallery, out, encoder, **SMALL).added == 0
