@@ -9,15 +9,18 @@ The same command resumes an interrupted run.
 """
 
 import runpy
+import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import config_flags
 
 from configs.base import base
-from data_pipeline.command import INTERRUPTED, USER_ERROR, local, say, speak, told
+from data_pipeline.command import USER_ERROR, local, say, speak, told
 from fmfa_jax.machines.flags import set_flags
 from fmfa_jax.options import flat, mistyped
 
@@ -35,29 +38,49 @@ MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train (or resume), or only evaluate."
 )
 
+# Exit codes beside USER_ERROR. os.EX_TEMPFAIL: the same command may be tried again.
+FAILURE, STOPPED = 1, 75
+
 
 def main(argv: list[str]) -> None:
     """Flags -> config -> one call."""
     if len(argv) > 1:
         sys.exit(told(ValueError(f"wanted only --flags, got {argv[1:]}")))
     speak(verbosity=verbosity())
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stopped)
     config = CONFIG.value
     set_flags(deterministic=config.run.deterministic)
     # Imported here: after the flags, and so that a mistyped one is answered at once.
     from data_pipeline.bad_images import TooManyBadImagesError
-    from fmfa_jax.machines.lifecycle import leave
+    from fmfa_jax.run.disk import DiskError
     from fmfa_jax.training import loop
 
     call = loop.train if MODE.value == "train" else loop.evaluate
     try:
-        call(config, WORKDIR.value)
+        done = call(config, WORKDIR.value)
     except (ValueError, OSError, FloatingPointError, TooManyBadImagesError) as error:
-        code = told(error, verbosity=verbosity())
-        leave(error)
-        sys.exit(code)
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        end(error, USER_ERROR)
+    except DiskError as error:
+        end(error, FAILURE)
+    if done is False:
+        sys.exit(STOPPED)
+
+
+def end(error: Exception, code: int) -> NoReturn:
+    """Say in one paragraph what is wrong, and end with an exit code."""
+    from fmfa_jax.machines.lifecycle import leave
+
+    told(error, verbosity=verbosity())
+    leave(error)
+    sys.exit(code)
+
+
+def stopped(number: int, frame: FrameType | None) -> NoReturn:
+    """End on a signal while there is nothing to save: before the first step."""
+    name = signal.Signals(number).name
+    say(f"{name}: stopped; the same command starts again", sys.stderr)
+    sys.exit(STOPPED)
 
 
 def verbosity() -> int:

@@ -23,7 +23,8 @@ from fmfa_jax.machines.mesh import (
     state_shardings,
     to_devices,
 )
-from fmfa_jax.methods import METHODS, Method, Task, fmfa, weak
+from fmfa_jax.methods import METHODS, Method, Task, fmfa, rde, weak
+from fmfa_jax.methods.rde.recipe import TERMS as RDE_TERMS
 from fmfa_jax.methods.weak.recipe import TERMS as WEAK_TERMS
 from fmfa_jax.training.computing import computing
 from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
@@ -32,6 +33,7 @@ from fmfa_jax.training.step import make_state, make_step
 RECIPES: dict[str, Any] = {
     "fmfa": fmfa.Recipe(losses=dict.fromkeys(TERMS, 1.0)),
     "weak": weak.Recipe(losses=dict.fromkeys(WEAK_TERMS, 1.0)),
+    "rde": rde.Recipe(losses=dict.fromkeys(RDE_TERMS, 1.0)),
 }
 """What each method computes here: all losses of its released code."""
 PAIRS = 68_126

@@ -24,7 +24,7 @@ def base() -> ConfigDict:
     c = ConfigDict()
     c.name = "base"  # shown in tables and logs
     c.seed = 0  # determines order, augmentation, masking and new parameters
-    c.method = "fmfa"  # fmfa (person ids known) | weak (only pairs known)
+    c.method = "fmfa"  # fmfa, rde (person ids known) | weak (only pairs known)
 
     _data_and_model(c)
     _losses_and_optimizer(c)
@@ -37,10 +37,13 @@ def _data_and_model(c: ConfigDict) -> None:
     c.data.name = "cuhk_pedes"  # a reader of data_pipeline.datasets, or tfds:NAME
     c.data.root = "data"  # the folder that contains the data set's own folder
     c.data.options = ConfigDict()  # for the reader (synthetic: identities, ..)
+    c.data.people = 1.0  # share of the training people, by few-shot's fixed order
     c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokenizer
     c.data.sampler = "shuffle"  # shuffle | identity (P identities x per_identity pairs)
     c.data.per_identity = 4  # K of the identity sampler
     c.data.caption_buckets = ()  # shorter lengths to which a batch's captions are cut
+    c.data.noise = 0.0  # share of the training captions that are permuted: 0 to .99
+    c.data.noise_seed = 1  # which ones; 1 is the seed of the published noise
     c.data.cache = "none"  # where decoded pictures are cached: none | memory | disk
     c.data.cache_dir = ""  # of the disk cache, on a local disk; "": ~/.cache/fmfa_jax
 
@@ -94,6 +97,20 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.weak.rate = 0.9  # share of the NEW feature in an updated memory row
     c.weak.memory_dtype = "float32"  # float32 | bfloat16
     c.weak.mask_first = "always"  # position 1 of the augmented caption: always | never
+
+    c.rde = ConfigDict()  # RDE; the defaults are its published runs'
+    c.rde.loss = "tal"  # tal | trl (sums over the pairs) | itc | sdm (means)
+    c.rde.tau = 0.015  # temperature of tal and trl
+    c.rde.margin = 0.1  # of tal and trl
+    c.rde.width = 1024  # of the token selection embedding (TSE)
+    c.rde.ratio = 0.3  # share of patches and of text positions that TSE selects
+    c.rde.batch_norm = "frozen"  # frozen (as published) | batch (as released since)
+    c.rde.lr = 1e-3  # of TSE's head, whatever optimizer.lr is
+    c.rde.division = "mixture"  # mixture (CCD, before each epoch) | none (all pairs)
+    c.rde.mixture = "loose"  # loose | tight (above 40 % noise, and on RSTPReid)
+    c.rde.mask = 0.12  # share of the words that are hidden in training,
+    c.rde.replace = 0.04  # that become another,
+    c.rde.remove = 0.04  # and that are left out
 
     c.mask = ConfigDict()  # token masking for mlm and for the weak method's view
     c.mask.rate = 0.15  # share of the ordinary tokens that are chosen
@@ -158,7 +175,12 @@ def _run(c: ConfigDict) -> None:
     c.run.deterministic = False  # True: equal bits on GPUs, too, at some cost
 
 
-PRESETS = ("official", "paper", "plus", "weak", "weak-paper", "weak-plus")
+PRESETS = ("official", "paper", "plus", "irra", "clip")
+PRESETS += ("weak", "weak-paper", "weak-plus", "rde", "rde-batch")
+
+# The losses of the methods that FMFA is compared with, each of weight 1. Rates, groups
+# and views are IRRA's, whose code trained both: arXiv 2303.12501.
+BASELINES = {"irra": ("sdm", "id", "mlm"), "clip": ("itc",)}
 
 
 def with_preset(
@@ -169,8 +191,10 @@ def with_preset(
     Args:
         config: Config made by `base()`.
         preset: official (what the released code computes), paper (the published
-            formulas) or plus (ours, which fixes the defects of both); weak, weak-paper
-            and weak-plus are the same for the method that needs no identity labels.
+            formulas) or plus (ours, which fixes the defects of both); irra and clip
+            (what FMFA is compared with: IRRA, and CLIP fine-tuned with ITC); weak,
+            weak-paper and weak-plus for the method that needs no identity labels; rde
+            (as published) and rde-batch (as released since, for clean captions).
         paper_alpha: The paper's strength of A-SDM, which depends on the data set.
 
     Raises:
@@ -180,6 +204,8 @@ def with_preset(
         raise ValueError(f"wanted a preset among {PRESETS}, got {preset!r}")
     if preset.startswith("weak"):
         _make_weak(config, preset)
+    if preset.startswith("rde"):
+        _make_rde(config, preset)
     if preset == "paper":
         config.loss.a_sdm_weight = "paper"
         config.loss.a_sdm_alpha = paper_alpha
@@ -190,7 +216,11 @@ def with_preset(
         config.loss.efa_rule = "plus"
         config.loss.mlm_rule = "plus"
         config.optimizer.groups = "irra"
-    if preset.endswith("plus"):
+    if preset in BASELINES:
+        for loss in config.losses:
+            config.losses[loss] = float(loss in BASELINES[preset])
+        config.optimizer.groups = "irra"
+    if preset.endswith("plus") or preset in ("clip", "rde"):
         # Here no loss uses padding, so it need not be computed.
         length = config.model.context_length
         config.data.caption_buckets = tuple(n for n in (32, 48, 64) if n < length)
@@ -215,3 +245,13 @@ def _make_weak(config: ConfigDict, preset: str) -> None:
         config.weak.exclude = "self"
         config.weak.targets = "union"
         config.weak.same_image = "linked"
+
+
+def _make_rde(config: ConfigDict, preset: str) -> None:
+    """Select RDE: CVPR 2024 and its official code."""
+    config.method = "rde"
+    config.losses = ConfigDict({"bge": 1.0, "tse": 1.0})
+    # Biases learn twice as fast and do not decay; TSE's head has a rate of its own.
+    config.optimizer.groups = "irra"
+    if preset == "rde-batch":
+        config.rde.batch_norm = "batch"

@@ -4,7 +4,7 @@
     python main.py --config=configs/cuhk.py --workdir=runs/cuhk \
         --config.data.root=/data --config.init.path=ViT-B-16.pt
 
-`configs/cuhk.py:PRESET` selects official (default) | paper | plus | weak.
+`configs/cuhk.py:PRESET` selects official (default) or another of configs/base.py.
 """
 
 from configs.base import base, with_preset

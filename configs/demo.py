@@ -5,8 +5,7 @@
 
 Draws a population on first use (data/demo) and starts from a small CLIP trained with
 ITC on ANOTHER population (by configs/demo_start.py), as the real configs start from
-OpenAI's. `configs/demo.py:PRESET` selects official | paper | plus (default) | weak |
-weak-paper | weak-plus.
+OpenAI's. `configs/demo.py:PRESET` selects plus (default) or another of configs/base.py.
 """
 
 from configs.base import base, with_preset
@@ -21,11 +20,19 @@ def get_config(preset: str = "plus"):
     c.data.caption_buckets = ()  # here another compilation costs more than it saves
     c.train.epochs = EPOCHS
     if c.method == "weak":
-        _for_drawn_people(c)
+        _weak_for_drawn_people(c)
+    if c.method == "rde":
+        _rde_for_small_towers(c)
     return c.lock()
 
 
-def _for_drawn_people(c):
+def _rde_for_small_towers(c):
+    """Adapt RDE's settings that presume CLIP."""
+    c.rde.width = 256  # twice that of the towers' joint space, as with CLIP
+    c.rde.lr = 1e-3
+
+
+def _weak_for_drawn_people(c):
     """Adapt the weak method's settings that presume CLIP and real captions."""
     # With the small towers' initial features 29 % of all pairs have a cosine above .7.
     # Above .97 more than half of the mined links are right, as above .7 with CLIP.

@@ -5,9 +5,10 @@
         --config.data.root=/my/pictures --config.init.path=ViT-B-16.pt
 
 One JSON object per line: {"file": "a/1.jpg", "captions": ["a man in .."],
-"person": "anna", "split": "train"}; person and split may be absent, but FMFA itself
-needs the ids of the training people. `configs/folder.py:PRESET` selects official |
-paper | plus (default, since your pictures have no numbers to reproduce) | weak.
+"person": "anna", "split": "train"}; person and split may be absent, but all presets
+except clip and weak need the ids of the training people. `configs/folder.py:PRESET`
+selects plus (default, since your pictures have no numbers to reproduce) or another of
+configs/base.py.
 """
 
 from configs.base import base, with_preset

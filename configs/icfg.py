@@ -4,8 +4,9 @@
     python main.py --config=configs/icfg.py --workdir=runs/icfg \
         --config.data.root=/data --config.init.path=ViT-B-16.pt
 
-`configs/icfg.py:PRESET` selects official (default) | paper | plus | weak. The data set
-has no validation split: the best checkpoint is chosen on test, and every table says so.
+`configs/icfg.py:PRESET` selects official (default) or another of configs/base.py. The
+data set has no validation split: the best checkpoint is chosen on test, and every table
+says so.
 """
 
 from configs.base import base, with_preset

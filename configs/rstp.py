@@ -4,7 +4,7 @@
     python main.py --config=configs/rstp.py --workdir=runs/rstp \
         --config.data.root=/data --config.init.path=ViT-B-16.pt
 
-`configs/rstp.py:PRESET` selects official (default) | paper | plus | weak.
+`configs/rstp.py:PRESET` selects official (default) or another of configs/base.py.
 """
 
 from configs.base import base, with_preset
@@ -18,4 +18,5 @@ def get_config(preset: str = "official"):
     c = with_preset(c, preset, paper_alpha=1.0)
     if preset.startswith("weak"):
         c.train.epochs = 16
+    c.rde.mixture = "tight"
     return c.lock()

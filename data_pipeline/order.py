@@ -18,7 +18,7 @@ from data_pipeline import hints
 SAMPLERS = ("shuffle", "identity")
 """How batches are drawn: by a plain shuffle, or as K pairs of each of P identities."""
 
-SHUFFLE, ROUNDS, MEMBERS, REPLACEMENTS = 1, 2, 3, 4
+SHUFFLE, ROUNDS, MEMBERS, REPLACEMENTS, COINS = 1, 2, 3, 4, 5
 """Salts: every use of a seed draws from a stream of its own."""
 
 

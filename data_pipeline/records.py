@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Int32
+from jaxtyping import Bool, Int32
 
 from data_pipeline.findings import Finding
 from data_pipeline.regular import read_regular
@@ -60,6 +60,8 @@ class Split:
         images: The pictures in the annotation's order; the gallery in evaluation.
         pairs: The pairs, ordered by picture; their captions are evaluation's queries.
         source: None if the pictures are files, otherwise what reads them by index.
+        noisy: Which pairs have the caption of another person; None: not known. For
+            the log alone: no loss may see it.
 
     Raises:
         ValueError: If a pair refers to a picture that the split does not have.
@@ -69,6 +71,7 @@ class Split:
     images: tuple[Picture, ...]
     pairs: tuple[Pair, ...]
     source: ImageSource | None = field(default=None, compare=False, repr=False)
+    noisy: Bool[np.ndarray, "p"] | None = field(default=None, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         for number, pair in enumerate(self.pairs):
@@ -133,6 +136,25 @@ class Split:
     def captions(self) -> list[str]:
         """The caption of each pair."""
         return [pair.caption for pair in self.pairs]
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """Hex SHA-256 of the split's "pictures", "people" and "captions", in order.
+
+        Pictures count by their file names, people by who is the same, not by their
+        numbers, which may depend on other splits. Captions include whose they are.
+        """
+        people = np.searchsorted(self.identities, self.image_persons)
+        people = np.where(self.image_persons == UNKNOWN_PERSON, -1, people)
+        rows: dict[str, list[Any]] = {
+            "pictures": [image.file for image in self.images],
+            "people": people.tolist(),
+            "captions": [[pair.image, pair.caption] for pair in self.pairs],
+        }
+        return {
+            name: hashlib.sha256(json.dumps(row).encode()).hexdigest()
+            for name, row in rows.items()
+        }
 
 
 @dataclass(frozen=True)

@@ -112,3 +112,19 @@ def _sync_names(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def set_aside(path: str | Path, name: str | Path) -> Path:
+    """Rename a file, link or folder so that nothing is lost; return its new path.
+
+    Args:
+        path: What is set aside.
+        name: The new path; "-2", "-3", ... is added where it is taken.
+    """
+    target, number = Path(name), 1
+    while os.path.lexists(target):
+        number += 1
+        target = Path(f"{name}-{number}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(path, target)
+    return target

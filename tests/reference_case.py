@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""tests/reference/fmfa.npz as our model sees it: a config, parameters, inputs.
+"""tests/reference/{fmfa,rde}.npz as our model sees them: config, parameters, inputs.
 
 The mapping of names is written out here, apart from the product's tables, so that one
 checks the other.
@@ -65,6 +65,18 @@ NORMS = {
     "ln_post": "irr/ln_post",
     "mlm_head.ln": "irr/head/ln",
 }
+TSE = {"visul_emb_layer": ("image", "fc"), "texual_emb_layer": ("text", "linear")}
+for official, (side, skip) in TSE.items():
+    layers = {skip: "skip", "mlp.layers.0": "up", "mlp.layers.1": "down"}
+    for layer, ours in layers.items():
+        NAMES[f"{official}.{layer}.weight"] = (f"tse/{side}/{ours}/kernel", "transpose")
+        NAMES[f"{official}.{layer}.bias"] = (f"tse/{side}/{ours}/bias", "keep")
+    norm = {"weight": "scale", "bias": "bias"}
+    norm |= {"running_mean": "mean", "running_var": "variance"}
+    for name, ours in norm.items():
+        NAMES[f"{official}.mlp.bns.0.{name}"] = (f"tse/{side}/norm/{ours}", "keep")
+# Of RDE: never called, and a count that nothing reads.
+UNUSED = re.compile(r"visul_emb_layer\.linear\..*|.*(\.bns\.1\.|\.num_batches_).*")
 for official, ours in NORMS.items():
     NAMES[f"{official}.weight"] = (f"{ours}/scale", "keep")
     NAMES[f"{official}.bias"] = (f"{ours}/bias", "keep")
@@ -103,6 +115,21 @@ def place(name: str) -> Place:
     return Place(f"{STACKS[stacked[1]]}/blocks/{path}", int(stacked[2]), axes)
 
 
+@cache
+def reference_arrays(name: str) -> dict[str, np.ndarray]:
+    """Every array of tests/reference/NAME.npz, read once."""
+    with np.load(REFERENCE / f"{name}.npz", allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def group(arrays: dict[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """The arrays under `prefix`, by the rest of their keys."""
+    start = prefix + "/"
+    found = {k[len(start) :]: v for k, v in arrays.items() if k[: len(start)] == start}
+    assert found, f"nothing under {prefix} in the reference file"
+    return found
+
+
 @dataclass(frozen=True)
 class Case:
     """The reference file: every array by its key, and what the model needs."""
@@ -113,14 +140,7 @@ class Case:
 
     def group(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays under `prefix`, by the rest of their keys."""
-        start = prefix + "/"
-        found = {
-            k[len(start) :]: v
-            for k, v in self.arrays.items()
-            if k[: len(start)] == start
-        }
-        assert found, f"nothing under {prefix} in the reference file"
-        return found
+        return group(self.arrays, prefix)
 
 
 def _config(meta: dict) -> ModelConfig:
@@ -135,8 +155,10 @@ def _config(meta: dict) -> ModelConfig:
         text_width=meta["tw"],
         text_layers=meta["tl"],
         embed_dim=meta["embed"],
-        classes=meta["classes"],
-        irr_layers=meta["cmt"],
+        classes=meta.get("classes", 0),
+        irr_layers=meta.get("cmt", 0),
+        tse_width=meta.get("tse", 0),
+        tse_ratio=meta.get("ratio", 0.3),
     )
 
 
@@ -157,10 +179,10 @@ def _params(official: dict[str, np.ndarray], *, dtype: str) -> dict:
 
 
 @cache
-def reference_case(dtype: str = "float32") -> Case:
-    """Read the file once; parameters in `dtype` (they are stored exactly)."""
-    with np.load(REFERENCE / "fmfa.npz", allow_pickle=False) as file:
-        arrays = {key: file[key] for key in file.files}
-    official = {k[len("param/") :]: v for k, v in arrays.items() if k[:6] == "param/"}
+def reference_case(dtype: str = "float32", name: str = "fmfa") -> Case:
+    """Read a file once; parameters in `dtype` (they are stored exactly)."""
+    arrays = reference_arrays(name)
+    stored = group(arrays, "param")
+    official = {key: stored[key] for key in stored if not UNUSED.fullmatch(key)}
     config = _config(json.loads(str(arrays["meta"])))
     return Case(arrays, config, _params(official, dtype=dtype))

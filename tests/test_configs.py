@@ -20,7 +20,7 @@ from fmfa_jax.options import Options
 from fmfa_jax.training import settings
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("cuhk", "icfg", "rstp", "folder", "demo")
+NAMES = ("cuhk", "icfg", "rstp", "ufine", "folder", "demo")
 
 
 def get(name: str, *preset: str) -> ConfigDict:
@@ -44,7 +44,9 @@ def test_each_config_is_complete_locked_and_valid(name, preset):
     wanted = {k for k in flat(base()) if not k.startswith("losses.")}
     got = {k for k in flat(config) if not k.startswith(("losses.", "data.options."))}
     assert got == wanted
-    assert config.method == ("weak" if preset.startswith("weak") else "fmfa")
+    assert config.method == {"weak": "weak", "rde": "rde"}.get(
+        preset.split("-")[0], "fmfa"
+    )
     assert config.name == f"{name}-{preset}"
 
 
@@ -60,6 +62,10 @@ def test_the_presets_differ_where_they_say():
     assert get("rstp", "paper").loss.a_sdm_alpha == 1.0
     assert (plus.loss.efa_rule, plus.loss.mlm_rule) == ("plus", "plus")
     assert get("icfg", "paper").train.epochs == 100
+    irra, clip = get("cuhk", "irra"), get("cuhk", "clip")
+    assert {k for k, v in irra.losses.items() if v} == {"sdm", "id", "mlm"}
+    assert {k for k, v in clip.losses.items() if v} == {"itc"}
+    assert irra.optimizer.groups == clip.optimizer.groups == "irra"
     assert get("cuhk", "weak-paper").weak.itc_reduction == "sum"
     assert get("rstp", "weak").train.epochs == 16
 
@@ -111,6 +117,12 @@ def test_an_unknown_value_is_an_error_with_the_near_ones():
         ("loss.a_sdm_alpha", -1.0),
         ("losses.id", -1.0),
         ("data.per_identity", 0),
+        ("data.noise", -0.1),
+        ("data.noise", 1.0),
+        ("data.noise", float("nan")),
+        ("data.noise_seed", 2**32),
+        ("data.people", 0.0),
+        ("data.people", 1.5),
         ("model.image_size", (64,)),
         ("model.image_size", (0, 32)),
         ("model.context_length", 1),
@@ -182,6 +194,19 @@ def test_so_is_one_of_the_weak_method(key, value):
         settings.read(config)
 
 
+def test_rde_is_the_published_recipe():
+    config = get("cuhk", "rde")
+    assert (config.rde.batch_norm, config.train.epochs) == ("frozen", 60)
+    assert get("cuhk", "rde-batch").rde.batch_norm == "batch"
+    assert get("rstp", "rde").rde.mixture == "tight"
+    with config.unlocked():
+        config.data.caption_buckets = (32,)
+    settings.read(config)  # frozen, no padding enters anything
+    config.rde.batch_norm = "batch"
+    with pytest.raises(ValueError, match=r"wanted rde\.batch_norm=frozen or no bu"):
+        settings.read(config)
+
+
 def test_every_key_is_read_by_somebody():
     read = {"name", "seed", "method"}
     for cls in (settings.Settings, *(method.Recipe for method in METHODS.values())):
@@ -195,17 +220,30 @@ def test_every_key_is_read_by_somebody():
 
 @pytest.mark.parametrize("preset", ["plus", "weak"])
 def test_a_run_is_what_its_methods_sections_say(preset):
-    """Also what checkpoints of the first versions hold."""
+    """No path among it: what the paths lead to counts."""
     identity = settings.read(get("cuhk", preset)).identity()
     sections = {key.split(".")[0] for key in identity}
     assert sections == {
         *("seed", "method", "model", "losses", "loss", "mask", "augment"),
-        *("optimizer", "schedule", "weak", "data", "train", "init"),
+        *("optimizer", "schedule", "weak", "data", "train"),
     }
     assert {key for key in identity if key.startswith("data.")} == {
-        *("data.name", "data.sampler", "data.per_identity", "data.tokenizer"),
-        "data.caption_buckets",
+        *("data.name", "data.sampler", "data.per_identity", "data.caption_buckets"),
     }
+
+
+def test_noise_is_what_a_run_is_where_there_is_any():
+    config = get("cuhk").copy_and_resolve_references()
+    clean = settings.read(config).identity()
+    config.update_from_flattened_dict({"data.noise": 0.5, "data.noise_seed": 2})
+    noisy = settings.read(config).identity()
+    assert noisy == clean | {"data.noise": 0.5, "data.noise_seed": 2}
+
+
+def test_a_share_of_the_people_makes_another_run():
+    config = get("cuhk").copy_and_resolve_references()
+    config.data.people = 0.1
+    assert settings.read(config).identity()["data.people"] == 0.1
 
 
 def test_a_methods_own_section_is_part_of_its_runs(monkeypatch):

@@ -148,6 +148,11 @@ def place(tmp_path_factory) -> Path:
     mine = folder / "mine"
     mine.symlink_to(folder / "data" / "CUHK-PEDES" / "imgs")
     entries = json.loads((mine.parent / "data/CUHK-PEDES/reid_raw.json").read_text())
+    other = folder / "data" / "ICFG-PEDES"
+    other.mkdir()
+    (other / "imgs").symlink_to(folder / "data" / "CUHK-PEDES" / "imgs")
+    unseen = [entry for entry in entries if entry["split"] != "val"]
+    (other / "ICFG-PEDES.json").write_text(json.dumps(unseen))
     lines = [
         {
             "file": entry["file_path"],

@@ -55,7 +55,8 @@ def computed(
         params, batch = jax.device_put(params, device), whole.batch(rows)
         key = jax.random.key(0)
         (_, measured), grads = jax.jit(gradient)(params, batch, key, {})
-        config, towers = models.towers_only(model), models.tower_params(params)
+        config = models.towers_only(model)
+        towers = models.params_of(config, params)
         features = [
             models.image_features(config, towers, batch["image"]),
             models.text_features(config, towers, batch["tokens"]),

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Evaluation of a split in one call: encode, measure both directions, write."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import jax
 import numpy as np
@@ -54,6 +56,7 @@ def evaluate(
     step: int = 0,
     dataset: str = "",
     mesh: Mesh | None = None,
+    parts: Mapping[str, slice] = MappingProxyType({}),
 ) -> EvaluatedSplit:
     """Measure retrieval on a split, and write a report if `folder` is given.
 
@@ -73,6 +76,7 @@ def evaluate(
         step: Training step of the weights.
         dataset: Name of the data set, to list published numbers for comparison.
         mesh: Devices of all processes to share the work.
+        parts: Columns of the features that are measured apart as well, by name.
 
     Raises:
         ValueError: No image shows the person of a caption, features are not finite, or
@@ -92,7 +96,7 @@ def evaluate(
         ),
         mesh=mesh,
     )
-    evaluation, ranks = measure(features, mesh=mesh)
+    evaluation, ranks = measure(features, mesh=mesh, parts=parts)
     if folder is not None and jax.process_index() == 0:
         target = report_folder(folder, step, split.name)
         write_report(target, evaluation, step=step, split=split.name, dataset=dataset)
@@ -102,20 +106,19 @@ def evaluate(
 
 
 def measure(
-    features: SplitFeatures, *, mesh: Mesh | None = None
+    features: SplitFeatures,
+    *,
+    mesh: Mesh | None = None,
+    parts: Mapping[str, slice] = MappingProxyType({}),
 ) -> tuple[Evaluation, MatchRanks]:
     """Measure both directions; also return the ranks of the captions' matches.
 
     Images of people whom no caption describes stay in the gallery but are not queries;
-    the number of image-to-text queries shows how many remain.
+    the number of image-to-text queries shows how many remain. Of parts of the features
+    text to image is measured alone.
     """
-    ranks = match_ranks(
-        features.text,
-        features.image,
-        features.text_person,
-        features.image_person,
-        mesh=mesh,
-    )
+    persons = features.text_person, features.image_person
+    ranks = match_ranks(features.text, features.image, *persons, mesh=mesh)
     asked = np.isin(features.image_person, features.text_person)
     asked &= features.image_person != UNKNOWN_PERSON
     i2t = retrieval_metrics(
@@ -125,4 +128,10 @@ def measure(
         features.text_person,
         mesh=mesh,
     )
-    return Evaluation(t2i=summarize(ranks), i2t=i2t), ranks
+    apart = {
+        name: retrieval_metrics(
+            features.text[:, part], features.image[:, part], *persons, mesh=mesh
+        )
+        for name, part in parts.items()
+    }
+    return Evaluation(t2i=summarize(ranks), i2t=i2t, parts=apart), ranks

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The usual retrieval metrics: R@1, R@5, R@10, mAP and mINP, in percent."""
+"""The usual retrieval metrics: R@1, R@5, R@10, their sum, mAP and mINP, in percent."""
 
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,17 +33,29 @@ class RetrievalMetrics:
     queries: int
     gallery: int
 
+    @property
+    def rSum(self) -> float:
+        """R1 + R5 + R10, at most 300."""
+        return self.r1 + self.r5 + self.r10
+
     def as_dict(self) -> dict[str, float | int]:
         """Return the numbers by name, for JSON and the log."""
-        return asdict(self)
+        return asdict(self) | {"rSum": self.rSum}
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Both directions: captions retrieve images, and images retrieve captions."""
+    """Both directions: captions retrieve images, and images retrieve captions.
+
+    Attributes:
+        t2i: Text to image.
+        i2t: Image to text.
+        parts: Text to image by parts of the features alone, by name.
+    """
 
     t2i: RetrievalMetrics
     i2t: RetrievalMetrics
+    parts: Mapping[str, RetrievalMetrics] = field(default_factory=dict)
 
 
 def retrieval_metrics(

@@ -10,7 +10,8 @@ from fmfa_jax.losses.classification import (
     word_losses,
 )
 from fmfa_jax.losses.links import global_loss, local_loss
-from fmfa_jax.losses.matching import cmpm, itc, sdm
+from fmfa_jax.losses.matching import cmpm, itc, pair_itc, pair_sdm, sdm
+from fmfa_jax.losses.triplet import tal, trl
 
 __all__ = [
     "cmpm",
@@ -21,7 +22,11 @@ __all__ = [
     "itc",
     "labelled_mean",
     "local_loss",
+    "pair_itc",
+    "pair_sdm",
     "sdm",
+    "tal",
     "token_losses",
+    "trl",
     "word_losses",
 ]

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.arithmetic import EXACT, same_person, unit, wide
 from fmfa_jax.losses.comparison import best_cosines
-from fmfa_jax.losses.matching import contrast
+from fmfa_jax.losses.matching import pair_contrast
 
 RULES = ("official", "plus")
 # Added to every gap of the official rule, by what is compared with the groups.
@@ -68,9 +68,9 @@ def efa(
     positive = same_person(person)
     everywhere = jnp.ones(patches.shape[:2], bool)
     directions = [
-        contrast(
+        pair_contrast(
             _mean_scores(compare(rows, groups, text_mask), mask), positive, scale=scale
-        )
+        ).mean()
         for rows, mask in ((text, text_mask), (patches, everywhere))
     ]
     return sum(directions) / 2

@@ -36,9 +36,22 @@ def sdm(
     weight: str = "none",
     alpha: float | None = None,
 ) -> Float[Array, ""]:
-    """Similarity distribution matching, plain or adaptive: the sum of both directions.
+    """Similarity distribution matching, plain or adaptive: the mean of `pair_sdm`."""
+    return pair_sdm(image, text, person, scale=scale, weight=weight, alpha=alpha).mean()
 
-    L = mean_i w_i sum_j P_ij (log P_ij - log(q_ij + 1e-8)), P = softmax_j(scale c_ij),
+
+def pair_sdm(
+    image: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    person: Int[Array, " b"],
+    *,
+    scale: float = 50.0,
+    weight: str = "none",
+    alpha: float | None = None,
+) -> Float[Array, " b"]:
+    """Similarity distribution matching of each pair: the sum of both directions.
+
+    L_i = w_i sum_j P_ij (log P_ij - log(q_ij + 1e-8)), P = softmax_j(scale c_ij),
     and the same with c transposed: a reverse KL (Jiang and Ye, CVPR 2023, eq. 5-7).
     The adaptive form (A-SDM, arXiv 2509.13754) weighs up rows that miss their match.
 
@@ -73,7 +86,7 @@ def _matching(
     scale: float,
     weight: str,
     alpha: float | None,
-) -> Float[Array, ""]:
+) -> Float[Array, " b"]:
     """One direction of SDM: rows are the anchors."""
     log_p = jax.nn.log_softmax(scale * scores, axis=1)
     p = jnp.exp(log_p)
@@ -86,7 +99,7 @@ def _matching(
         # Zero by itself where the best column is the person's.
         lost = p.max(axis=1) - jnp.max(p, axis=1, where=same, initial=0)
         rows = rows * (1 + alpha * lax.stop_gradient(lost))
-    return rows.mean()
+    return rows
 
 
 def _divergence(
@@ -118,33 +131,51 @@ def itc(
     reduction: str = "mean",
     person: Int[Array, " b"] | None = None,
 ) -> Float[Array, ""]:
-    """Image-text contrast: symmetric InfoNCE over the batch (Radford et al. 2021).
+    """Image-text contrast: the mean of `pair_itc` over the batch.
 
     Args:
         image: Global features of any length.
         text: Global features of any length.
         scale: 1 / temperature.
         reduction: "mean" or "sum" over the two directions.
-        person: Identity of each pair; all pairs of a person then share the target
-            evenly. None: only the pair itself matches.
+        person: See `pair_itc`.
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction must be one of {REDUCTIONS}, got {reduction!r}.")
-    positive = (
-        jnp.eye(len(image), dtype=bool) if person is None else same_person(person)
-    )
-    both = contrast(cosines(text, image), positive, scale=scale)
+    both = pair_itc(image, text, scale=scale, person=person).mean()
     return 2 * both if reduction == "sum" else both
 
 
-def contrast(
+def pair_itc(
+    image: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    *,
+    scale: float = 50.0,
+    person: Int[Array, " b"] | None = None,
+) -> Float[Array, " b"]:
+    """InfoNCE of each pair, the mean of both directions (Radford et al. 2021).
+
+    Args:
+        image: Global features of any length.
+        text: Global features of any length.
+        scale: 1 / temperature.
+        person: Identity of each pair; all pairs of a person then share the target
+            evenly. None: only the pair itself matches.
+    """
+    positive = (
+        jnp.eye(len(image), dtype=bool) if person is None else same_person(person)
+    )
+    return pair_contrast(cosines(text, image), positive, scale=scale)
+
+
+def pair_contrast(
     scores: Float[Array, "b b"], positive: Bool[Array, "b b"], *, scale: float
-) -> Float[Array, ""]:
-    """Mean cross-entropy of rows and columns, each target shared by its positives."""
+) -> Float[Array, " b"]:
+    """Mean cross-entropy of row i and column i, targets shared by their positives."""
     target = shares(positive, scores.dtype)
     rows = jnp.sum(target * jax.nn.log_softmax(scale * scores, axis=1), axis=1)
     columns = jnp.sum(target * jax.nn.log_softmax(scale * scores.T, axis=1), axis=1)
-    return -(rows.mean() + columns.mean()) / 2
+    return -(rows + columns) / 2
 
 
 def cmpm(

@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Int
@@ -23,6 +22,7 @@ from fmfa_jax.methods.method import (
     State,
     Task,
     check_weights,
+    need_persons,
     weighted,
 )
 from fmfa_jax.methods.views import (
@@ -88,6 +88,12 @@ class Recipe:
     def __post_init__(self) -> None:
         check_weights(self.losses, TERMS)
 
+    @property
+    def needs_people(self) -> bool:
+        """Whether a loss asks whom a picture shows."""
+        free = {"mlm", "itc"} if self.loss.itc_positives == "pair" else {"mlm"}
+        return any(self.losses[name] for name in self.losses.keys() - free)
+
 
 @dataclass(frozen=True)
 class FMFAMethod(Method):
@@ -141,14 +147,9 @@ class FMFAMethod(Method):
 
     @classmethod
     def for_task(cls, recipe: Recipe, task: Task) -> "FMFAMethod":
-        """FMFA on pairs that all have a person id."""
-        unknown = int(np.sum(task.split.pair_labels < 0))
-        if unknown:
-            raise ValueError(
-                f"FMFA learns from person ids, but {unknown} of the "
-                f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
-                "give them ids, or train from pairs alone with the preset :weak"
-            )
+        """FMFA on pairs that all have a person id, if a loss asks for it."""
+        if recipe.needs_people:
+            need_persons(task, "FMFA")
         return cls(task.model, recipe, mesh=task.mesh)
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:

@@ -58,6 +58,7 @@ class Task:
         dataset: Name of the data set, for messages.
         batch_size: Pairs in a global batch.
         steps_per_epoch: Steps in an epoch.
+        seed: The run's; the randomness of step s is fold_in(seed, s).
     """
 
     model: models.ModelConfig
@@ -66,6 +67,7 @@ class Task:
     dataset: str
     batch_size: int
     steps_per_epoch: int
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -115,8 +117,8 @@ class Method(abc.ABC):
 
     @classmethod
     def at_test(cls, model: models.ModelConfig) -> models.ModelConfig:
-        """The trained model with the heads that features need; by default none."""
-        return models.towers_only(model)
+        """The trained model with the heads that features need."""
+        return models.without_training_heads(model)
 
     @staticmethod
     def image_features(model: models.ModelConfig, params: Any, images: Array) -> Array:
@@ -127,6 +129,11 @@ class Method(abc.ABC):
     def text_features(model: models.ModelConfig, params: Any, ids: Array) -> Array:
         """Features [b,d] that captions find pictures by."""
         return models.text_features(model, params, ids)
+
+    @staticmethod
+    def feature_parts(model: models.ModelConfig) -> Mapping[str, slice]:
+        """Columns of the features that are measured apart as well, by name."""
+        return models.feature_parts(model)
 
     @classmethod
     @abc.abstractmethod
@@ -155,13 +162,14 @@ class Method(abc.ABC):
     def compare(
         self, features: Any, notes: Any, batch: Batch, state: State
     ) -> tuple[Float[Array, ""], Measured]:
-        """Compute the loss of the global batch; it has no parameters of its own.
+        """Compute the loss of the global batch.
 
         Args:
             features: What `encode` gave.
             notes: What `encode` gave.
             batch: See `encode`.
-            state: The train state before the step; no gradient flows into it.
+            state: The train state before the step. Gradients flow into "params", which
+                a head needs that mixes rows, as batch norm does; the rest is constant.
         """
 
     def initial_state(self) -> State:
@@ -169,13 +177,14 @@ class Method(abc.ABC):
         return {}
 
     def advance(self, state: State, update: Any, taken: Bool[Array, ""]) -> State:
-        """The method's own entries of the train state after a step.
+        """Entries of the train state that change otherwise than by a gradient.
 
-        It is called once the gradient is known, because a step that is not finite must
-        leave every entry as it was.
+        Those are the method's own, or "params" with running statistics. It is called
+        once the gradient is known, because a step that is not finite must leave every
+        entry as it was.
 
         Args:
-            state: The train state before the step.
+            state: The train state, its parameters after the step, all else before it.
             update: What `compare` put into `Measured.update`.
             taken: False where the step is skipped.
         """
@@ -220,6 +229,27 @@ class Method(abc.ABC):
         """What a user should be told after the first step, or None."""
         del scalars
         return None
+
+
+def with_rows(batch: Batch) -> dict[str, jax.Array]:
+    """The batch with the number of each of its rows."""
+    size = jax.tree.leaves(batch)[0].shape[0]
+    return {**batch, "row": jnp.arange(size, dtype=jnp.int32)}
+
+
+def need_persons(task: Task, name: str) -> None:
+    """Refuse training pairs without a person id, which a method cannot do without.
+
+    Raises:
+        ValueError: Says how many there are, and what to do.
+    """
+    unknown = int(np.sum(task.split.pair_labels < 0))
+    if unknown:
+        raise ValueError(
+            f"{name} learns from person ids, but {unknown} of the "
+            f"{len(task.split.pairs)} training pairs of {task.dataset} have none; "
+            "give them ids, or train from pairs alone with the preset :weak or :clip"
+        )
 
 
 def weighted(

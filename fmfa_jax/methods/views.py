@@ -192,6 +192,47 @@ def mask_tokens(
     return masked, jnp.where(chosen | first, tokens, 0)
 
 
+def edit_tokens(
+    key: Key[Array, ""],
+    tokens: Int[Array, "b l"],
+    *,
+    mask_id: int,
+    mask: float = 0.12,
+    replace: float = 0.04,
+    remove: float = 0.04,
+    rows: Int[Array, " b"] | None = None,
+    context_length: int | None = None,
+) -> Int[Array, "b l"]:
+    """Hide, replace or remove ordinary tokens (0 < id < mask_id); none is forced.
+
+    What stands behind a removed token moves up, and padding is appended. A short
+    caption may lose all its words. The rates are RDE's, as its code computes them.
+
+    Args:
+        key: The step's key.
+        tokens: Token ids.
+        mask_id: Id of the mask token, above every ordinary id.
+        mask: Probability that a token becomes the mask.
+        replace: Probability that it becomes a random ordinary one, perhaps itself.
+        remove: Probability that it is removed.
+        rows: Global row numbers; None: 0, 1, ..
+        context_length: See `mask_tokens`.
+    """
+    length = tokens.shape[1]
+    drawn = length if context_length is None else context_length
+    rows = jnp.arange(tokens.shape[0]) if rows is None else rows
+    numbers = jnp.split(row_numbers(key, rows, 2 * drawn), 2, axis=1)
+    what, word = (part[:, :length] for part in numbers)
+    # Outside of every range: start, end, padding and the mask stay as they are.
+    what = jnp.where((tokens > 0) & (tokens < mask_id), what, 1)
+    words = 1 + below(word, mask_id - 1)
+    edited = jnp.where(what < mask + replace, words, tokens)
+    edited = jnp.where(what < mask, mask_id, edited)
+    removed = (what >= mask + replace) & (what < mask + replace + remove)
+    order = jnp.argsort(removed, axis=1, stable=True)
+    return jnp.take_along_axis(jnp.where(removed, 0, edited), order, axis=1)
+
+
 def mask_capacity(context_length: int, rate: float) -> int:
     """Rows of each caption that the vocabulary projection is computed for.
 

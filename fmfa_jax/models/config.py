@@ -87,6 +87,8 @@ class ModelConfig(Compute):
         classes: Number of identities in the ID head; 0 omits the head.
         irr_layers: Number of blocks in the interaction encoder; 0 omits it together
             with the masked-token head.
+        tse_width: Width e of the token selection embedding; 0 omits its head.
+        tse_ratio: Share of patches and words that it selects.
         activation: Between the two layers of the towers' MLPs: "quick_gelu", as OpenAI
             trained CLIP; "gelu", the exact one, as open_clip trains by default. Heads
             have QuickGELU in either case.
@@ -104,6 +106,8 @@ class ModelConfig(Compute):
     embed_dim: int
     classes: int = 0
     irr_layers: int = 0
+    tse_width: int = 0
+    tse_ratio: float = 0.3
     activation: str = "quick_gelu"
 
     def __post_init__(self):
@@ -124,6 +128,10 @@ class ModelConfig(Compute):
         for name in ("classes", "irr_layers"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} must be at least 0: {getattr(self, name)}")
+        if self.tse_width < 0 or self.tse_width % 2:
+            problems.append(f"tse_width must be even and not < 0: {self.tse_width}")
+        if not 0 < self.tse_ratio <= 1:
+            problems.append(f"tse_ratio must be in (0, 1]: {self.tse_ratio}")
         if not 1 <= self.stride <= self.patch:
             problems.append(f"stride must be in 1..{self.patch} (patch): {self.stride}")
         if min(self.image_size) < self.patch:
@@ -148,6 +156,11 @@ class ModelConfig(Compute):
         rows = (height - self.patch) // self.stride + 1
         columns = (width - self.patch) // self.stride + 1
         return rows, columns
+
+    @property
+    def feature_width(self) -> int:
+        """Width of the features that pictures are found by."""
+        return self.embed_dim + self.tse_width
 
     @property
     def image_tokens(self) -> int:

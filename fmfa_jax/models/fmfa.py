@@ -11,11 +11,13 @@ import numpy as np
 from flax import nnx, traverse_util
 from jaxtyping import Array, Float, Int, UInt8
 
+from fmfa_jax.models import selection
 from fmfa_jax.models.config import ModelConfig
 from fmfa_jax.models.heads import MaskedLogits, MaskedWords, labelled_rows
 from fmfa_jax.models.layers import Linear, compute_dtype
 from fmfa_jax.models.parts import PARTS
 from fmfa_jax.models.placement import gathered
+from fmfa_jax.models.selection import Selected
 
 # Statistics of CLIP's training images: red, green, blue.
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -83,6 +85,33 @@ class FMFA(nnx.Module):
     def encode_texts(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Encode token ids, padded with 0, as a float32 token for every position."""
         return self.text_tower(ids)
+
+    def selected_images(
+        self, pixels: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b d"], Selected]:
+        """Encode images as global features and the patches that these attend to.
+
+        Both are float32; the part `tse` embeds what is selected.
+        """
+        tokens, attention = self.image_tower.attended(pixels)
+        selected = selection.select_patches(
+            tokens, attention, ratio=self.config.tse_ratio
+        )
+        return global_image(tokens), selected
+
+    def selected_texts(
+        self, ids: Int[Array, "b l"]
+    ) -> tuple[Float[Array, "b d"], Selected]:
+        """Encode captions as global features and the words that these attend to."""
+        tokens, attention = self.text_tower.attended(ids)
+        selected = selection.select_words(
+            tokens,
+            attention,
+            ids,
+            ratio=self.config.tse_ratio,
+            context_length=self.config.context_length,
+        )
+        return global_text(tokens, ids), selected
 
     def identity_logits(self, features: Float[Array, "b d"]) -> Float[Array, "b k"]:
         """Score each identity in float32, given global features, not normalized."""

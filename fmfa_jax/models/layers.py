@@ -22,7 +22,7 @@ from fmfa_jax.models.attention import (
     product_dtype,
     to_even_length,
 )
-from fmfa_jax.models.config import PORTABLE, Compute
+from fmfa_jax.models.config import HEAD_WIDTH, PORTABLE, Compute
 from fmfa_jax.models.placement import gathered, rows_in_place
 
 # As in CLIP; Flax defaults to 1e-6.
@@ -296,22 +296,69 @@ class Blocks(nnx.Module):
             mask: See `attend`.
             lengths: See `attend`.
         """
+        return self._run((x,), mask, lengths)[0]
+
+    def attended(
+        self, x: Float[Array, "b t w"], position: Int[Array, " b"], *, mask: str
+    ) -> tuple[Float[Array, "b t w"], Float[Array, "b t"]]:
+        """Run all blocks, and tell what one position attends to in the last of them.
+
+        Args:
+            x: See `__call__`.
+            position: The position of each row.
+            mask: See `attend`.
+
+        Returns:
+            The stream, and the shares of attention that the position gives to all
+            others, a mean over the heads: constants of at least float32.
+        """
+        x, before_last = self._run((x, x), mask, None)
+        return x, self._shares(before_last, position, mask)
+
+    def _run(
+        self, streams: tuple[Array, ...], mask: str, lengths: Array | None
+    ) -> tuple[Array, ...]:
+        """Run all blocks on the first stream; a second becomes the last one's input."""
         remat, unroll = self.compute.remat, min(self.compute.scan_unroll, self.layers)
-        rows = x.shape[1]
+        rows = streams[0].shape[1]
         if self.compute.attention == "cudnn":
             # Here once, rather than in every layer.
-            x, lengths = to_even_length(x, lengths)
+            x, lengths = to_even_length(streams[0], lengths)
+            streams = (x,) * len(streams)
 
-        def body(x: Array, block: "Blocks") -> tuple[Array, None]:
-            x = gathered(block).one(rows_in_place(x), mask=mask, lengths=lengths)
-            return x, None
+        def body(streams: tuple, block: "Blocks") -> tuple[tuple, None]:
+            x, *before = streams
+            y = gathered(block).one(rows_in_place(x), mask=mask, lengths=lengths)
+            return (y, *(lax.stop_gradient(x) for _ in before)), None
 
         if remat != "none":
             policy = _keeps_products if remat == "elementwise" else None
             # scan already separates iterations, so CSE barriers would only cost.
             body = jax.checkpoint(body, prevent_cse=unroll > 1, policy=policy)
-        x, _ = lax.scan(body, x, self, unroll=unroll)
-        return x[:, :rows]
+        streams, _ = lax.scan(body, streams, self, unroll=unroll)
+        return tuple(x[:, :rows] for x in streams)
+
+    def _shares(self, x: Array, position: Array, mask: str) -> Float[Array, "b t"]:
+        """See `attended`; x is the input of the last block.
+
+        A head's query q meets the keys as x (W_k q): they are never computed, and
+        their bias adds the same to all scores of a row, which softmax does not see.
+        """
+        last = jax.tree.map(lambda param: param[-1], (self.ln_1, self.attention.qkv))
+        ln_1, qkv = gathered(lax.stop_gradient(last))
+        x = ln_1(lax.stop_gradient(x))
+        t, w = x.shape[1:]
+        kernel = qkv.kernel[...][:, : 2 * w].reshape(w, 2, -1, HEAD_WIDTH)
+        bias = qkv.bias[...][:w].reshape(-1, HEAD_WIDTH)
+        multiply = functools.partial(jnp.einsum, precision=lax.Precision.HIGHEST)
+        row = jnp.take_along_axis(x, position[:, None, None], axis=1)[:, 0]
+        query = multiply("bw,whc->bhc", row, kernel[:, 0]) + bias
+        query = multiply("bhc,whc->bhw", query * HEAD_WIDTH**-0.5, kernel[:, 1])
+        scores = multiply("bhw,btw->bht", query, x)
+        if mask == "causal":
+            seen = jnp.arange(t) <= position[:, None, None]
+            scores = jnp.where(seen, scores, -jnp.inf)
+        return jax.nn.softmax(scores, axis=-1).mean(axis=1)
 
     def one(
         self,

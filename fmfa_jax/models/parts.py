@@ -13,6 +13,7 @@ from flax import nnx
 
 from fmfa_jax.models.config import ModelConfig
 from fmfa_jax.models.heads import InteractionEncoder, identity_head
+from fmfa_jax.models.selection import TokenSelection
 from fmfa_jax.models.towers import ImageTower, TextTower
 
 
@@ -32,6 +33,7 @@ class Part:
             biases learn at `head_factor` times the rate.
         interaction: Path prefixes that these groups treat as cross-modal interaction:
             weights learn at `head_factor` times the rate, biases at `bias_factor`.
+        in_features: Whether features need it, after training too.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Part:
     sized_by: str = ""
     fast: tuple[str, ...] = ()
     interaction: tuple[str, ...] = ()
+    in_features: bool = False
 
     def is_in(self, config: ModelConfig) -> bool:
         """Return whether models of this config have the part."""
@@ -54,8 +57,8 @@ class Part:
 # Parameters are drawn in this order, heads last: equal seeds give equal towers
 # whichever heads a model has.
 PARTS = (
-    Part("image_tower", ImageTower, blocks="image_layers"),
-    Part("text_tower", TextTower, blocks="text_layers"),
+    Part("image_tower", ImageTower, blocks="image_layers", in_features=True),
+    Part("text_tower", TextTower, blocks="text_layers", in_features=True),
     Part(
         "irr",
         InteractionEncoder,
@@ -71,6 +74,13 @@ PARTS = (
         sized_by="classifier/kernel",
         fast=("classifier",),
     ),
+    Part(
+        "tse",
+        TokenSelection,
+        switch="tse_width",
+        sized_by="tse/image/skip/kernel",
+        in_features=True,
+    ),
 )
 
 TOWERS = tuple(part.name for part in PARTS if not part.switch)
@@ -83,6 +93,18 @@ def towers_only(config: ModelConfig) -> ModelConfig:
     return replace(config, **{part.switch: 0 for part in PARTS if part.switch})
 
 
-def tower_params(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the parameters of the towers alone."""
-    return {name: params[name] for name in TOWERS}
+def without_training_heads(config: ModelConfig) -> ModelConfig:
+    """Return the config of the towers and those heads that features need."""
+    heads = [part for part in PARTS if part.switch and not part.in_features]
+    return replace(config, **{part.switch: 0 for part in heads})
+
+
+def provided(config: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:
+    """Return the config without the heads that `params` do not hold."""
+    absent = [part for part in PARTS if part.switch and part.name not in params]
+    return replace(config, **{part.switch: 0 for part in absent})
+
+
+def params_of(config: ModelConfig, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the parts that a config has."""
+    return {part.name: params[part.name] for part in PARTS if part.is_in(config)}

@@ -58,25 +58,36 @@ class ImageTower(nnx.Module):
 
     def __call__(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n d"]:
         """Encode standardized images as projected float32 tokens, class token first."""
-        self._check(pixels)
-        config = self.config
-        dtype = compute_dtype(config.dtype, self.patch.kernel[...])
-        x = self.ln_pre(self._embed(pixels, dtype))
-        x = self.blocks(x, mask="none")
-        return project(self.ln_post(x).astype(dtype), self.projection[...], config)
+        return self._projected(self.blocks(self._embedded(pixels), mask="none"))
 
-    def _embed(
-        self, pixels: Float[Array, "b h w 3"], dtype: DTypeLike
-    ) -> Float[Array, "b n e"]:
-        """Return class token and patches plus positions, in at least float32."""
-        config, kernel = self.config, self.patch.kernel[...]
+    def attended(
+        self, pixels: Float[Array, "b h w 3"]
+    ) -> tuple[Float[Array, "b n d"], Float[Array, "b n"]]:
+        """Also tell what the class token attends to, see `Blocks.attended`."""
+        x = self._embedded(pixels)
+        first = jnp.zeros(x.shape[0], jnp.int32)
+        x, attention = self.blocks.attended(x, first, mask="none")
+        return self._projected(x), attention
+
+    def _dtype(self) -> DTypeLike:
+        return compute_dtype(self.config.dtype, self.patch.kernel[...])
+
+    def _projected(self, x: Float[Array, "b n e"]) -> Float[Array, "b n d"]:
+        x = self.ln_post(x).astype(self._dtype())
+        return project(x, self.projection[...], self.config)
+
+    def _embedded(self, pixels: Float[Array, "b h w 3"]) -> Float[Array, "b n e"]:
+        """Return class token and patches plus positions, normed, at least float32."""
+        self._check(pixels)
+        config, kernel, dtype = self.config, self.patch.kernel[...], self._dtype()
         cut = patches_of(pixels.astype(dtype), patch=config.patch, stride=config.stride)
         patches = project(cut, kernel.reshape(-1, config.image_width), config)
         first = jnp.broadcast_to(
             self.class_token[...].astype(patches.dtype),
             (patches.shape[0], 1, patches.shape[2]),
         )
-        return jnp.concatenate([first, patches], axis=1) + self.position[...]
+        embedded = jnp.concatenate([first, patches], axis=1) + self.position[...]
+        return self.ln_pre(embedded)
 
     def _check(self, pixels: Float[Array, "b h w 3"]) -> None:
         if pixels.shape[1:3] != self.config.image_size:
@@ -110,12 +121,24 @@ class TextTower(nnx.Module):
 
     def __call__(self, ids: Int[Array, "b l"]) -> Float[Array, "b l d"]:
         """Encode token ids as projected float32 tokens."""
+        return self._projected(self.blocks(self._embedded(ids), mask="causal"))
+
+    def attended(
+        self, ids: Int[Array, "b l"]
+    ) -> tuple[Float[Array, "b l d"], Float[Array, "b l"]]:
+        """Also tell what the end token attends to, see `Blocks.attended`."""
+        end = jnp.argmax(ids, axis=1)  # the end token has the largest id
+        x, attention = self.blocks.attended(self._embedded(ids), end, mask="causal")
+        return self._projected(x), attention
+
+    def _projected(self, x: Float[Array, "b l e"]) -> Float[Array, "b l d"]:
+        dtype = compute_dtype(self.config.dtype, self.embedding[...])
+        x = self.ln_final(x).astype(dtype)
+        return project(x, self.projection[...], self.config)
+
+    def _embedded(self, ids: Int[Array, "b l"]) -> Float[Array, "b l e"]:
         self._check(ids)
-        config = self.config
-        dtype = compute_dtype(config.dtype, self.embedding[...])
-        x = self.embedding[...][ids] + self.position[: ids.shape[1]]
-        x = self.blocks(x, mask="causal")
-        return project(self.ln_final(x).astype(dtype), self.projection[...], config)
+        return self.embedding[...][ids] + self.position[: ids.shape[1]]
 
     def _check(self, ids: Int[Array, "b l"]) -> None:
         if ids.shape[1] > self.config.context_length:

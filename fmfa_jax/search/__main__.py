@@ -24,12 +24,12 @@ from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from fmfa_jax.figures.rankings import save
-from fmfa_jax.models.config import ACTIVATIONS
 from fmfa_jax.search import index, store
 from fmfa_jax.search.encoder import open_model, reopen_model
 from fmfa_jax.search.query import contact_sheet, open_searcher
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
+from fmfa_jax.weights.arguments import add_model_arguments, positive, stated
 
 PASSWORD = "FMFA_SEARCH_PASSWORD"
 _SHOWN_BAD = 10
@@ -78,8 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _index(args: argparse.Namespace) -> None:
-    stated = _picked(args, "image_size", "stride", "source_grid", "activation")
-    model = open_model(args.model, tokenizer=args.tokenizer, **stated)
+    model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
     report = model.model.report
     if report.assumes:
         say(f"activation: {report.activation}", sys.stderr)
@@ -205,20 +204,6 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def _pair(text: str) -> tuple[int, int]:
-    """Read "384x128" as (384, 128)."""
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"wanted two numbers like 384x128, got {text}")
-    return int(height), int(width)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {text}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="python -m fmfa_jax.search",
@@ -243,8 +228,8 @@ def _parser() -> argparse.ArgumentParser:
         each.add_argument("--model", type=path, help="where the index's model lies now")
     lost = {"metavar": "N", "help": "most pictures that a killed process loses"}
     for each in (make, grow):
-        each.add_argument("--batch-size", type=_positive, default=64)
-        each.add_argument("--save-every", type=_positive, default=1024, **lost)
+        each.add_argument("--batch-size", type=positive, default=64)
+        each.add_argument("--save-every", type=positive, default=1024, **lost)
     missing = "what is no longer on the disk"
     grow.add_argument(
         "paths", nargs="*", type=path, help="files and folders; none: all"
@@ -257,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument(
         "--image", type=path, help="an example picture, alone or with the sentence"
     )
-    ask.add_argument("--top", type=_positive, default=10)
+    ask.add_argument("--top", type=positive, default=10)
     ask.add_argument("--json", action="store_true")
     ask.add_argument("--sheet", type=path, help="picture file to draw the results to")
     _serve_options(serve)
@@ -265,7 +250,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _index_options(make: argparse.ArgumentParser) -> None:
-    unstated = "where the weights do not state it"
     make.add_argument(
         "gallery", type=path, help="folder of pictures, subfolders included"
     )
@@ -278,10 +262,7 @@ def _index_options(make: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--storage", choices=store.STORAGES, default="float32")
     make.add_argument("--engine", choices=store.ENGINES, default="exact")
-    make.add_argument("--image-size", type=_pair, metavar="HxW", help=unstated)
-    make.add_argument("--stride", type=_positive)
-    make.add_argument("--source-grid", type=_pair, metavar="RxC")
-    make.add_argument("--activation", choices=("auto", *ACTIVATIONS), default="auto")
+    add_model_arguments(make)
 
 
 def _serve_options(serve: argparse.ArgumentParser) -> None:

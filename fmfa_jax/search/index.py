@@ -3,13 +3,13 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
-from fmfa_jax.models.config import PORTABLE
+from fmfa_jax.models import ModelConfig
 from fmfa_jax.search import approximate, store
 from fmfa_jax.search.encoder import IndexModel, reopen_model
 from fmfa_jax.search.gallery import (
@@ -263,7 +263,7 @@ def _embedded(work: _Work, batch: Sequence[Read]) -> list[Part]:
 def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
     """Refuse to go on with an index that was asked for otherwise."""
     # What indexes from before there was a choice do not state.
-    usual = {**asdict(PORTABLE), "activation": "quick_gelu"}
+    usual = {f.name: f.default for f in fields(ModelConfig) if f.default is not MISSING}
     there, wanted = (
         {**asdict(r), "model": r.model.sha256, "model sizes": usual | r.model.config}
         for r in (old, new)

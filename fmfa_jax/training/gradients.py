@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from fmfa_jax.machines.mesh import BATCH_AXES, encoding
-from fmfa_jax.methods.method import Batch, Method
+from fmfa_jax.methods.method import Batch, Method, with_rows
 
 Function = Callable[..., Any]
 
@@ -40,16 +40,10 @@ def loss_and_gradient(method: Method, *, chunks: int, mesh: Mesh) -> Function:
     return _chunk_by_chunk(encode, method.compare, chunks, mesh)
 
 
-def with_rows(batch: Batch) -> dict[str, jax.Array]:
-    """The batch with the number of each of its rows."""
-    size = jax.tree.leaves(batch)[0].shape[0]
-    return {**batch, "row": jnp.arange(size, dtype=jnp.int32)}
-
-
 def _at_once(encode: Function, compare: Function) -> Function:
     def total(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
         features, notes = encode(params, batch, key)
-        return compare(features, notes, batch, state)
+        return compare(features, notes, batch, {**state, "params": params})
 
     def both(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
         grad = jax.value_and_grad(total, has_aux=True)
@@ -66,8 +60,12 @@ def _chunk_by_chunk(
         parts = _split(batch, chunks, mesh)
         encoded = jax.lax.map(lambda part: encode(params, part, key), parts)
         features, notes = _join(encoded, mesh)
-        weigh = jax.value_and_grad(compare, has_aux=True)
-        value, cotangents = weigh(features, notes, batch, state)
+
+        def total(features: Any, params: Any) -> Any:
+            return compare(features, notes, batch, {**state, "params": params})
+
+        weigh = jax.value_and_grad(total, (0, 1), has_aux=True)
+        value, (cotangents, own) = weigh(features, params)
 
         def add(grads: Any, part: tuple[Batch, Any]) -> tuple[Any, None]:
             rows, cotangent = part
@@ -75,8 +73,7 @@ def _chunk_by_chunk(
             (grad,) = pull(cotangent)
             return jax.tree.map(jnp.add, grads, grad), None
 
-        zeros = jax.tree.map(jnp.zeros_like, params)
-        grads, _ = jax.lax.scan(add, zeros, (parts, _split(cotangents, chunks, mesh)))
+        grads, _ = jax.lax.scan(add, own, (parts, _split(cotangents, chunks, mesh)))
         return value, grads
 
     return both

@@ -16,9 +16,10 @@ from ml_collections import ConfigDict
 from data_pipeline.datasets import open_dataset
 from data_pipeline.examine import check_evaluation
 from data_pipeline.loader import BadImages, train_batches
+from data_pipeline.noise import with_noise
 from data_pipeline.order import steps_per_epoch
-from data_pipeline.records import PersonDataset
-from data_pipeline.tokenizer import Tokenizer, open_tokenizer
+from data_pipeline.records import PersonDataset, Split
+from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax import models, weights
 from fmfa_jax.machines.mesh import (
     check_batch_size,
@@ -65,7 +66,7 @@ class Session:
     processes: Processes
     mesh: Mesh
     data: PersonDataset
-    tokenizer: Tokenizer
+    tokenizer: WordTokenizer
     model: models.ModelConfig
 
     @property
@@ -90,16 +91,29 @@ class Session:
         has_test = "test" in self.data.measurable and self.settings.eval.split != "none"
         return "test" if has_test else self.chosen_on
 
-    def identity(self) -> dict[str, Any]:
-        """What this run computes; a checkpoint of another one is refused."""
+    def identity(self, origin: dict[str, Any]) -> dict[str, Any]:
+        """What this run computes; a checkpoint of another one is refused.
+
+        Contents count, never paths: a run may be moved. See `run.identity`.
+
+        Args:
+            origin: Of the first weights, as `first_params` gives it.
+        """
         return self.settings.identity() | {
             "model.activation": self.model.activation,
             # Resolved: "auto" is another dtype on another device.
             "model.dtype": self.model.dtype,
             # The weak method's memory has one row for each pair.
             "data.pairs": len(self.data.train.pairs),
-            "data.fingerprint": self.data.fingerprint,
+            "first weights": origin.get("sha256", "none"),
+            "tokenizer entries": self.tokenizer.fingerprint,
+            **_contents(self.data.train),
         }
+
+    def told(self) -> dict[str, str]:
+        """What is measured, which may change while a run goes on, but is said."""
+        parts = [_contents(each) for each in self.data.splits[1:]]
+        return {name: digest for part in parts for name, digest in part.items()}
 
     def task(self) -> Task:
         """What the method may know of this run."""
@@ -110,7 +124,12 @@ class Session:
             dataset=self.data.name,
             batch_size=self.settings.train.batch_size,
             steps_per_epoch=self.epoch,
+            seed=self.settings.seed,
         )
+
+
+def _contents(split: Split) -> dict[str, str]:
+    return {f"{split.name} {name}": each for name, each in split.contents.items()}
 
 
 def open_session(
@@ -137,10 +156,10 @@ def open_session(
         train = settings.train
         check_batch_size(train.batch_size, mesh, chunks=train.chunks)
         check_batch_size(settings.eval.batch_size, mesh)
-        data = open_dataset(
-            settings.data.name, settings.data.root, **settings.data.options
-        )
-        tokenizer = open_tokenizer(settings.data.tokenizer)
+        told = settings.data
+        data = open_dataset(told.name, told.root, people=told.people, **told.options)
+        data = with_noise(data, told.noise, seed=told.noise_seed)
+        tokenizer = open_tokenizer(told.tokenizer)
         model = settings.learns.sized(
             settings.recipe,
             settings.model.sized(

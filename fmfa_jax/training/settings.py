@@ -18,18 +18,27 @@ from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
 from fmfa_jax import models
 from fmfa_jax.methods import METHODS, Method
-from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
+from fmfa_jax.options import (
+    Above,
+    Between,
+    OneOf,
+    Options,
+    flat,
+    section_names,
+    sections,
+)
 from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
 # checkpoint made under other values is refused. The rest (paths, logging, evaluation)
-# may change between two sessions. The weak method's section is in checkpoints of all
-# methods since the first of them.
+# may change between two sessions; `Session` adds what some paths lead to. The weak
+# method's section is in checkpoints of all methods since the first of them.
 IDENTITY = ("seed", "method", "model", "optimizer", "schedule", "weak")
-IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokenizer")
+IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity")
 IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
-IDENTITY_KEYS += ("init.path",)
+# Only where there is noise: the other checkpoints are older than it.
+NOISE_KEYS = ("data.noise", "data.noise_seed")
 
 # A run may go on where memory and kernels are others.
 NOT_IDENTITY = frozenset(
@@ -40,6 +49,7 @@ PATHS += (("init", "path"), ("run", "compilation_cache"))
 SPLITS = ("auto", "val", "test", "none")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
+LARGEST_SEED = 2**32 - 1  # the generators take 32 bits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +59,13 @@ class Data(Options, section="data"):
     name: str
     root: str
     options: dict[str, Any]
+    people: Annotated[float, Above(0, 1)]
     tokenizer: str
     sampler: Annotated[str, OneOf(SAMPLERS)]
     per_identity: Positive
     caption_buckets: Annotated[tuple[int, ...], Between(2)]
+    noise: Annotated[int | float, Between(0, 0.99)]
+    noise_seed: Annotated[int, Between(0, LARGEST_SEED)]
     cache: Annotated[str, OneOf(CACHES)]
     cache_dir: str
 
@@ -216,12 +229,17 @@ class Settings:
         return [key.removeprefix("losses.") for key, v in weights.items() if v]
 
     def identity(self) -> dict[str, Any]:
-        """What the run computes: the keys whose change makes it another run."""
+        """What the run computes: the keys whose change makes it another run.
+
+        Checkpoints from before there was `data.people` were of all people.
+        """
         decisive = {*IDENTITY, *section_names(type(self.recipe))}
+        keys = IDENTITY_KEYS + (NOISE_KEYS if self.data.noise else ())
+        keys += ("data.people",) * (self.data.people < 1)
         return {
             key: value
             for key, value in self.flat.items()
-            if (key.split(".")[0] in decisive or key in IDENTITY_KEYS)
+            if (key.split(".")[0] in decisive or key in keys)
             and key not in NOT_IDENTITY
         }
 
@@ -252,8 +270,7 @@ def read(config: ConfigDict) -> Settings:
         given = values[section][key]
         values[section][key] = local(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
-    # The generators take 32 bits.
-    Between(0, 2**32 - 1).check("config.seed", values["seed"])
+    Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]
     values |= {"recipe": sections(method.Recipe, values), "flat": flat(values)}
     settings = sections(Settings, values)

@@ -112,7 +112,7 @@ def make_step(
             before, jnp.isfinite(total) & jnp.isfinite(norm), most=max_skipped
         )
         new = update_if(taken, learn, learned, devices=mesh.size)
-        new |= method.advance(state, measured.update, taken)
+        new |= method.advance(state | new, measured.update, taken)
         new |= {"step": state["step"] + 1, "skipped": skipped}
         scalars = measured.scalars | {
             "total": total,

@@ -16,6 +16,7 @@ from typing import Any
 
 from data_pipeline.command import Parser, path, run, say, told_of
 from fmfa_jax.models.config import ACTIVATIONS
+from fmfa_jax.weights.arguments import pair
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
 from fmfa_jax.weights.inspect import describe
@@ -25,16 +26,6 @@ from fmfa_jax.weights.tensors import WeightsError, shown
 from fmfa_jax.weights.tokenizer_files import tokenizer_of
 
 _PROGRAMS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
-
-
-def _pair(text: str) -> tuple[int, int]:
-    """Read "384x128" as (384, 128)."""
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(
-            f"expected two numbers like 384x128, got {text}"
-        )
-    return int(height), int(width)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
             type=path,
             help="weight file, CLIP folder or run folder",
         )
-        command.add_argument("--image-size", type=_pair, metavar="HxW")
+        command.add_argument("--image-size", type=pair, metavar="HxW")
         command.add_argument("--stride", type=int, help="default: the patch size")
         command.add_argument("--context-length", type=int)
         command.add_argument(
@@ -69,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (take, give):
         command.add_argument(
             "--source-grid",
-            type=_pair,
+            type=pair,
             metavar="RxC",
             help="rows and columns of the file's position embedding",
         )
@@ -151,6 +142,11 @@ def _export(args: argparse.Namespace) -> None:
     )
     for name in left_out:
         say(f"left out: {name}: a Hugging Face CLIP has no counterpart")
+    if loaded.config.tse_width:
+        say(
+            "note: these are the towers alone: what finds pictures there are the "
+            "global features (BGE), not those that token selection (TSE) is part of"
+        )
     if not tokenizer:
         print("left out: the tokenizer, which is not known: name it with --tokenizer")
     _wrote(args.out)

@@ -23,9 +23,9 @@ from fmfa_jax.files import replacing, write_json
 from fmfa_jax.models import (
     ModelConfig,
     image_features,
+    params_of,
     text_features,
-    tower_params,
-    towers_only,
+    without_training_heads,
 )
 from fmfa_jax.weights.tensors import WeightsError
 
@@ -71,7 +71,7 @@ def export_stablehlo(
 
     Args:
         folder: Destination, created if missing.
-        params: Nested dictionary, of which only the towers are exported.
+        params: Nested dictionary, of which what features need is exported.
         config: Sizes of the model; the programs compute in float32 regardless of its
             dtype.
         platforms: Platforms to lower the programs for.
@@ -142,10 +142,10 @@ def export_onnx(
 
 def _towers(params: Mapping[str, Any], config: ModelConfig) -> tuple[Tower, Tower]:
     """Return both towers with their parameters as constants of the programs."""
-    config = towers_only(config).portable
-    towers = jax.tree.map(jnp.asarray, tower_params(params))
-    image = functools.partial(image_features, config, towers)
-    text = functools.partial(text_features, config, towers)
+    config = without_training_heads(config).portable
+    constants = jax.tree.map(jnp.asarray, params_of(config, params))
+    image = functools.partial(image_features, config, constants)
+    text = functools.partial(text_features, config, constants)
     height, width = config.image_size
     return (
         Tower("image_tower", image, f"b, {height}, {width}, 3", jnp.uint8),
@@ -159,7 +159,7 @@ def _write_manifest(folder: Path, config: ModelConfig, facts: dict[str, Any]) ->
         "image_size": list(config.image_size),
         "context_length": config.context_length,
         "vocab_size": config.vocab_size,
-        "embed_dim": config.embed_dim,
+        "feature_width": config.feature_width,
         "activation": config.activation,
     }
     write_json(folder / MANIFEST, sizes | facts)

@@ -16,7 +16,7 @@ from fmfa_jax.weights.convert import IMAGE_POSITION
 from fmfa_jax.weights.hugging_face import write_folder_config
 from fmfa_jax.weights.native import write_safetensors
 from fmfa_jax.weights.positions import square_grid
-from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table
+from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, SELECTION_HEADS, Table
 from fmfa_jax.weights.tensors import WeightsError
 from fmfa_jax.weights.tokenizer_files import write_tokenizer
 
@@ -42,7 +42,7 @@ def rename(table: Table, flat: Mapping[str, Any]) -> dict[str, np.ndarray]:
 def export_official(
     path: str | Path, params: Mapping[str, Any], activation: str = "quick_gelu"
 ) -> Path:
-    """Write a safetensors file with the names of IRRA's and FMFA's code.
+    """Write a safetensors file with the names of IRRA's, FMFA's and RDE's code.
 
     That code has QuickGELU; another activation is written as metadata, which we read.
 
@@ -50,8 +50,29 @@ def export_official(
 
         model.load_state_dict(safetensors.torch.load_file("OUT.safetensors"))
     """
-    renamed = rename(OFFICIAL, flatten_dict(params, sep="/"))
+    flat = flatten_dict(params, sep="/")
+    renamed = rename(OFFICIAL, flat)
+    if (skip := flat.get("tse/image/skip/kernel")) is not None:
+        renamed |= uncalled(*skip.shape)
     return write_safetensors(path, renamed, {"format": "pt", "activation": activation})
+
+
+def uncalled(width: int, wide: int) -> dict[str, np.ndarray]:
+    """What RDE's modules hold without use, as new: its code asks for all names.
+
+    Args:
+        width: Of the tokens, d.
+        wide: Of the embedding, e.
+    """
+    none, ones = np.zeros(wide, np.float32), np.ones(wide, np.float32)
+    norm = {"weight": ones, "bias": none, "running_mean": none, "running_var": ones}
+    named = {f"{head}.mlp.bns.1.{n}": norm[n] for head in SELECTION_HEADS for n in norm}
+    for head in SELECTION_HEADS:
+        for i in (0, 1):
+            named[f"{head}.mlp.bns.{i}.num_batches_tracked"] = np.zeros((), np.float32)
+    linear = f"{SELECTION_HEADS[0]}.linear"
+    weight = np.zeros((wide, width), np.float32)
+    return named | {f"{linear}.weight": weight, f"{linear}.bias": none}
 
 
 def export_hugging_face(

@@ -11,6 +11,7 @@ from fmfa_jax.weights.rules import (
     OFFICIAL,
     OPEN_CLIP_TEXT,
     OPENAI,
+    SELECTION_HEADS,
     Table,
 )
 from fmfa_jax.weights.tensors import WeightsError, shown
@@ -194,6 +195,8 @@ def _family(names: Collection[str]) -> tuple[str, Table]:
     if starts & {"vision_model", "text_model"}:
         _check_both("Hugging Face CLIP", starts, "vision_model", "text_model")
         return "Hugging Face CLIP", HUGGING_FACE
+    if "base_model" in starts and starts & set(SELECTION_HEADS):
+        return "RDE (official)", OFFICIAL
     if "base_model" in starts:
         return "IRRA or FMFA (official)", OFFICIAL
     if any(name.startswith("text.") for name in names):
@@ -202,7 +205,7 @@ def _family(names: Collection[str]) -> tuple[str, Table]:
         first = ", ".join(shown(name) for name in list(names)[:3]) or "none"
         raise WeightsError(
             f"its {len(names)} names are those of no family that is read here (OpenAI, "
-            f"open_clip, Hugging Face CLIP, IRRA, FMFA); they begin with {first}"
+            f"open_clip, Hugging Face CLIP, IRRA, FMFA, RDE); they begin with {first}"
         )
     return "OpenAI or open_clip", OPENAI
 

@@ -17,6 +17,7 @@ from fmfa_jax.weights.archive import Archive
 from fmfa_jax.weights.tensors import WeightsError, shown
 
 FORMAT = {"format": "fmfa_jax", "version": "1"}
+_SHARES = ("tse_ratio",)
 # Largest sizes in a config; any other number is at most 2**16.
 _MOST = {
     "vocab_size": 2**24,
@@ -80,8 +81,8 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
     """Refuse sizes that would cost more to look at than a file can hold."""
     for name, value in values.items():
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, str):
-                continue
+            if isinstance(number, str) or name in _SHARES:
+                continue  # ModelConfig knows the words and shares that it takes
             most = _MOST.get(name, 2**16)
             if type(number) is not int or not 0 <= number <= most:
                 raise ValueError(

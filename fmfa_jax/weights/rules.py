@@ -205,6 +205,33 @@ _HEADS = (
     *_dense("irr/head/fc", "mlm_head.fc"),
 )
 
+
+def _selection(target: str, source: str, skip: str) -> tuple[Rule, ...]:
+    """Rules for one of RDE's two heads, which name their residual layer differently."""
+    norm, ours = f"{source}.mlp.bns.0", f"{target}/norm"
+    return (
+        *_dense(f"{target}/skip", f"{source}.{skip}"),
+        *_dense(f"{target}/up", f"{source}.mlp.layers.0"),
+        *_norm(ours, norm),
+        Rule(f"{ours}/mean", (f"{norm}.running_mean",)),
+        Rule(f"{ours}/variance", (f"{norm}.running_var",)),
+        *_dense(f"{target}/down", f"{source}.mlp.layers.1"),
+    )
+
+
+# The missing letters are part of the format.
+SELECTION_HEADS = ("visul_emb_layer", "texual_emb_layer")
+_SELECTIONS = (
+    *_selection("tse/image", SELECTION_HEADS[0], "fc"),
+    *_selection("tse/text", SELECTION_HEADS[1], "linear"),
+)
+# Made by RDE's code and never called, and a count that nothing reads.
+_UNCALLED = (
+    r"visul_emb_layer\.linear\.(weight|bias)",
+    r"(visul|texual)_emb_layer\.mlp\.bns\.1\..*",
+    r"(visul|texual)_emb_layer\.mlp\.bns\.0\.num_batches_tracked",
+)
+
 # What else CLIP's files hold: the learned scale of its loss (ours is fixed), sizes
 # that the tensors imply, and the causal mask as a constant.
 _CLIP_EXTRAS = (
@@ -215,9 +242,9 @@ _CLIP_EXTRAS = (
 
 OFFICIAL = Table(
     name="official",
-    rules=(*_official("base_model."), *_HEADS),
+    rules=(*_official("base_model."), *_HEADS, *_SELECTIONS),
     # The last pattern matches DGCMIA's memory banks: features of its training pairs.
-    ignored=(*_CLIP_EXTRAS, r"(img|txt)_memory"),
+    ignored=(*_CLIP_EXTRAS, *_UNCALLED, r"(img|txt)_memory"),
 )
 
 OPENAI = Table(name="openai", rules=(*_official(""), *_HEADS), ignored=_CLIP_EXTRAS)

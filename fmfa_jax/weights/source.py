@@ -172,7 +172,7 @@ def _stated(source: Source) -> Stated:
     if written in ACTIVATIONS:
         return Stated(written, "its metadata")
     if source.table is OFFICIAL:
-        return Stated("quick_gelu", "the published code of IRRA and FMFA")
+        return Stated("quick_gelu", "the published code of IRRA, FMFA and RDE")
     if (folder / open_clip.CONFIG).is_file():
         return _of_open_clip(source, folder / open_clip.CONFIG)
     width = (source.shape("image_tower/position") or (0,))[-1]

@@ -148,6 +148,10 @@ def test_a_run_folder_that_is_not_shared_is_refused_on_all(peers, programs):
     assert left == []
 
 
+def test_a_run_folder_in_use_is_refused_on_all(peers):
+    assert all("is in use by process" in peer["locked"] for peer in peers)
+
+
 def test_all_processes_stop_at_the_same_step(peers):
     steps = [peer["stop"][0] for peer in peers]
     assert steps[0] == steps[1] > 5

@@ -12,10 +12,12 @@ from fmfa_jax.methods.views import (
     Augmentation,
     augment_images,
     content_mask,
+    edit_tokens,
     erase_box,
     mask_capacity,
     mask_tokens,
     random_crop,
+    row_numbers,
 )
 from fmfa_jax.models import IMAGE_MEAN, IMAGE_STD, normalize_images
 
@@ -165,6 +167,61 @@ def test_an_empty_caption_keeps_its_end_token(rule):
 def test_unknown_mask_rule_is_refused():
     with pytest.raises(ValueError, match=r"rule='brt'.*mean bert.*mask_free"):
         mask_tokens(KEY, captions(2), rate=0.1, mask_id=MASK, rule="brt")
+
+
+def slow_edit(row, what, word, *, mask, replace, remove):
+    """One caption, one token at a time, as a list of Python."""
+    edited = []
+    for token, x, y in zip(row, what, word, strict=True):
+        if not 0 < token < MASK or x >= mask + replace + remove:
+            edited.append(token)
+        elif x < mask:
+            edited.append(MASK)
+        elif x < mask + replace:
+            edited.append(1 + min(int(y * (MASK - 1)), MASK - 2))
+    return edited + [0] * (len(row) - len(edited))
+
+
+def test_edited_captions_equal_a_loop():
+    tokens = np.asarray(captions(300))
+    rates = {"mask": 0.3, "replace": 0.2, "remove": 0.25}
+    edited = edit_tokens(KEY, jnp.asarray(tokens), mask_id=MASK, **rates)
+    what, word = np.split(np.asarray(row_numbers(KEY, jnp.arange(300), 40)), 2, axis=1)
+    wanted = [slow_edit(*row, **rates) for row in zip(tokens, what, word, strict=True)]
+    np.testing.assert_array_equal(edited, wanted)
+
+
+def test_editing_has_the_stated_shares():
+    """Position 0 is the start, so what becomes of a word is counted in words of 5."""
+    tokens = np.full((4000, 40), 5, np.int32)
+    tokens[:, 0], tokens[:, -1] = START, END
+    edited = np.asarray(edit_tokens(KEY, jnp.asarray(tokens), mask_id=MASK))
+    words = 4000 * 38
+    assert (edited == START).sum() == (edited == END).sum() == 4000
+    shares = {"mask": (edited == MASK).sum(), "remove": (edited == 0).sum()}
+    shares["replace"] = ((edited > 0) & (edited < MASK) & (edited != 5)).sum()
+    assert shares["mask"] / words == pytest.approx(0.12, abs=0.004)
+    assert shares["remove"] / words == pytest.approx(0.04, abs=0.003)
+    # One random word in 96 is the old one.
+    assert shares["replace"] / words == pytest.approx(0.04 * 95 / 96, abs=0.003)
+    drawn = edited[(edited > 0) & (edited < MASK) & (edited != 5)]
+    assert set(drawn) == set(range(1, MASK)) - {5}
+
+
+def test_an_edit_leaves_the_end_token_and_can_take_all_words():
+    rows = jnp.asarray([[START, END, 0, 0], [START, 3, 4, END]], jnp.int32)
+    edited = edit_tokens(KEY, rows, mask_id=MASK, mask=0.0, replace=0.0, remove=1.0)
+    np.testing.assert_array_equal(edited, [[START, END, 0, 0]] * 2)
+
+
+def test_an_edit_does_not_depend_on_padding_that_was_cut_off():
+    def edited(tokens):
+        rates = {"mask": 0.2, "remove": 0.3}
+        out = edit_tokens(KEY, tokens, mask_id=MASK, context_length=30, **rates)
+        return np.asarray(out)
+
+    long = jnp.pad(captions(50), ((0, 0), (0, 10)))
+    np.testing.assert_array_equal(edited(long)[:, :20], edited(long[:, :20]))
 
 
 def test_capacity_holds_what_masking_chooses():

@@ -10,7 +10,13 @@ from safetensors.numpy import load_file
 
 from data_pipeline.records import Split
 from fmfa_jax.run.checkpoints import CheckpointMismatchError
-from tests.tiny_run import change_data, tiny_config, train, train_until_killed
+from tests.tiny_run import (
+    change_data,
+    tiny_config,
+    train,
+    train_until_killed,
+    without_ids,
+)
 
 LAST = "model_last.safetensors"
 
@@ -77,11 +83,6 @@ def test_the_memory_is_not_in_the_weights(whole):
     assert not [name for name in load_file(whole / LAST) if "memory" in name]
 
 
-def unknown(split: Split) -> Split:
-    images = tuple(replace(picture, person=-1) for picture in split.images)
-    return replace(split, images=images)
-
-
 def shuffled(split: Split) -> Split:
     order = np.random.default_rng(0).permutation(len(split.images))
     images = tuple(
@@ -91,7 +92,7 @@ def shuffled(split: Split) -> Split:
     return replace(split, images=images)
 
 
-@pytest.mark.parametrize("change", [unknown, shuffled])
+@pytest.mark.parametrize("change", [without_ids, shuffled])
 def test_absent_or_shuffled_ids_leave_the_parameters_bit_identical(
     folder, whole, change, monkeypatch
 ):
@@ -107,7 +108,7 @@ def test_random_towers_are_warned_of(folder, whole, capsys):
 
 
 def test_fmfa_refuses_people_without_ids(folder, monkeypatch):
-    change_data(monkeypatch, train=unknown)
+    change_data(monkeypatch, train=without_ids)
     with pytest.raises(ValueError, match=r"have none; give them ids.*:weak"):
         train(tiny_config(folder), folder / "no_ids")
 

@@ -19,18 +19,20 @@ def test_the_groups_of_irra_derive_from_the_table():
 
 
 def test_every_field_that_the_table_names_is_in_the_config(tiny):
+    whole = dataclasses.replace(tiny, tse_width=128)
     for part in models.PARTS:
-        assert part.is_in(tiny) and part.name in models.param_shapes(tiny)
+        assert part.is_in(whole) and part.name in models.param_shapes(whole)
         for field in (part.blocks, part.switch):
-            assert not field or getattr(tiny, field) > 0
-    depths = {part.name: part.depth(tiny) for part in models.PARTS}
-    assert depths == {"image_tower": 3, "text_tower": 2, "irr": 2, "classifier": 0}
+            assert not field or getattr(whole, field) > 0
+    depths = {part.name: part.depth(tiny) for part in models.PARTS if part.blocks}
+    assert depths == {"image_tower": 3, "text_tower": 2, "irr": 2}
 
 
 def test_the_towers_alone(tiny, tiny_params):
     bare = models.towers_only(tiny)
     assert bare == dataclasses.replace(tiny, classes=0, irr_layers=0)
-    assert models.tower_params(tiny_params).keys() == models.param_shapes(bare).keys()
+    params = models.params_of(bare, tiny_params)
+    assert params.keys() == models.param_shapes(bare).keys()
 
 
 def test_a_new_head_is_one_row(tiny, tiny_params, monkeypatch):
@@ -62,3 +64,10 @@ def test_models_of_one_size_share_their_encoders(tiny, tiny_params):
         np.testing.assert_array_equal(retriever.encode_text(tokens), text[:, 0])
     assert models.image_features._cache_size() == before + 1
     assert whole.report is None
+
+
+def test_features_keep_the_heads_that_they_need(tiny, tiny_params):
+    model = dataclasses.replace(tiny, tse_width=128)
+    bare = models.without_training_heads(model)
+    assert bare == dataclasses.replace(tiny, classes=0, irr_layers=0, tse_width=128)
+    assert models.provided(bare, tiny_params) == models.towers_only(tiny)

@@ -13,7 +13,7 @@ from fmfa_jax import models
 from fmfa_jax.losses.matching import ALPHA
 from fmfa_jax.machines import mesh as sharding
 from fmfa_jax.machines.mesh import by_process, make_mesh, to_devices
-from fmfa_jax.methods import fmfa, weak
+from fmfa_jax.methods import fmfa, rde, weak
 from fmfa_jax.methods.views import Augmentation
 from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
 from fmfa_jax.training.step import make_state, make_step
@@ -38,6 +38,12 @@ PAIRS_ALONE = weak.Recipe(
     losses=dict.fromkeys(weak.recipe.TERMS, 1.0),
     # Random towers are nearly collinear: a high threshold links only some.
     weak=weak.WeakOptions(threshold=0.9),
+    augment=Augmentation(pad=2),
+)
+# Of both of RDE's batch norms the one that mixes all rows of a batch.
+DOUBTED = rde.Recipe(
+    losses=dict.fromkeys(rde.recipe.TERMS, 1.0),
+    rde=rde.RDEOptions(width=64, batch_norm="batch"),
     augment=Augmentation(pad=2),
 )
 
@@ -71,6 +77,9 @@ def trained(method: str, devices: int, fsdp: int = 1, chunks: int = 1):
         learns = weak.WeakMethod(
             TOWERS, PAIRS_ALONE, mesh=mesh, pairs=PAIRS, first_epoch=3
         )
+    if method == "rde":
+        model = rde.RDEMethod.sized(DOUBTED, TOWERS)
+        learns = rde.RDEMethod(model, DOUBTED, mesh, pairs=PAIRS)
 
     # The paper's. Adam's first steps have the size of the rate whatever the gradient's,
     # so at 1e-3 rounding grew tenfold a step (2e-7, then up to 2e-5).
@@ -99,8 +108,14 @@ def assert_same_params(got, want):
     )
 
 
-@pytest.mark.parametrize("method", ["fmfa", "weak"])
-@pytest.mark.parametrize(("devices", "chunks"), [(2, 1), (8, 1), (4, 2)])
+SPREAD = [
+    *(("fmfa", 2, 1), ("fmfa", 8, 1), ("fmfa", 4, 2)),
+    *(("weak", 2, 1), ("weak", 8, 1), ("weak", 4, 2)),
+    *(("rde", 2, 1), ("rde", 4, 2)),
+]
+
+
+@pytest.mark.parametrize(("method", "devices", "chunks"), SPREAD)
 def test_devices_and_chunks_agree(method, devices, chunks):
     """The oracle is one device with the whole batch at once."""
     want_scalars, want, _ = trained(method, 1)
@@ -124,10 +139,11 @@ def test_the_weak_run_mines():
     ]
 
 
-def test_sharded_parameters_agree_and_are_sharded(monkeypatch):
-    _, want, _ = trained("fmfa", 1)
+@pytest.mark.parametrize("method", ["fmfa", "rde"])
+def test_sharded_parameters_agree_and_are_sharded(method, monkeypatch):
+    _, want, _ = trained(method, 1)
     monkeypatch.setattr(sharding, "SMALLEST_SHARDED", 64)
-    _, got, state = trained("fmfa", 8, fsdp=2)
+    _, got, state = trained(method, 8, fsdp=2)
     assert_same_params(got, want)
     kernel = state["params"]["image_tower"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.addressable_shards[0].data.size * 2 == kernel.size

@@ -4,6 +4,9 @@
 import hashlib
 import json
 import os
+import re
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from fmfa_jax.run.checkpoints import CheckpointMismatchError
 from tests.tiny_run import (
     change_data,
     evaluate,
+    started,
     tiny_config,
     train,
     train_until_killed,
@@ -130,13 +134,46 @@ def test_less_memory_gives_the_same_run_and_the_same_model_flops(folder, whole):
     assert flops(folder / "twice") == pytest.approx(flops(whole), rel=1e-9)
 
 
-def test_a_killed_run_goes_on_bit_identically(folder, whole):
-    """kill -9 after the checkpoint of step 5; the same command resumes from it."""
-    killed = folder / "killed"
-    train_until_killed(folder, killed, after=5)
-    assert not (killed / LAST).exists()
-    train(tiny_config(folder), killed)
-    assert_same_weights(whole, killed)
+@pytest.fixture(scope="module")
+def killed(folder):
+    """kill -9 after the checkpoint of step 5."""
+    train_until_killed(folder, folder / "killed", after=5)
+    assert not (folder / "killed" / LAST).exists()
+    return folder / "killed"
+
+
+def test_a_killed_run_goes_on_bit_identically(folder, whole, killed, tmp_path):
+    """The same command resumes from the checkpoint."""
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    train(tiny_config(folder), run)
+    assert_same_weights(whole, run)
+
+
+def test_a_full_disk_ends_a_run_in_one_line(folder, killed, tmp_path):
+    """As real as a full one: no file may have more than so many bytes."""
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    process = started(folder, run, limit="500")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors[-2000:]
+    lines = errors.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: the run has ended"), errors
+    assert f"{run} cannot be written: File too large (disk " in lines[0]
+    assert "The checkpoint of step 5 is sound; raise the limit" in lines[0]
+
+
+def test_a_signal_ends_a_run_with_75_and_it_goes_on(folder, whole, killed, tmp_path):
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    process = started(folder, run)
+    while process.poll() is None:
+        if process.stdout.readline().startswith("step 6/12"):
+            break
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 75, errors[-2000:]
+    assert re.search(r"SIGTERM: saved step \d+; the same command resumes", said)
+    assert not (run / LAST).exists()
+    train(tiny_config(folder), run)
+    assert_same_weights(whole, run)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder, whole):

@@ -23,6 +23,7 @@ SIZES = SimpleNamespace(
     embed=64,
     classes=5,
     irr_layers=2,
+    tse=96,
 )
 
 
@@ -136,6 +137,44 @@ class Official(nn.Module):
         return self.mlm_head(self.ln_post(x))
 
 
+class SelectionMLP(nn.Module):
+    def __init__(self, inputs, wide):
+        super().__init__()
+        layers = [nn.Linear(inputs, wide // 2), nn.Linear(wide // 2, wide)]
+        self.layers = nn.ModuleList(layers)
+        self.bns = nn.ModuleList([nn.BatchNorm1d(wide // 2), nn.BatchNorm1d(wide)])
+
+    def forward(self, x):
+        rows = self.bns[0](self.layers[0](x).flatten(0, 1)).view(*x.shape[:2], -1)
+        return self.layers[1](torch.relu(rows))
+
+
+class SelectionHead(nn.Module):
+    """One of RDE's heads: `skip` is the layer around its MLP, and may lack a use."""
+
+    def __init__(self, embed, wide, skip, *unused):
+        super().__init__()
+        for name in (skip, *unused):
+            self.add_module(name, nn.Linear(embed, wide))
+        self.mlp, self.skip = SelectionMLP(embed, wide), skip
+
+    def forward(self, x):
+        return (self.mlp(x) + self.get_submodule(self.skip)(x)).max(1)[0]
+
+
+class RDE(nn.Module):
+    """The names of RDE's checkpoints, with what its modules hold and never call."""
+
+    def __init__(self, size=SIZES):
+        super().__init__()
+        self.base_model = CLIP(size)
+        self.visul_emb_layer = SelectionHead(size.embed, size.tse, "fc", "linear")
+        self.texual_emb_layer = SelectionHead(size.embed, size.tse, "linear")
+        for name, buffer in self.named_buffers():
+            if "running" in name:  # fresh statistics would hide mistakes
+                buffer.uniform_(0.5, 1.5)
+
+
 @pytest.fixture(scope="session")
 def torch_clip():
     """The sizes and the module classes; a fixed seed for their weights."""
@@ -152,7 +191,8 @@ def torch_clip():
 
         return make
 
-    return SimpleNamespace(size=SIZES, clip=seeded(CLIP), official=seeded(Official))
+    builders = {"clip": CLIP, "official": Official, "rde": RDE}
+    return SimpleNamespace(size=SIZES, **{n: seeded(b) for n, b in builders.items()})
 
 
 @pytest.fixture(scope="session")

@@ -274,6 +274,8 @@ SIZES = {
     "embed_dim": [64 * 2**50],
     "classes": [-1, 2**70, 10**15],
     "irr_layers": [10**9],
+    "tse_width": [1, -2, 2**40],
+    "tse_ratio": [0, 1.5, "half", None, [0.3]],
     "dtype": ["float64", None, ["x"], {}],
     "activation": ["relu", None, ["gelu"], 1],
     "wings": [2],
