@@ -32,7 +32,8 @@ RUN = [
     r"run folder: .+",
     r"resumed after step \d+ of \d+",
     r"(note|warning|error): .+",
-    r"metrics\.jsonl: dropped .+",
+    r"metrics\.jsonl: .+",
+    r"checkpoint .+ is corrupt: .+",
     r"step \d+/\d+  (\w+ \S+  )+\S+ steps/s  \S+ pairs/s.*",
     r"step \d+, (val|test): text -> image R1 .+",
     r".+ on (val|test), percent:",
@@ -40,9 +41,12 @@ RUN = [
     r"\| .+ \|",
     r"activation: .+",
     r"Nothing was measured.+",
+    r"\S+ is left out: it does not say its step",
+    r"no TensorBoard events .+",
     r"All files of the run: .+",
     r"SIG\w+: saving a checkpoint after this step; again to leave at once",
     r"SIG\w+: saved step \d+; the same command resumes",
+    r"SIG\w+: stopped; the same command starts again",
 ]
 LIVE = r"(\[#*\.*\] )? *\d+%  step \d+/\d+.*"
 

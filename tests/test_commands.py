@@ -16,6 +16,7 @@ ROOT = Path(__file__).parents[1]
 WEIGHTS, SEARCH = "fmfa_jax.weights.__main__", "fmfa_jax.search.__main__"
 FIGURES, CHECK = "fmfa_jax.figures.__main__", "data_pipeline.check"
 TFDS = "data_pipeline.datasets.tfds.__main__"
+EVALUATION = "fmfa_jax.evaluation.__main__"
 SYNTHETIC = "data_pipeline.synthetic.__main__"
 
 # Each argument that is a path, as PATH among others.
@@ -44,6 +45,10 @@ PATHS = [
     (SEARCH, "serve in --model PATH"),
     (SEARCH, "serve in --ssl-certfile PATH"),
     (SEARCH, "serve in --ssl-certfile in --ssl-keyfile PATH"),
+    (EVALUATION, "hubness PATH"),
+    (EVALUATION, "hubness in --out PATH"),
+    (EVALUATION, "hubness in --tokenizer PATH"),
+    (EVALUATION, "compare PATH"),
     (FIGURES, "curves PATH"),
     (FIGURES, "curves in --out PATH"),
     (FIGURES, "worst in --root PATH"),
@@ -116,6 +121,8 @@ ERRORS = [
     (SEARCH, "remove .", "wanted either files and folders to remove"),
     (FIGURES, f"curves {ODD}", r"red\x1b[31m\u202e"),
     (FIGURES, f"worst {ODD} --out out", r"red\x1b[31m\u202e"),
+    (EVALUATION, f"hubness {ODD}", r"red\x1b[31m\u202e"),
+    (EVALUATION, "hubness other.txt cuhk_pedes:gs://b", "other.txt"),
     (CHECK, f". --name {ODD}", "is not known"),
     (CHECK, f". --name cuhk_pedes --tokenizer {ODD}", "wanted 'clip' or a folder"),
     (TFDS, f"cuhk_pedes --manual_dir={ODD} --data_dir=out", r"red\x1b[31m\u202e"),
@@ -141,7 +148,9 @@ def test_a_user_s_error_is_one_paragraph(
         program.main([*shlex.split(line), "--verbosity=1"])
 
 
-@pytest.mark.parametrize("module", [WEIGHTS, SEARCH, FIGURES, CHECK, TFDS, SYNTHETIC])
+@pytest.mark.parametrize(
+    "module", [WEIGHTS, SEARCH, EVALUATION, FIGURES, CHECK, TFDS, SYNTHETIC]
+)
 def test_a_command_line_that_is_none_is_one_line(module, capsys):
     with pytest.raises(SystemExit) as ended:
         importlib.import_module(module).main(["--no-such\x1b[2J"])
@@ -199,7 +208,7 @@ def speaks(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_run_that_cannot_start_is_one_paragraph_and_leaves_nothing(tmp_path):
     """A process of its own, as a user starts it: its data is not there."""
-    flags = [f"--config={ROOT}/configs/cuhk.py", "--workdir=run\x1b[2J"]
+    flags = [f"--config={ROOT}/configs/cuhk.py", "--workdir=run"]
     done = subprocess.run(
         [sys.executable, ROOT / "main.py", *flags, "--config.data.root=none\x1b[2J"],
         cwd=tmp_path,

@@ -55,7 +55,7 @@ class Run:
         if config := weights.run_config(self.path):
             return config
         raise FileNotFoundError(
-            f"no config.json in {self.folder}: expected a run folder, as given to "
+            f"no config.json in {self.path}: expected a run folder, as given to "
             "main.py as --workdir"
         )
 
