@@ -201,6 +201,7 @@ def adapted(command: str, folder: Path) -> list[str]:
             "--config.data.options.test_identities=4",
             "--config.train.batch_size=8",
             "--config.train.stop_step=1",
+            "--config.eval.batch_size=16",
             "--config.eval.pictures=0",
             f"--workdir={folder / 'runs' / 'demo'}",
         ]
