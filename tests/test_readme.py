@@ -216,6 +216,7 @@ def adapted(command: str, folder: Path) -> list[str]:
             "--config.train.batch_size=8",
             "--config.train.stop_step=2",
             "--config.log.every_steps=1",
+            "--config.eval.batch_size=16",
             "--config.eval.pictures=0",
             f"--workdir={folder / 'runs' / 'demo'}",
         ]

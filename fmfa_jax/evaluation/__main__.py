@@ -68,6 +68,8 @@ def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
     run = Run(
         args.path, args.weights, tokenizer_name=args.tokenizer, stated=stated(args)
     )
+    if not run.path.exists():
+        raise FileNotFoundError(f"no run folder or weight file at {run.path}")
     folder = args.out or _own_folder(run, args.command)
     if not args.data and not run_config(run.path):
         raise ValueError(

@@ -115,8 +115,17 @@ class Run:
 
     @cached_property
     def data(self) -> PersonDataset:
-        """The data set that the run learned from, as its config.json says."""
+        """The data set that the run learned from, as its config.json says.
+
+        Raises:
+            ValueError: It does not say; or see `open_dataset`.
+        """
         config, prefix = self.config, "data.options."
+        if missing := {"data.name", "data.root"} - config.keys():
+            raise ValueError(
+                f"{self.folder / 'config.json'}: wanted the run's data set, but "
+                f"{' and '.join(sorted(missing))} is missing"
+            )
         # JSON has lists where configs have tuples.
         options = {
             key.removeprefix(prefix): tuple(value) if type(value) is list else value

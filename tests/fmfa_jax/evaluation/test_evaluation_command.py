@@ -19,6 +19,8 @@ from fmfa_jax.evaluation.__main__ import main
 from fmfa_jax.evaluation.protocols import PROTOCOLS
 from tests.tiny_model import tiny_model
 
+pytestmark = pytest.mark.usefixtures("quick_compiles")
+
 SIZES = {"identities": 6, "images_per_identity": 2}
 SIZES |= {"val_identities": 2, "test_identities": 5}
 STEPS = {"best": 4, "last": 9}
@@ -201,6 +203,10 @@ def test_tables_of_protocols_are_compared_row_by_row(runs, tmp_path):
 def test_errors_are_one_paragraph(run, people, runs, tmp_path, capsys):
     file, lonely = str(run / "model_best.safetensors"), tmp_path / "x.safetensors"
     lonely.write_bytes(Path(file).read_bytes())
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "model_best.safetensors").write_bytes(lonely.read_bytes())
+    (broken / "config.json").write_text('{"data.name": "synthetic"}')
     cases = {
         ("cross-domain", str(run), "icfg_pedes"): "wanted NAME:ROOT",
         ("cross-domain", str(run), "icfg_pedez:/x"): "did you mean icfg_pedes",
@@ -208,7 +214,8 @@ def test_errors_are_one_paragraph(run, people, runs, tmp_path, capsys):
         ("cross-domain", str(run), f"synthetic:{tmp_path}"): "no drawn people",
         ("cross-domain", str(lonely)): "--out",
         ("cross-domain", str(lonely), "--out", "x"): "NAME:ROOT",
-        ("cross-domain", str(tmp_path / "gone"), f"cuhk_pedes:{people}"): "--out",
+        ("cross-domain", str(tmp_path / "gone")): "no run folder or weight file at",
+        ("cross-domain", str(broken)): "data.root is missing",
         ("hubness", str(run)): "wanted --k and --alpha",
         ("hubness", str(run), "--k", "99", "--alpha", "1"): "24 sentences, got 99",
         ("rerank", str(run), "--k2", "40"): "k2 from 1 to k1",
