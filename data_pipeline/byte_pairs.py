@@ -58,7 +58,7 @@ class BytePairs:
         has the same fingerprint.
         """
         texts = [self._text(i) for i in range(self.size - 3)]
-        told = json.dumps([texts, self.encode(texts)])
+        told = json.dumps([texts, self.encode([text.lower() for text in texts])])
         return hashlib.sha256(told.encode()).hexdigest()
 
     def _text(self, entry: int) -> str:
