@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test bench lint clean
+.PHONY: demo test soak bench lint clean
 
 # The stamps hold the installed state: nothing is installed twice.
 .venv/product: requirements.lock
@@ -30,6 +30,10 @@ HOSTS := tests/fmfa_jax/machines/test_hosts.py
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist=loadfile --ignore=$(HOSTS)
 	$(BIN)/python -m pytest $(HOSTS)
+
+# What a release should have been through: hours of kills and hostile files.
+soak: .venv/dev
+	$(BIN)/python -m pytest -m soak -s
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
