@@ -20,7 +20,7 @@ from fmfa_jax.weights.__main__ import main
 from tests.tiny_model import tiny_model
 
 ROOT = Path(__file__).parents[3]
-# CLIP's own vocabulary, so that the example reads sentences without a folder; and a head
+# CLIP's own vocabulary, so that the example reads sentences without a folder; a head
 # that features need, beside two that they do not.
 CONFIG = tiny_model(
     image_width=128,
