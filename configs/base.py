@@ -37,6 +37,7 @@ def _data_and_model(c: ConfigDict) -> None:
     c.data.name = "cuhk_pedes"  # a reader of data_pipeline.datasets, or tfds:NAME
     c.data.root = "data"  # the folder that contains the data set's own folder
     c.data.options = ConfigDict()  # for the reader (synthetic: identities, ..)
+    c.data.people = 1.0  # share of the training people, by few-shot's fixed order
     c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokenizer
     c.data.sampler = "shuffle"  # shuffle | identity (P identities x per_identity pairs)
     c.data.per_identity = 4  # K of the identity sampler

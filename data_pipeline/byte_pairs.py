@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Byte-pair vocabularies: CLIP's own, and those of Hugging Face folders."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,6 +49,23 @@ class BytePairs:
     size: int
     encode: Encoder
     decode: Decoder
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex SHA-256 of the entries and of the ids that they are given as texts.
+
+        Every merge has a part in it, and no file: the same vocabulary in other files
+        has the same fingerprint.
+        """
+        texts = [self._text(i) for i in range(self.size - 3)]
+        told = json.dumps([texts, self.encode([text.lower() for text in texts])])
+        return hashlib.sha256(told.encode()).hexdigest()
+
+    def _text(self, entry: int) -> str:
+        try:
+            return self.decode([entry])
+        except KeyError:  # of no bytes: no text can have it
+            return ""
 
 
 def clip_byte_pairs() -> BytePairs:

@@ -26,16 +26,10 @@ class Captions:
         """Measure the captions.
 
         Raises:
-            ValueError: If `buckets` (without l) do not increase, or lie outside 2..l-1.
+            ValueError: See `check_buckets`.
         """
         full = tokens.shape[1]
-        if list(buckets) != sorted(set(buckets)) or not all(
-            2 <= bucket < full for bucket in buckets
-        ):
-            raise ValueError(
-                f"caption buckets {buckets}: wanted increasing lengths from 2 to "
-                f"{full - 1}, below the context length"
-            )
+        check_buckets(buckets, full)
         # Look for the end, which has the largest id: id 0 is padding, but also "!".
         return Captions(tokens, tokens.argmax(axis=1) + 1, (*buckets, full))
 
@@ -43,3 +37,17 @@ class Captions:
         """Return the smallest allowed length that holds these captions."""
         longest = self.lengths[pairs].max()
         return next(bucket for bucket in self.buckets if bucket >= longest)
+
+
+def check_buckets(buckets: tuple[int, ...], context_length: int) -> None:
+    """Check the lengths that captions may be cut to, without the context length.
+
+    Raises:
+        ValueError: They do not increase, or lie outside 2..context_length-1.
+    """
+    fitting = all(2 <= bucket < context_length for bucket in buckets)
+    if not fitting or list(buckets) != sorted(set(buckets)):
+        raise ValueError(
+            f"caption buckets {buckets}: wanted increasing lengths from 2 to "
+            f"{context_length - 1}, below the context length"
+        )

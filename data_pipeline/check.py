@@ -11,7 +11,7 @@ Finds the data sets under ROOT and reports on each:
 - each picture that is missing or cannot be decoded.
 
 The exit status is 0 if training and evaluation will go through (whatever the counts),
-otherwise 1.
+1 if they will not, and 2 if the command itself is wrong.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.datasets import AnnotationError, DatasetMissing, folder, open_dataset
 from data_pipeline.datasets.layout import Counts, traces
 from data_pipeline.datasets.published import LAYOUTS
@@ -94,8 +95,7 @@ def main(arguments: Sequence[str]) -> int:
         tokenizer = open_tokenizer(flags.tokenizer)
         results = [_check(name, flags, tokenizer) for name in names]
     except (ValueError, OSError) as error:
-        print(error)
-        return 1
+        return told_of(flags, error)
     if flags.json:
         reports = [result for result, _ in results]
         print(json.dumps({"data_sets": reports}, indent=1))
@@ -112,13 +112,13 @@ def _check(
         dataset = open_dataset(layout, flags.root)
     except (AnnotationError, DatasetMissing) as error:
         if not flags.json:
-            print(f"{name}: {error}\n")
+            say(f"{name}: {error}\n")
         return {"sound": False, "name": name, "error": str(error)}, False
     diagnosis = diagnose(
         dataset, tokenizer, flags.context_length, progress=_progress(name)
     )
     if not flags.json:
-        print(report(diagnosis))
+        say(report(diagnosis))
     return diagnosis.as_json(), diagnosis.sound
 
 
@@ -141,14 +141,19 @@ def _progress(name: str) -> Callable[[int, int], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipeline.check", description=__doc__.split("\n")[0]
     )
-    parser.add_argument("root", help="folder with the data sets, or of one of them")
+    parser.add_argument(
+        "root", type=path, help="folder with the data sets, or of one of them"
+    )
     parser.add_argument("--name", help="check only this data set, e.g. cuhk_pedes")
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument(
-        "--tokenizer", default="clip", help="config.data.tokenizer of the run"
+        "--tokenizer",
+        type=path,
+        default="clip",
+        help="config.data.tokenizer of the run",
     )
     parser.add_argument(
         "--context-length",
@@ -193,4 +198,4 @@ def _places() -> str:
 if __name__ == "__main__":
     # A reader such as head may leave early.
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.exit(main(sys.argv[1:]))
+    run(main)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int32
@@ -136,6 +136,25 @@ class Split:
     def captions(self) -> list[str]:
         """The caption of each pair."""
         return [pair.caption for pair in self.pairs]
+
+    @cached_property
+    def contents(self) -> dict[str, str]:
+        """Hex SHA-256 of the split's "pictures", "people" and "captions", in order.
+
+        Pictures count by their file names, people by who is the same, not by their
+        numbers, which may depend on other splits. Captions include whose they are.
+        """
+        people = np.searchsorted(self.identities, self.image_persons)
+        people = np.where(self.image_persons == UNKNOWN_PERSON, -1, people)
+        rows: dict[str, list[Any]] = {
+            "pictures": [image.file for image in self.images],
+            "people": people.tolist(),
+            "captions": [[pair.image, pair.caption] for pair in self.pairs],
+        }
+        return {
+            name: hashlib.sha256(json.dumps(row).encode()).hexdigest()
+            for name, row in rows.items()
+        }
 
 
 @dataclass(frozen=True)

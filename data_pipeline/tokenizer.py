@@ -74,7 +74,13 @@ class Word:
 
 @runtime_checkable
 class WordTokenizer(Tokenizer, Protocol):
-    """A tokenizer that also says which ids of a row make up which word."""
+    """A tokenizer that also says which ids of a row make up which word.
+
+    Attributes:
+        fingerprint: Hex SHA-256 of what it does; where its files lie does not count.
+    """
+
+    fingerprint: str
 
     def words(self, ids: Int32[np.ndarray, "l"]) -> tuple[Word, ...]:
         """Return the words of one row of `encode`, from left to right.
@@ -161,6 +167,11 @@ class _BytePairTokenizer:
     def vocab_size(self) -> int:
         """See `Tokenizer`."""
         return self.byte_pairs.size
+
+    @property
+    def fingerprint(self) -> str:
+        """See `WordTokenizer`."""
+        return self.byte_pairs.fingerprint
 
     @property
     def mask_id(self) -> int:

@@ -114,20 +114,17 @@ def _sync_names(path: Path) -> None:
         os.close(handle)
 
 
-def local(path: str, *, what: str) -> str:
-    """Return a path on a mounted disk with its ~ expanded; "" stays "".
+def set_aside(path: str | Path, name: str | Path) -> Path:
+    """Rename a file, link or folder so that nothing is lost; return its new path.
 
     Args:
-        path: As the user wrote it.
-        what: Flag or key that it is the value of.
-
-    Raises:
-        ValueError: It is a URL, which would become a folder of that name.
+        path: What is set aside.
+        name: The new path; "-2", "-3", ... is added where it is taken.
     """
-    scheme, separator, _ = path.partition("://")
-    if separator:
-        raise ValueError(
-            f"{what}: wanted a path on a mounted disk, got {path!r}; mount the "
-            f"{scheme}:// address or copy its files"
-        )
-    return os.path.expanduser(path)
+    target, number = Path(name), 1
+    while os.path.lexists(target):
+        number += 1
+        target = Path(f"{name}-{number}")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(path, target)
+    return target

@@ -10,6 +10,7 @@ steers; what a field may be stands beside it, once:
 
 import dataclasses
 import math
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -139,9 +140,8 @@ def mistyped(arguments: Iterable[str], known: Iterable[str]) -> str:
     known = list(known)
     for argument in arguments:
         name = argument.partition("=")[0]
-        key = name.removeprefix("--config.")
-        # Which losses and options of a reader there are is the method's matter.
-        if key in (name, *known) or key.startswith(("losses", "data.options")):
+        key = re.sub(r"\['(\w+)'\]", r".\1", name.removeprefix("--config."))
+        if key == name or any(f"{each}.".startswith(f"{key}.") for each in known):
             continue
         similar = [x for x in known if x.split(".")[-1] == key.split(".")[-1]]
         similar += near(key, known)

@@ -28,6 +28,7 @@ from configs import cuhk, demo
 from data_pipeline.synthetic import write_population
 from fmfa_jax import models, weights
 from tests.fmfa_jax.machines.hosts import free_port
+from tests.own_lines import Commands, foreign, on_terminal
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -40,7 +41,8 @@ SPAN = re.compile(r"`([^`]+)`")
 
 # Set-up, whole suites and long measurements: other tests run their parts.
 ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
-LAUNCHERS = ("srun ", "gcloud ")
+DEMO = "python main.py --config=configs/demo.py"
+LAUNCHERS = ("srun ", "gcloud ", "mpirun ", "mpiexec ", "torchrun ")
 
 TINY = [
     "--config.model.preset=demo",
@@ -70,7 +72,7 @@ def commands(page: Path) -> Iterator[str]:
     for block in blocks(page, "bash"):
         for line in block.splitlines():
             if line.startswith(LAUNCHERS):
-                yield re.search(r'python main\.py[^"]*', line)[0]
+                yield "python " + re.search(r'main\.py[^"]*', line)[0]
             elif line and not line.startswith("#"):
                 yield line
     for block in blocks(page, "yaml"):
@@ -104,8 +106,10 @@ def name(value) -> str:
 
 def environment(folder: Path, **variables: str) -> dict[str, str]:
     """Return the variables of a process that runs in `folder` on one device."""
+    # What the test run sets for itself would hide lines of libraries.
+    inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
     return (
-        os.environ
+        inherited
         | {
             "PYTHONPATH": str(ROOT),
             "XLA_FLAGS": "",
@@ -123,6 +127,8 @@ def run(arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
         arguments, cwd=folder, capture_output=True, text=True, env=environment(folder)
     )
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr[-3000:]}"
+    if "main.py" in arguments:
+        assert foreign(done.stdout + done.stderr) == []
     return done
 
 
@@ -142,6 +148,11 @@ def place(tmp_path_factory) -> Path:
     mine = folder / "mine"
     mine.symlink_to(folder / "data" / "CUHK-PEDES" / "imgs")
     entries = json.loads((mine.parent / "data/CUHK-PEDES/reid_raw.json").read_text())
+    other = folder / "data" / "ICFG-PEDES"
+    other.mkdir()
+    (other / "imgs").symlink_to(folder / "data" / "CUHK-PEDES" / "imgs")
+    unseen = [entry for entry in entries if entry["split"] != "val"]
+    (other / "ICFG-PEDES.json").write_text(json.dumps(unseen))
     lines = [
         {
             "file": entry["file_path"],
@@ -159,6 +170,14 @@ def place(tmp_path_factory) -> Path:
     weights.save_native(folder / "clip.safetensors", params, config)
     weights.export_official(folder / "ViT-B-16.pt", params)
     return folder
+
+
+@pytest.fixture(scope="module")
+def commands(place):
+    """The process of all commands `python -m`."""
+    process = Commands(place, environment(place))
+    yield process
+    process.close()
 
 
 def adapted(command: str, folder: Path) -> list[str]:
@@ -195,7 +214,9 @@ def adapted(command: str, folder: Path) -> list[str]:
             "--config.data.options.val_identities=4",
             "--config.data.options.test_identities=4",
             "--config.train.batch_size=8",
-            "--config.train.stop_step=1",
+            "--config.train.stop_step=2",
+            "--config.log.every_steps=1",
+            "--config.eval.batch_size=16",
             "--config.eval.pictures=0",
             f"--workdir={folder / 'runs' / 'demo'}",
         ]
@@ -204,7 +225,7 @@ def adapted(command: str, folder: Path) -> list[str]:
 
 def test_the_readme_starts_with_the_two_commands():
     assert COMMANDS[:2] == ["make demo", "make test"]
-    assert "python main.py --config=configs/demo.py" in COMMANDS
+    assert DEMO in COMMANDS
 
 
 @pytest.mark.parametrize(
@@ -233,7 +254,7 @@ def test_a_benchmark_takes_its_flags(command, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("together", RUNS, ids=name)
-def test_each_command_runs(together, place, monkeypatch):
+def test_each_command_runs(together, place, commands):
     if len(together) > 1:
         run_together(together, place)
         return
@@ -241,15 +262,26 @@ def test_each_command_runs(together, place, monkeypatch):
     if "serve" in words:
         assert "<html" in served(words, place)
         return
+    if together[0] == DEMO:
+        run_on_a_terminal(words, place)
+        return
     if words[1] != "-m" or words[2].startswith("docs."):
         run(words, place)
         return
-    # In this process: a new one would import everything again.
-    monkeypatch.chdir(place)
-    module = importlib.import_module(
-        f"{words[2]}.__main__" if is_package(words[2]) else words[2]
-    )
-    assert not module.main(words[3:])
+    done = commands.run(*words[2:])
+    assert (done.code, done.foreign) == (0, []), done.said
+
+
+def run_on_a_terminal(words: list[str], folder: Path) -> None:
+    """Train as the README begins: one live line, and below it what matters."""
+    code, said = on_terminal(words, folder, environment(folder), columns=60)
+    assert code == 0, said
+    assert foreign(said, live=True) == []
+    progress = re.findall(r"\r([^\r\n]*step (\d+)/2 [^\r\n]*)\x1b\[K", said)
+    assert [step for _, step in progress] == ["1", "2"]
+    assert all(len(line) < 60 and "ETA" not in line for line, _ in progress)
+    assert re.search(r"\n100%  step 2/2  total \S+.*\n", said.replace("\r", "\n"))
+    assert "step 2, val: text -> image R1" in said
 
 
 def run_together(lines: tuple[str, ...], folder: Path) -> None:
@@ -273,6 +305,9 @@ def run_together(lines: tuple[str, ...], folder: Path) -> None:
         )
     said = [process.communicate()[0] for process in started]
     assert [process.returncode for process in started] == [0] * len(lines), said
+    # Gloo, which joins CPUs alone, writes this line from C++, whatever it is told.
+    said = [re.sub(r"^\[Gloo\] Rank .*\n", "", each, flags=re.M) for each in said]
+    assert [foreign(each) for each in said] == [[]] * len(lines)
 
 
 def served(words: list[str], folder: Path) -> str:

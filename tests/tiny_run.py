@@ -19,6 +19,21 @@ ROOT = Path(__file__).parents[1]
 DEVICES = 2  # of the eight simulated ones, which on two cores only wait
 IDENTITIES, IMAGES, VAL, TEST = 16, 2, 4, 8
 
+ENVIRONMENT = {
+    "PYTHONPATH": str(ROOT),
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
+    # As `quick_compiles` has it, for the same bits.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "PYTHONWARNINGS": "ignore",
+}
+CONFIG = """
+from pathlib import Path
+from tests.tiny_run import tiny_config
+
+def get_config():
+    return tiny_config(Path({folder!r}))
+"""
+
 
 def tiny_config(folder: Path, preset: str = "plus", **changes):
     """`configs/demo.py:preset` on a tiny population in `folder`, 12 steps of 8 pairs.
@@ -86,6 +101,26 @@ def without_ids(split: Split) -> Split:
     return replace(split, images=images)
 
 
+def started(folder: Path, run: Path, *, limit: str = "unlimited"):
+    """`main.py` with the tiny config, as a user starts it from a shell.
+
+    Args:
+        folder: See `tiny_config`.
+        run: Folder of the run.
+        limit: To the size of files, in KiB, as a full disk would have one.
+    """
+    (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
+    command = f"{sys.executable} main.py --config={folder}/config.py --workdir={run}"
+    return subprocess.Popen(
+        ["bash", "-c", f"ulimit -f {limit}; exec {command}"],
+        cwd=ROOT,
+        env=os.environ | ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
 def train_until_killed(folder: Path, run: Path, *, after: int, preset: str = "plus"):
     """The tiny run in a process of its own, killed once checkpoint `after` is there."""
     script = (
@@ -97,13 +132,7 @@ def train_until_killed(folder: Path, run: Path, *, after: int, preset: str = "pl
     process = subprocess.Popen(
         [sys.executable, "-c", script, str(folder), str(run), preset],
         cwd=ROOT,
-        env=os.environ
-        | {
-            "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-            # As `quick_compiles` has it, for the same bits.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-        },
+        env=os.environ | ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )

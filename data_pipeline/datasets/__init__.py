@@ -15,6 +15,7 @@ from functools import partial
 
 from data_pipeline import hints
 from data_pipeline.datasets import folder, synthetic
+from data_pipeline.datasets.few import few_people
 from data_pipeline.datasets.layout import read_layout
 from data_pipeline.datasets.published import LAYOUTS
 from data_pipeline.datasets.raw import AnnotationError, DatasetMissing
@@ -32,24 +33,32 @@ PREPARABLE = tuple(name for name in READERS if name != "synthetic")
 __all__ = ["PREPARABLE", "READERS", "AnnotationError", "DatasetMissing", "open_dataset"]
 
 
-def open_dataset(name: str, root: str, **options: object) -> PersonDataset:
+def open_dataset(
+    name: str, root: str, *, people: float = 1.0, **options: object
+) -> PersonDataset:
     """Read a data set's annotation; pictures are read later, one by one.
 
     Args:
         name: Name of the data set; see the module's docstring.
         root: Folder of the data set; `~` is the home folder.
+        people: Share of the training people to keep; see `few_people`.
         **options: Options of the reader (synthetic and folder have some).
 
     Raises:
         ValueError: If a name or option is unknown; the message suggests similar ones.
+            If the share is out of range.
         DatasetMissing: If the files are not there.
         AnnotationError: If the annotation is malformed.
     """
     names = [*READERS, *(f"tfds:{reader}" for reader in PREPARABLE)]
     if name not in names:
         raise ValueError(hints.unknown("data set", name, names))
+    _check_options(name, options, _OPTIONS.get(name, ()))
+    return few_people(_read(name, root, options), people)
+
+
+def _read(name: str, root: str, options: dict[str, object]) -> PersonDataset:
     known = _OPTIONS.get(name, ())
-    _check_options(name, options, known)
     options = {option: value for option, value in options.items() if option in known}
     if name.startswith("tfds:"):
         # TensorFlow takes seconds to import: only those who ask for it wait.

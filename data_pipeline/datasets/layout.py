@@ -40,7 +40,8 @@ class Layout:
         name: The reader's name.
         title: The data set's name in papers.
         folder: Its folder under the root (the root may also be that folder itself).
-        image_folder: The pictures' folder, inside `folder`.
+        image_folder: The pictures' folder, inside `folder`; "." if their files are
+            relative to that folder itself.
         annotations: The known names of its annotation file, inside `folder`.
         file_field: The field of an entry that holds the picture's file.
         published: The published size of each split.
@@ -150,8 +151,9 @@ def _missing(layout: Layout, root: str) -> str:
     for folder in _candidates(layout, root):
         for name in layout.annotations:
             lines.append(_line(folder / name, (folder / name).is_file(), ""))
-        images = folder / layout.image_folder
-        lines.append(_line(images, images.is_dir(), "/"))
+        if layout.image_folder != ".":
+            images = folder / layout.image_folder
+            lines.append(_line(images, images.is_dir(), "/"))
         if layout.unsplit and (folder / layout.unsplit).is_file():
             lines.append(
                 f"  {printable(str(folder / layout.unsplit))}: found, but this file "
@@ -159,8 +161,10 @@ def _missing(layout: Layout, root: str) -> str:
                 "wanted does"
             )
     names = " or ".join(layout.annotations)
+    pictures = f" and the folder {layout.image_folder}/"
+    pictures = pictures if layout.image_folder != "." else " with the pictures it names"
     lines.append(
-        f"wanted {names} and the folder {layout.image_folder}/ in one of these places. "
+        f"wanted {names}{pictures} in one of these places. "
         f"The authors send the data set on request, for research only: {layout.page}"
     )
     return "\n".join(lines)

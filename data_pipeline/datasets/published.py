@@ -67,13 +67,14 @@ LAYOUTS: dict[str, Layout] = {
             page="https://github.com/NjtechCVLab/RSTPReid-Dataset",
         ),
         # Zuo et al., UFineBench, CVPR 2024. Two captions of about 81 words per picture;
-        # ids start at 1. UNVERIFIED: layout and counts come from descriptions and were
-        # not checked against the original files; run data_pipeline.check first.
+        # ids start at 1, and file_path begins with images/ in the authors' example.
+        # UNVERIFIED: the original files have not been seen, though the counts add up to
+        # the totals that the authors state; run data_pipeline.check first.
         Layout(
             name="ufine6926",
             title="UFine6926",
             folder="UFine6926",
-            image_folder="images",
+            image_folder=".",
             annotations=("UFine6926_Annotations.json",),
             file_field="file_path",
             published={

@@ -3,9 +3,9 @@
 
 import argparse
 import json
-import sys
 import time
 
+from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.synthetic.population import (
     DATASET,
     OPTIONS,
@@ -24,24 +24,23 @@ def main(arguments: list[str] | None = None) -> int:
     start = time.perf_counter()
     try:
         out = write_population(flags.out, workers=flags.workers, **options)
-    except (ValueError, FileExistsError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    except (ValueError, OSError) as error:
+        return told_of(flags, error)
     seconds = time.perf_counter() - start
     annotation = out / DATASET / "reid_raw.json"
     images = len(json.loads(annotation.read_text(encoding="utf-8")))
-    print(
-        f"{images} images in {out} ({seconds:.1f} s, {images / seconds:.0f} images/s)"
-    )
+    say(f"{images} images in {out} ({seconds:.1f} s, {images / seconds:.0f} images/s)")
     if flags.sheet:
-        print(f"contact sheet: {write_sheet(out, flags.sheet)}")
+        say(f"contact sheet: {write_sheet(out, flags.sheet)}")
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m data_pipeline.synthetic")
+    parser = Parser(prog="python -m data_pipeline.synthetic")
     parser.description = "Draw people and write a data set in CUHK-PEDES's layout."
-    parser.add_argument("out", help="folder to write; must be absent or empty")
+    parser.add_argument(
+        "out", type=path, help="folder to write; must be absent or empty"
+    )
     add = parser.add_argument
     add("--identities", type=int, help="people to train on")
     add("--images-per-identity", type=int)
@@ -51,10 +50,15 @@ def _parser() -> argparse.ArgumentParser:
     add("--test-identities", type=int)
     add("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
     add("--workers", type=int, default=1, help="processes; the result is the same")
-    add("--sheet", metavar="FILE", help="also write a picture of some of the people")
+    add(
+        "--sheet",
+        type=path,
+        metavar="FILE",
+        help="also write a picture of some of the people",
+    )
     parser.set_defaults(**{name: getattr(Options, name) for name in OPTIONS})
     return parser
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -126,6 +126,39 @@ def write_population(
     return target
 
 
+def recorded_options(root: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the options that the population in `root` was drawn with.
+
+    Raises:
+        FileNotFoundError: There is none.
+        ValueError: It was drawn by another edition of the code.
+    """
+    record = Path(root).expanduser() / RECORD
+    if not record.is_file():
+        raise FileNotFoundError(
+            f"no drawn people in {root}: {record} is missing; draw them with python -m "
+            "data_pipeline.synthetic, or name the folder of a run's data.root"
+        )
+    found = json.loads(record.read_text(encoding="utf-8"))
+    if (edition := found.pop("edition", None)) != EDITION:
+        raise ValueError(
+            f"{record}: wanted people drawn by edition {EDITION}, got {edition}; draw "
+            "them again, into another folder"
+        )
+    return found | {"image_size": tuple(found["image_size"])}
+
+
+def people_of(root: str | os.PathLike[str]) -> dict[int, Identity]:
+    """Return who the people of the population in `root` are, by their annotated id.
+
+    Raises:
+        FileNotFoundError, ValueError: See `recorded_options`.
+    """
+    options = Options(**recorded_options(root))
+    people = identity_attributes(options.seed, options.people)
+    return dict(enumerate(people, start=1))
+
+
 def shots_of(person: Identity, number: int, options: Options) -> Iterator[Shot]:
     """Yield the shots of one person's pictures, in order."""
     for image in range(options.images_per_identity):

@@ -53,23 +53,35 @@ def encode_split(
         ValueError: The batches of all processes together do not have each row exactly
             once, or a batch does not divide evenly over the devices.
     """
-    image, image_person = _encode(
+    image, image_person = encode_rows(
         encode_images, gallery_batches, what="image", index="image_id", mesh=mesh
     )
-    text, text_person = _encode(
+    text, text_person = encode_rows(
         encode_texts, query_batches, what="tokens", index="pair", mesh=mesh
     )
     return SplitFeatures(image, image_person, text, text_person)
 
 
-def _encode(
+def encode_rows(
     encode: Callable[[np.ndarray | Array], np.ndarray | Array],
     batches: Iterable[Batch],
     *,
     what: str,
     index: str,
-    mesh: Mesh | None,
+    mesh: Mesh | None = None,
 ) -> tuple[Float32[np.ndarray, "n d"], Int[np.ndarray, "n"]]:
+    """Encode one side of a split; return its features and persons.
+
+    Args:
+        encode: See `encode_split`.
+        batches: See `encode_split`.
+        what: Key of the rows to encode, "image" or "tokens".
+        index: Key of their numbers in the split, "image_id" or "pair".
+        mesh: See `encode_split`.
+
+    Raises:
+        ValueError: See `encode_split`.
+    """
     names = (index, "person", "valid")
     fetched: list[list[np.ndarray]] = []
     waiting = None

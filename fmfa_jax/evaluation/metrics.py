@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The usual retrieval metrics: R@1, R@5, R@10, mAP and mINP, in percent."""
+"""The usual retrieval metrics: R@1, R@5, R@10, their sum, mAP and mINP, in percent."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -33,9 +33,14 @@ class RetrievalMetrics:
     queries: int
     gallery: int
 
+    @property
+    def rSum(self) -> float:
+        """R1 + R5 + R10, at most 300."""
+        return self.r1 + self.r5 + self.r10
+
     def as_dict(self) -> dict[str, float | int]:
         """Return the numbers by name, for JSON and the log."""
-        return asdict(self)
+        return asdict(self) | {"rSum": self.rSum}
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,12 @@ class MatchRanks:
         order = np.arange(len(self.ranks)) - np.repeat(start, count) + 1
         return np.add.reduceat(order / self.ranks, start) / count
 
+    def of(self, chosen: Bool[np.ndarray, "q"]) -> "MatchRanks":
+        """Return the ranks of some of the queries, in the same gallery."""
+        count = np.diff(self.offsets)
+        offsets = np.concatenate([[0], np.cumsum(count[chosen])]).astype(np.int64)
+        return MatchRanks(self.ranks[np.repeat(chosen, count)], offsets, self.gallery)
+
     @property
     def inverse_penalty(self) -> Float[np.ndarray, "q"]:
         """Number of a query's matches over the rank of the last, in 0..1 (INP)."""
@@ -109,6 +115,47 @@ def match_ranks(
 
     at_once = blocks_at_once(size, len(gallery_ids), mesh)
     return _collect(count, matches, size, at_once)
+
+
+def score_ranks(
+    scores: Callable[[Int64[np.ndarray, "rows"]], Float32[np.ndarray | Array, "b g"]],
+    query_ids: Int[np.ndarray, "q"],
+    gallery_ids: Int[np.ndarray, "g"],
+) -> MatchRanks:
+    """Rank every match by scores that are no cosines, such as corrected ones.
+
+    Args:
+        scores: Maps indices of queries to their scores with the whole gallery, larger
+            for what is more alike.
+        query_ids: See `match_ranks`.
+        gallery_ids: See `match_ranks`.
+
+    Raises:
+        ValueError: See `match_ranks`.
+    """
+    matches = _find_matches(query_ids, gallery_ids)
+    rows = round_up(len(gallery_ids), UNROLL)
+
+    def count(
+        block: np.ndarray, positions: np.ndarray, valid: np.ndarray
+    ) -> np.ndarray:
+        strip = np.full((rows, positions.shape[1]), -np.inf, np.float32)
+        strip[: len(gallery_ids), : len(block)] = np.asarray(scores(block)).T
+        if not np.isfinite(strip[: len(gallery_ids), : len(block)]).all():
+            raise ValueError("expected finite scores, got NaN or infinity")
+        return np.asarray(_count_scores(strip, positions, valid))
+
+    return _collect(count, matches, fitting_queries(len(query_ids), rows), 1)
+
+
+@jax.jit
+def _count_scores(
+    strip: Float32[Array, "g b"],
+    positions: Int32[Array, "m b"],
+    valid: Bool[Array, "m b"],
+) -> Int32[Array, "m b"]:
+    found = jnp.take_along_axis(strip, positions, axis=0)
+    return _at_least(strip, jnp.where(valid, found, jnp.inf), axes=())
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 """The files that an evaluation writes: metrics.json, table.md, rankings.csv."""
 
 import csv
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,10 @@ from data_pipeline.records import Split
 from fmfa_jax.evaluation.metrics import Evaluation
 from fmfa_jax.evaluation.nearest import Nearest
 from fmfa_jax.evaluation.published import published
+from fmfa_jax.evaluation.tables import FIGURES, SIZES, aligned, figures, percent
 from fmfa_jax.files import write_json, write_text, writing
 
-HEADER = ("direction", "R1", "R5", "R10", "mAP", "mINP", "queries", "gallery")
-_FIGURES = ("r1", "r5", "r10", "mAP", "mINP")
+HEADER = ("direction", *FIGURES, *SIZES)
 _TIES = "a wrong item exactly as similar as a right one counts as ahead of it"
 
 
@@ -37,13 +37,13 @@ def table(evaluation: Evaluation, *, dataset: str = "") -> str:
     for name, metrics in evaluation.parts.items():
         measured[f"text -> image, {name} alone"] = metrics
     for name, metrics in measured.items():
-        figures = [_percent(getattr(metrics, figure)) for figure in _FIGURES]
-        rows.append((name, *figures, str(metrics.queries), str(metrics.gallery)))
+        cells = map(percent, figures(metrics))
+        rows.append((name, *cells, str(metrics.queries), str(metrics.gallery)))
     known = published(dataset, queries=t2i.queries, gallery=t2i.gallery)
     for row in known:
-        figures = [_percent(getattr(row, figure)) for figure in _FIGURES]
-        rows.append((f"{row.method} [published]", *figures, "", ""))
-    text = _aligned(rows)
+        cells = map(percent, figures(row))
+        rows.append((f"{row.method} [published]", *cells, "", ""))
+    text = aligned(rows)
     if known:
         sources = "; ".join(f"{row.method}: {row.source}" for row in known)
         text += f"\nPublished, text -> image. {sources}.\n"
@@ -111,21 +111,3 @@ def write_rankings(
                 match = int(picture.person == person)
                 row += [picture.file, f"{similarity:.6f}", match]
             writer.writerow(row)
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Format a Markdown table with aligned columns, the first one to the left."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
-    align: list[Callable[[str, int], str]] = [str.ljust] + [str.rjust] * (
-        len(widths) - 1
-    )
-    lines = []
-    for row in (rows[0], rule, *rows[1:]):
-        cells = zip(align, row, widths, strict=True)
-        lines.append("| " + " | ".join(put(cell, n) for put, cell, n in cells) + " |\n")
-    return "".join(lines)

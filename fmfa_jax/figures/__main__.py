@@ -12,91 +12,28 @@ python -m fmfa_jax.figures words runs/demo --query "a man in a red jacket" --ima
 """
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 
 from data_pipeline import images
-from data_pipeline.datasets import open_dataset
-from data_pipeline.loader import gallery_batches, query_batches
+from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.records import Split
-from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
-from fmfa_jax import evaluation, figures, models, weights
+from fmfa_jax import evaluation, figures, models
 from fmfa_jax.evaluation.blocks import unit_rows
+from fmfa_jax.evaluation.runs import Run
+from fmfa_jax.weights.arguments import positive
 
 VIEWS = ("similarity", "attention")
 """The views of `figures.word_maps`, in order."""
 
 
-@dataclass(frozen=True)
-class Run:
-    """A run folder, whose parts are opened when a figure needs them."""
-
-    folder: Path
-    root: str | None
-    tokenizer_name: str | None
-    split_name: str
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        """The flat config that training wrote: dotted key -> value."""
-        path = self.folder / "config.json"
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no config.json in {self.folder}: expected a run folder, as given to "
-                "main.py as --workdir"
-            )
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    @cached_property
-    def split(self) -> Split:
-        """The split to draw, from the run's data set."""
-        options = {
-            key.removeprefix("data.options."): value
-            for key, value in self.config.items()
-            if key.startswith("data.options.")
-        }
-        root = self.root or self.config["data.root"]
-        data = open_dataset(self.config["data.name"], root, **options)
-        return data.evaluation_split(self.split_name)
-
-    @cached_property
-    def tokenizer(self) -> WordTokenizer:
-        """Tokenizer for the captions."""
-        return open_tokenizer(self.tokenizer_name or self.config["data.tokenizer"])
-
-    @cached_property
-    def model(self) -> models.Retriever:
-        """The best weights of the run, or the last if there are no best."""
-        return weights.load_model(self.folder)
-
-    def features(self) -> evaluation.SplitFeatures:
-        """Encode the split."""
-        size = self.config["eval.batch_size"]
-        config = self.model.config
-        return evaluation.encode_split(
-            self.model.encode_image,
-            self.model.encode_text,
-            gallery_batches(self.split, image_size=config.image_size, batch_size=size),
-            query_batches(
-                self.split,
-                tokenizer=self.tokenizer,
-                context_length=config.context_length,
-                batch_size=size,
-            ),
-        )
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fmfa_jax.figures", description=(__doc__ or "").split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -110,18 +47,26 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("run", type=Path, help="run folder")
-        command.add_argument("--out", type=Path, help="default: RUN/figures")
+        command.add_argument("run", type=_place, help="run folder")
+        command.add_argument("--out", type=_place, help="default: RUN/figures")
         if name == "curves":
             continue
         command.add_argument("--split", choices=("test", "val"), default="test")
-        command.add_argument("--root", help="new root of the data set, if it was moved")
-        command.add_argument("--tokenizer", help="clip or a folder, if it was moved")
+        command.add_argument(
+            "--root", type=path, help="new root of the data set, if it was moved"
+        )
+        command.add_argument(
+            "--tokenizer", type=path, help="clip or a folder, if it was moved"
+        )
         if name == "rankings":
             _add_ranking_arguments(command)
         if name == "words":
             _add_word_arguments(command)
     return parser
+
+
+def _place(text: str) -> Path:
+    return Path(path(text))
 
 
 def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
@@ -133,20 +78,14 @@ def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
         help="only the caption of this pair (may be repeated)",
     )
     command.add_argument(
-        "--top", type=_positive, default=evaluation.TOP, help="number of nearest images"
+        "--top", type=positive, default=evaluation.TOP, help="number of nearest images"
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a positive integer, got {text}")
-    return int(text)
 
 
 def _add_word_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pair", type=int, help="caption and image of this pair")
     command.add_argument("--query", help="sentence instead of the pair's")
-    command.add_argument("--image", type=Path, help="file instead of the pair's")
+    command.add_argument("--image", type=_place, help="file instead of the pair's")
     command.add_argument(
         "--view",
         choices=("both", *VIEWS),
@@ -160,9 +99,11 @@ def _add_word_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def _draw_features(args: argparse.Namespace, run: Run, folder: Path) -> list[Path]:
+def _draw_features(
+    args: argparse.Namespace, run: Run, split: Split, folder: Path
+) -> list[Path]:
     """Draw a figure of the features of a whole split."""
-    features = run.features()
+    features = run.features(split)
     plots = {
         "similarities": figures.write_similarities,
         "features": figures.write_feature_map,
@@ -174,7 +115,7 @@ def _draw_features(args: argparse.Namespace, run: Run, folder: Path) -> list[Pat
     count = asked.get("top", evaluation.TOP)
     top = evaluation.nearest(features.text, features.image, count)
     _, ranks = evaluation.measure(features)
-    retrieved = figures.Retrieved(run.split, top, ranks.first)
+    retrieved = figures.Retrieved(split, top, ranks.first)
     if asked.get("pair"):
         return figures.draw_rankings(folder, retrieved, queries=asked["pair"])
     return figures.draw_spread(folder, retrieved, count=asked.get("count", 0))
@@ -240,7 +181,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
         if args.query is None or args.image is None:
             raise ValueError("expected --pair N, or both --query TEXT and --image FILE")
         return Asked(args.query, args.image.read_bytes(), args.image.name)
-    split = run.split
+    split = run.data.evaluation_split(args.split)
     if not 0 <= args.pair < len(split.pairs):
         raise ValueError(
             f"--pair {args.pair}: split {split.name!r} has the pairs 0 to "
@@ -272,10 +213,11 @@ def _draw(args: argparse.Namespace) -> list[Path]:
     if args.command == "curves":
         metrics = args.run / "metrics.jsonl"
         return [figures.write_curves(metrics, folder / "curves.png")]
-    run = Run(args.run, args.root, args.tokenizer, args.split)
+    run = Run(args.run, root=args.root, tokenizer_name=args.tokenizer)
     if args.command == "words":
         return _draw_words(args, run, folder)
-    return _draw_features(args, run, folder)
+    split = run.data.evaluation_split(args.split)
+    return _draw_features(args, run, split, folder)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -288,12 +230,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         files = _draw(args)
     except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return told_of(args, error)
     for file in files:
-        print(f"wrote {file}")
+        say(f"wrote {file}")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

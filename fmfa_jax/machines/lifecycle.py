@@ -12,6 +12,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from data_pipeline.hints import printable
+
 STALLED_EXIT = 70
 FAILED_EXIT = 1
 
@@ -188,5 +190,8 @@ class Watchdog:
 
 
 def _write(text: str) -> None:
+    text = "\n".join(map(printable, text.split("\n")))  # errors name files
+    # On a terminal, in place of an open line of progress.
+    text = ("\r\x1b[K" if os.isatty(2) else "") + text
     # Unbuffered: a signal may arrive inside print(), which cannot be re-entered.
     os.write(2, text.encode())

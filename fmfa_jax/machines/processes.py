@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the processes of one run find each other and agree before they start."""
 
-import importlib.util
 import json
 import os
 import uuid
@@ -16,6 +15,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
+from fmfa_jax.machines.launchers import launch
 from fmfa_jax.machines.lifecycle import leave_with_the_others
 
 
@@ -31,95 +31,24 @@ class Processes:
 def initialize_distributed(*, heartbeat_seconds: int = 100) -> Processes:
     """Join the other processes of the run, if there are any.
 
-    Detected, in this order: COORDINATOR_ADDRESS, NUM_PROCESSES and PROCESS_ID (under
-    Open MPI the latter two may be left out, in an indexed Kubernetes Job the last),
-    SLURM (`srun` with several tasks), Open MPI, a Cloud TPU. Otherwise nothing happens
-    and the run has one process. Call it before anything else uses JAX; a second call
-    only reports.
+    `launchers.launch` says how they are found. Call it before anything else uses JAX; a
+    second call only reports.
 
     Args:
         heartbeat_seconds: A process silent for longer counts as dead and ends the run.
 
     Raises:
-        ValueError: The environment announces processes but lacks a part.
+        ValueError: What the environment says of processes cannot be used.
     """
-    launcher = detect_launcher(os.environ)
-    if launcher == "none" or jax.distributed.is_initialized():
-        return Processes(jax.process_index(), jax.process_count(), launcher)
-    explicit: dict[str, Any] = {}
-    if launcher == "environment":
-        explicit = explicit_processes(os.environ)
-    jax.distributed.initialize(**explicit, heartbeat_timeout_seconds=heartbeat_seconds)
+    found = launch(os.environ)
+    if found.launcher == "none" or jax.distributed.is_initialized():
+        return Processes(jax.process_index(), jax.process_count(), found.launcher)
+    jax.distributed.initialize(
+        **found.arguments, heartbeat_timeout_seconds=heartbeat_seconds
+    )
     if jax.process_count() > 1:
         leave_with_the_others()
-    return Processes(jax.process_index(), jax.process_count(), launcher)
-
-
-def detect_launcher(environ: Mapping[str, str]) -> str:
-    """Return what started the run: environment, slurm, openmpi, tpu or none."""
-    if any(environ.get(name) for name in _EXPLICIT):
-        return "environment"
-    if "SLURM_STEP_NODELIST" in environ and _number(environ, _SLURM_TASKS) > 1:
-        return "slurm"
-    if _number(environ, "OMPI_COMM_WORLD_SIZE") > 1:
-        if "OMPI_MCA_orte_hnp_uri" not in environ:  # gone in Open MPI 5
-            raise ValueError(
-                "Open MPI started several processes but names no coordinator: pass "
-                "one to all of them, mpirun -x COORDINATOR_ADDRESS=HOST:PORT ..."
-            )
-        return "openmpi"
-    return "tpu" if _on_tpu(environ) else "none"
-
-
-def explicit_processes(environ: Mapping[str, str]) -> dict[str, Any]:
-    """Return jax.distributed.initialize's arguments from COORDINATOR_ADDRESS & co.
-
-    Raises:
-        ValueError: Names the variables that are missing.
-    """
-    found = {
-        "COORDINATOR_ADDRESS": environ.get("COORDINATOR_ADDRESS"),
-        "NUM_PROCESSES": environ.get("NUM_PROCESSES")
-        or environ.get("OMPI_COMM_WORLD_SIZE"),
-        "PROCESS_ID": environ.get("PROCESS_ID")
-        or environ.get("OMPI_COMM_WORLD_RANK")
-        or environ.get("JOB_COMPLETION_INDEX"),
-    }
-    missing = [name for name, value in found.items() if not value]
-    if missing:
-        raise ValueError(
-            f"wanted {', '.join(found)} together, missing: {', '.join(missing)}; set "
-            "them in every process or unset all of them to run a single one"
-        )
-    arguments: dict[str, Any] = {
-        "coordinator_address": found["COORDINATOR_ADDRESS"],
-        "num_processes": int(found["NUM_PROCESSES"] or 0),
-        "process_id": int(found["PROCESS_ID"] or 0),
-    }
-    local = environ.get("OMPI_COMM_WORLD_LOCAL_RANK")
-    if local and not environ.get("PROCESS_ID"):
-        # One GPU per process, as JAX itself does under Open MPI 4.
-        ids = environ.get("JAX_LOCAL_DEVICE_IDS") or local
-        arguments["local_device_ids"] = [int(each) for each in ids.split(",")]
-    return arguments
-
-
-_EXPLICIT = ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")
-_SLURM_TASKS = "SLURM_STEP_NUM_TASKS"
-
-
-def _number(environ: Mapping[str, str], name: str) -> int:
-    return int(environ.get(name) or 0)
-
-
-def _on_tpu(environ: Mapping[str, str]) -> bool:
-    if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
-        return False
-    pod = ("MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
-    if any(environ.get(name) for name in pod):
-        return True
-    chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
-    return chips and importlib.util.find_spec("libtpu") is not None
+    return Processes(jax.process_index(), jax.process_count(), found.launcher)
 
 
 def gather(value: Any) -> list[Any]:

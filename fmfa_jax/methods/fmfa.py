@@ -129,7 +129,16 @@ class FMFAMethod(Method):
 
     @classmethod
     def sized(cls, recipe: Recipe, model: models.ModelConfig) -> models.ModelConfig:
-        """A head exists only where its loss has a weight."""
+        """A head exists only where its loss has a weight.
+
+        Raises:
+            ValueError: A head that a loss needs has no layers.
+        """
+        if recipe.losses.get("mlm") and not model.irr_layers:
+            raise ValueError(
+                "config.model.irr_layers=0: wanted layers (4 in the paper) for the mlm "
+                "loss, or config.losses.mlm=0"
+            )
         return replace(
             model,
             classes=model.classes if recipe.losses.get("id") else 0,

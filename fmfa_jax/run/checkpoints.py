@@ -4,30 +4,38 @@
     folder/<step>/{manifest.json, state/}   the newest `keep` training states
     folder/corrupt/<step>/                  set aside, for a post-mortem
 
-Orbax writes the arrays asynchronously. The manifest (see `manifests`) goes into its
-temporary folder before Orbax renames it, so a checkpoint that exists is complete, even
-after `kill -9`. Reading never changes the folder: another process may evaluate from it
-while the run goes on.
+Whatever else lies in the folder is left alone. Orbax writes the arrays asynchronously.
+They are read back, and the manifest (see `manifests`) goes into the temporary folder
+before Orbax renames it, so a checkpoint that exists is complete, even after `kill -9`.
+Reading never changes the folder: another process may evaluate from it while the run
+goes on.
 """
 
-import json
+import contextlib
+import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from errno import ENOENT
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import orbax.checkpoint as ocp
-from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 
-from fmfa_jax.machines.processes import broadcast
-from fmfa_jax.machines.trees import named_leaves, not_finite, some
-from fmfa_jax.run import manifests
+from data_pipeline.command import say
+from data_pipeline.findings import shortened
+from data_pipeline.hints import printable
+from fmfa_jax import files
+from fmfa_jax.machines.processes import broadcast, gather, together
+from fmfa_jax.machines.trees import not_finite, some
+from fmfa_jax.run import identity, manifests, repeats, states
+from fmfa_jax.run.disk import SaveError
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
 
 CORRUPT = "corrupt"
-_ITEM = "state"
+_UNFINISHED = ".orbax-checkpoint-tmp"
+_STEP = "(0|[1-9][0-9]*)"  # "5.bak" and "05" are not ours
 
 
 class Restored(NamedTuple):
@@ -53,26 +61,29 @@ class Checkpoints:
         folder: str | Path,
         *,
         identity: Mapping[str, Any],
+        told: Mapping[str, Any] | None = None,
         keep: int = 1,
-        say: Callable[[str], None] = print,
+        say: Callable[[str], None] = say,
     ) -> None:
         """Touch nothing on disk yet.
 
         Args:
             folder: On a file system that all processes share.
             identity: JSON values, nested mappings allowed, which a checkpoint must
-                have been saved with (model, method, optimiser, ...).
+                have been saved with (model, method, optimiser, ...); see `identity`.
+            told: What may have changed since a checkpoint was saved, but is said.
             keep: How many of the latest states are kept; with 1, a corrupt checkpoint
                 leaves none to fall back to.
-            say: Told about corrupt checkpoints, on process 0 only.
+            say: Told about corrupt checkpoints and such changes, on process 0 only.
         """
         if keep < 1:
             raise ValueError(f"wanted to keep at least 1 checkpoint, got {keep}")
         self._folder = Path(folder).absolute()
         self._identity = manifests.as_json(identity)
+        self._told = manifests.as_json(told or {})
         self._keep = keep
-        self._say = say
-        self._manager: ocp.CheckpointManager | None = None
+        self._say = say if jax.process_index() == 0 else lambda text: None
+        self._writer: ocp.AsyncCheckpointer | None = None
         self._newest: Manifest | None = None
         self._rejected: dict[int, str] = {}
 
@@ -80,7 +91,9 @@ class Checkpoints:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        self.close()
+        # What ended the run is told, not what a save makes of it.
+        with contextlib.suppress(*[Exception] if failure[0] else []):
+            self.close()
 
     def save(self, step: int, state: Any) -> bool:
         """Start saving `state`; returns once it may be donated or changed.
@@ -93,6 +106,8 @@ class Checkpoints:
         Raises:
             ValueError: The folder holds a newer step that was not restored.
             FloatingPointError: The state holds a NaN or an infinity.
+            SaveError: This save, or the one before, could not be written.
+            FileNotFoundError: The folder was removed.
         """
         if self._newest is not None and self._newest.step == step:
             return False
@@ -101,17 +116,19 @@ class Checkpoints:
                 f"the state after step {step} is not saved: wanted finite numbers, got "
                 f"NaN or infinity in {some(broken)}"
             )
-        manager = self._open(step)
-        # The running save is sealed with its own manifest.
-        manager.wait_until_finished()
-        self._newest = Manifest(step, self._identity, _describe(state))
-        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardSave(_plain(state))})
-        return bool(manager.save(step, args=arguments, force=True))
+        writer = self._open(step)
+        self.wait()  # the running save is sealed with its own manifest
+        self._newest = Manifest(
+            step, self._identity, states.describe(state), self._told
+        )
+        with self._saving():
+            writer.save(self._folder / str(step), args=states.arguments(state))
+        return True
 
     def restore_latest(self, template: Any) -> Restored | None:
         """Restore the newest state that verifies; None if there is no checkpoint.
 
-        One that holds a NaN or an infinity counts as corrupt.
+        One that cannot be read, or holds a NaN or an infinity, counts as corrupt.
 
         Args:
             template: A pytree of jax.Arrays, or of jax.ShapeDtypeStructs with
@@ -125,27 +142,66 @@ class Checkpoints:
         self.wait()
         self._rejected.clear()
         while (manifest := self._find_newest()) is not None:
-            state = self._read(manifest, template)
-            if not (broken := not_finite(state)):
+            where = self._folder / str(manifest.step)
+            self._check(manifest, template, where)
+            state, reason = _read(where, template)
+            if not reason:
                 self._newest = manifest
+                self._tell(manifest, where)
                 return Restored(state, manifest.step)
-            self._reject(manifest.step, f"NaN or infinity in {some(broken)}")
+            self._reject(manifest.step, reason)
         return None
 
-    def _read(self, manifest: Manifest, template: Any) -> Any:
-        where = str(self._folder / str(manifest.step))
-        _check_identity(manifest.identity, self._identity, where)
-        _check_arrays(manifest.arrays, _describe(template), where)
-        abstract = jax.tree.map(_abstract, _plain(template))
-        arguments = ocp.args.Composite(**{_ITEM: ocp.args.StandardRestore(abstract)})
-        with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-            restored = reader.restore(where, args=arguments)
-        return _unplain(restored[_ITEM], template)
+    def _check(self, manifest: Manifest, template: Any, where: Path) -> None:
+        saved, wanted, _ = identity.comparable(manifest.identity, self._identity)
+        if lines := identity.differences(saved, wanted):
+            raise CheckpointMismatchError(
+                f"{_name(where)} belongs to another configuration:\n"
+                + "\n".join(lines)
+                + "\nUse the configuration and files it was saved with, or another "
+                "working folder"
+            )
+        if lines := identity.differences(manifest.arrays, states.describe(template)):
+            raise CheckpointMismatchError(
+                f"{_name(where)} holds other arrays than this model, this optimiser "
+                "and this version of the code need; go on with those that it was saved "
+                "by, or in another working folder:\n" + "\n".join(lines)
+            )
+
+    def _tell(self, manifest: Manifest, where: Path) -> None:
+        """Say what is not as it was, or cannot be known, of a checkpoint in use."""
+        if not identity.comparable(manifest.identity, self._identity)[2]:
+            self._say(
+                f"note: {_name(where)} was saved by an earlier version, which knew "
+                "first weights, tokenizer and data by their paths: those of this run "
+                "are taken for the same"
+            )
+        lines = identity.differences(manifest.told, self._told) if manifest.told else []
+        if lines:
+            changed = ", ".join(line.split(":")[0].strip() for line in lines)
+            self._say(
+                f"note: changed since {_name(where)} was saved: {changed}; training "
+                "goes on, but figures before and after do not compare"
+            )
 
     def wait(self) -> None:
-        """Wait until the running save is on disk; raise what went wrong."""
-        if self._manager is not None:
-            self._manager.wait_until_finished()
+        """Wait until the running save is on disk.
+
+        Raises:
+            SaveError: It could not be written.
+        """
+        if self._writer is not None:
+            with self._saving():
+                self._writer.wait_until_finished()
+            self._remove_old()
+
+    @contextlib.contextmanager
+    def _saving(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            step = None if self._newest is None else self._newest.step
+            raise SaveError(f"step {step} could not be saved: {error}") from error
 
     def saved(self) -> Path | None:
         """Folder of the newest sound checkpoint, if this object knows one; waits."""
@@ -155,58 +211,58 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, then end the writer's threads."""
-        if self._manager is not None:
-            self._manager.close()
-            self._manager = None
+        if self._writer is not None:
+            try:
+                self.wait()
+            finally:
+                self._writer.close()
+                self._writer = None
 
-    def _open(self, step: int) -> ocp.CheckpointManager:
-        if self._manager is None:
+    def _open(self, step: int) -> ocp.AsyncCheckpointer:
+        if self._writer is None:
             self._make_room(step)
-            self._manager = ocp.CheckpointManager(
-                self._folder,
-                item_names=(_ITEM,),
-                options=ocp.CheckpointManagerOptions(
-                    max_to_keep=self._keep,
-                    cleanup_tmp_directories=True,
-                    async_options=ocp.AsyncOptions(
-                        post_finalization_callback=self._seal
-                    ),
-                ),
+            repeats.silence()
+            self._writer = ocp.AsyncCheckpointer(
+                ocp.CompositeCheckpointHandler(states.ITEM),
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
             )
-        return self._manager
+        if jax.process_index() == 0 and not self._folder.is_dir():
+            # Orbax would make it again, and the run go on without what was in it.
+            raise FileNotFoundError(ENOENT, "was removed", str(self._folder))
+        return self._writer
 
     def _make_room(self, step: int) -> None:
         """Set corrupt steps aside, so that their numbers can be used again."""
-        if jax.process_index() == 0:
-            for each in sorted(self._rejected):
-                target = self._folder / CORRUPT / str(each)
-                shutil.rmtree(target, ignore_errors=True)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                (self._folder / str(each)).rename(target)
-        if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("checkpoints:make_room")
+        with together("making room for checkpoints"):
+            if jax.process_index() == 0:
+                self._folder.mkdir(parents=True, exist_ok=True)
+                for name in map(str, sorted(self._rejected)):
+                    files.set_aside(self._folder / name, self._folder / CORRUPT / name)
+                for left in _steps(self._folder, _UNFINISHED):
+                    shutil.rmtree(self._folder / f"{left}{_UNFINISHED}")
         self._rejected.clear()
         newest = max(_steps(self._folder), default=-1)
         if newest >= step:
             raise ValueError(
-                f"{self._folder} holds step {newest}, so step {step} would be lost "
-                "among newer ones: restore it first or choose an empty folder"
+                f"{_name(self._folder)} holds step {newest}, so step {step} would be "
+                "lost among newer ones: restore it first or choose an empty folder"
             )
+
+    def _remove_old(self) -> None:
+        """Keep only the newest steps, and files and links that bear such names."""
+        if jax.process_index() == 0 and self._folder.is_dir():
+            for step in sorted(_steps(self._folder))[: -self._keep]:
+                path = self._folder / str(step)
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
 
     def _seal(self) -> None:
         """Write the manifest; Orbax calls it on process 0 just before the rename."""
         manifest = self._newest
-        folders = [
-            path
-            for path in self._folder.iterdir()
-            if manifest is not None and path.name.split(".")[0] == str(manifest.step)
-        ]
-        if manifest is None or len(folders) != 1:
-            raise RuntimeError(
-                f"wanted one folder of the running save in {self._folder}, found "
-                f"{[path.name for path in folders]}"
-            )
-        manifests.seal(folders[0], manifest)
+        assert manifest is not None  # set by the save that is being sealed
+        folder = self._folder / f"{manifest.step}{_UNFINISHED}"
+        states.check_stored(folder, manifest.arrays)
+        manifests.seal(folder, manifest)
 
     def _find_newest(self) -> Manifest | None:
         """Find the newest step not rejected; process 0 reads and tells the others."""
@@ -219,7 +275,7 @@ class Checkpoints:
             raise CorruptCheckpointError(
                 "\n".join(map(self._line, self._rejected))
                 + "\nNo checkpoint verifies: restore a copy of one, or remove "
-                f"{self._folder} to start from the beginning"
+                f"{_name(self._folder)} to start from the beginning"
             )
         return None
 
@@ -236,82 +292,35 @@ class Checkpoints:
 
     def _reject(self, step: int, reason: str) -> None:
         self._rejected[step] = reason
-        if jax.process_index() == 0:
-            self._say(self._line(step))
+        self._say(self._line(step))
 
     def _line(self, step: int) -> str:
         reason = self._rejected[step]
-        return f"checkpoint {self._folder / str(step)} is corrupt: {reason}"
+        where = _name(self._folder / str(step))
+        return f"checkpoint {where} is corrupt: {reason}"
 
 
-def _steps(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    return [int(path.name) for path in folder.iterdir() if path.name.isdecimal()]
+def _steps(folder: Path, suffix: str = "") -> list[int]:
+    """Steps that entries of a folder are named after, with a suffix."""
+    names = os.listdir(folder) if folder.is_dir() else []
+    form = re.compile(_STEP + re.escape(suffix))
+    return [int(found[1]) for found in map(form.fullmatch, names) if found]
 
 
-def _plain(tree: Any) -> dict[str, Any]:
-    plain: dict[str, Any] = {}
-    for path, leaf in named_leaves(tree).items():
-        *parents, name = path.split("/")
-        node = plain
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return plain
+def _read(where: Path, template: Any) -> tuple[Any, str]:
+    """A state, or on all processes alike why it cannot be used."""
+    state, reason = None, ""
+    try:
+        state = states.read(where, template)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # too little memory is no damage
+    except Exception as error:
+        reason = f"it cannot be restored: {shortened(str(error), 200)}"
+    reason = next(filter(None, gather(reason)), "")
+    if not reason and (broken := not_finite(state)):
+        reason = f"NaN or infinity in {some(broken)}"
+    return state, reason
 
 
-def _unplain(plain: Mapping[str, Any], template: Any) -> Any:
-    leaves = named_leaves(plain)
-    return jax.tree.unflatten(
-        jax.tree.structure(template), [leaves[path] for path in named_leaves(template)]
-    )
-
-
-def _describe(tree: Any) -> dict[str, str]:
-    return {
-        path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
-        for path, leaf in named_leaves(tree).items()
-    }
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    if leaf.sharding is None:
-        raise ValueError("wanted a template with shardings, got one without")
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-
-
-def _check_identity(
-    saved: Mapping[str, Any], wanted: Mapping[str, Any], where: str
-) -> None:
-    lines = _differences(*(flatten_dict(x, sep=".") for x in (saved, wanted)))
-    if lines:
-        raise CheckpointMismatchError(
-            f"{where} belongs to another configuration:\n" + "\n".join(lines) + "\n"
-            "Use the configuration it was saved with, or another working folder"
-        )
-
-
-def _check_arrays(
-    saved: Mapping[str, str], wanted: Mapping[str, str], where: str
-) -> None:
-    lines = _differences(saved, wanted)
-    if lines:
-        raise CheckpointMismatchError(
-            f"{where} holds other arrays than this model, this optimiser and this "
-            "version of the code need; go on with those that it was saved by, or in "
-            "another working folder:\n" + "\n".join(lines)
-        )
-
-
-def _differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    return [
-        f"  {key}: the checkpoint has {_shown(saved, key)}, this run "
-        f"{_shown(wanted, key)}"
-        for key in sorted(saved.keys() | wanted.keys())
-        if _shown(saved, key) != _shown(wanted, key)
-    ]
-
-
-def _shown(values: Mapping[str, Any], key: str) -> str:
-    return json.dumps(values[key]) if key in values else "absent"
+def _name(path: Path) -> str:
+    return printable(str(path))

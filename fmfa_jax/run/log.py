@@ -34,7 +34,7 @@ class RunLog:
         self, writers: Sequence[Writer], terminal: Terminal | None, speed: Speed
     ) -> None:
         self._writers, self._terminal, self._speed = tuple(writers), terminal, speed
-        self.paused = speed.paused
+        self.paused, self._skipped = speed.paused, 0.0
 
     def __enter__(self) -> "RunLog":
         return self
@@ -67,8 +67,17 @@ class RunLog:
         if self._terminal is not None:
             self._terminal.progress(step, values, speeds)
         speeds.pop("seconds_left", None)
+        self._tell_of_skipped(step, values.get("skipped", 0.0))
         self.scalars(step, epoch, {**values, **speeds})
         return speeds
+
+    def _tell_of_skipped(self, step: int, count: float) -> None:
+        if count > self._skipped:
+            self.say(
+                f"warning: {count:.0f} step(s) skipped up to step {step}: loss or "
+                "gradient was not finite"
+            )
+        self._skipped = count
 
     def scalars(self, step: int, epoch: int | float, values: Mapping[str, Any]) -> None:
         """Write one entry to all writers."""
@@ -89,6 +98,7 @@ def open_log(
     stop_step: int,
     pairs_per_step: int,
     peak_flops: float | None = None,
+    losses: Sequence[str] = (),
     tensorboard: bool = True,
     stream: io.TextIOBase | None = None,
     clock: Callable[[], float] = time.perf_counter,
@@ -101,6 +111,7 @@ def open_log(
         stop_step: The run's last step.
         pairs_per_step: See `Speed`.
         peak_flops: See `Speed`.
+        losses: See `Terminal`.
         tensorboard: Also write TensorBoard events, into folder/tensorboard.
         stream: Where progress goes; standard output by default.
         clock: Seconds, for tests.
@@ -114,7 +125,10 @@ def open_log(
     )
     if jax.process_index() != 0:
         return RunLog((), None, speed)
-    folder, terminal = Path(folder), Terminal(stop_step=stop_step, stream=stream)
+    folder, terminal = (
+        Path(folder),
+        Terminal(stop_step=stop_step, losses=losses, stream=stream),
+    )
     writers: list[Writer] = [JsonLines(folder, start_step=start_step, say=terminal.say)]
     if tensorboard:
         writers.append(TensorBoard(folder, say=terminal.say))

@@ -2,23 +2,29 @@
 """SHA-256 manifests, which make damage to a checkpoint visible.
 
 Orbax restores a file with a flipped bit without an error and silently casts a wrong
-dtype, so every checkpoint folder carries `manifest.json`: sizes and digests of its
-files, the step, the dtypes and shapes of its arrays, and the identity of the run. This
-module knows only files, no arrays.
+dtype, so every checkpoint folder carries `manifest.json`: names, sizes and digests of
+its files, the step, the dtypes and shapes of its arrays, and the identity of the run.
+This module knows only files, no arrays.
 """
 
 import hashlib
 import json
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from data_pipeline.findings import shortened
+from data_pipeline.hints import printable
 
 MANIFEST = "manifest.json"
 # Bookkeeping that Orbax still rewrites after the digests are taken; no array is read
 # from it.
 UNSEALED = frozenset({MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"})
+# What systems leave in folders that were looked at, besides hidden files.
+DROPPINGS = frozenset({"Thumbs.db", "desktop.ini"})
+LARGEST_MANIFEST = 64 << 20
 
 
 class CorruptCheckpointError(ValueError):
@@ -33,11 +39,13 @@ class Manifest:
         step: Training step.
         identity: What the run computes; another run must not load the checkpoint.
         arrays: Path -> "dtype[shape]" of each array.
+        told: What may differ in a run that goes on, but is said.
     """
 
     step: int
     identity: dict[str, Any]
     arrays: dict[str, str]
+    told: dict[str, Any] = field(default_factory=dict)
 
 
 def as_json(value: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,13 +68,19 @@ def seal(folder: Path, manifest: Manifest) -> None:
 
 
 def verify(folder: Path) -> Manifest:
-    """Read the manifest of `folder` and check every file that it lists.
+    """Check that `folder` holds the files of its manifest, no others, and its step.
+
+    Hidden files, as file browsers leave them, do not count.
 
     Raises:
-        CorruptCheckpointError: Names the first file that is missing or differs.
+        CorruptCheckpointError: Names the first thing that is missing or differs.
     """
+    if folder.is_symlink() or not folder.is_dir():
+        kind = "a link" if folder.is_symlink() else "no folder"
+        raise CorruptCheckpointError(f"it is {kind}, wanted a folder of our own")
     body = _read_body(folder / MANIFEST)
     files = body.pop("files")
+    _check_names(folder, files)
     for name, expected in files.items():
         _check_size(folder / name, expected["bytes"])
     with ThreadPoolExecutor(max_workers=4) as pool:
@@ -74,9 +88,13 @@ def verify(folder: Path) -> Manifest:
     for (name, expected), digest in zip(files.items(), digests, strict=True):
         if digest != expected["sha256"]:
             raise CorruptCheckpointError(
-                f"{name} has SHA-256 {digest[:12]}.., wanted "
+                f"{printable(name)} has SHA-256 {digest[:12]}.., wanted "
                 f"{expected['sha256'][:12]}..: its content was changed"
             )
+    if str(body["step"]) != folder.name:
+        raise CorruptCheckpointError(
+            f"it was saved as step {body['step']}: its folder was renamed or copied"
+        )
     return Manifest(**body)
 
 
@@ -85,30 +103,65 @@ def _read_body(path: Path) -> dict[str, Any]:
         raise CorruptCheckpointError(
             f"it has no {MANIFEST}: the save did not finish or files were removed"
         )
+    if path.stat().st_size > LARGEST_MANIFEST:
+        raise CorruptCheckpointError(f"{MANIFEST} has more than {LARGEST_MANIFEST} B")
     try:
         text = json.loads(path.read_text(encoding="utf-8"))
         body, digest = text["body"], text["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptCheckpointError(f"{MANIFEST} is unreadable: {error}") from error
-    if _digest_of(body) != digest:
+        own = _digest_of(body)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptCheckpointError(
+            f"{MANIFEST} is unreadable: {shortened(str(error), 200)}"
+        ) from error
+    if own != digest:
         raise CorruptCheckpointError(f"{MANIFEST} does not match its own SHA-256")
+    _check_form(body)
     return body
 
 
+def _check_form(body: Any) -> None:
+    """Check the types of a body, whose digest says nothing of them."""
+    forms = {"step": int, "identity": dict, "arrays": dict, "files": dict, "told": dict}
+    sound = isinstance(body, dict) and {"told", *body} == forms.keys()
+    sound = sound and all(type(body[key]) is forms[key] for key in body)
+    sound = sound and all(type(each) is str for each in body["arrays"].values())
+    for each in body["files"].values() if sound else ():
+        sound = sound and isinstance(each, dict) and each.keys() == {"bytes", "sha256"}
+        sound = sound and (type(each["bytes"]), type(each["sha256"])) == (int, str)
+    if not sound:
+        raise CorruptCheckpointError(f"{MANIFEST} does not have the form of one")
+
+
 def _sealed_files(folder: Path) -> list[str]:
+    """Everything but folders: also links that lead nowhere, pipes and devices."""
     return [
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
-        if path.is_file() and path.name not in UNSEALED
+        if (path.is_symlink() or not path.is_dir())
+        and path.name not in UNSEALED | DROPPINGS
+        and not path.name.startswith(".")
     ]
+
+
+def _check_names(folder: Path, files: Mapping[str, Any]) -> None:
+    found = set(_sealed_files(folder))
+    if missing := sorted(files.keys() - found):
+        raise CorruptCheckpointError(f"{_some(missing)} is missing")
+    if surplus := sorted(found - files.keys()):
+        raise CorruptCheckpointError(f"{_some(surplus)} was not saved with it")
+
+
+def _some(names: list[str]) -> str:
+    more = f", and {len(names) - 1} more," if len(names) > 1 else ""
+    return f"{shortened(names[0], 200)}{more}"
 
 
 def _check_size(path: Path, expected: int) -> None:
     if not path.is_file():
-        raise CorruptCheckpointError(f"{path.name} is missing")
+        raise CorruptCheckpointError(f"{printable(path.name)} is no file")
     if path.stat().st_size != expected:
         raise CorruptCheckpointError(
-            f"{path.name} has {path.stat().st_size} bytes, wanted {expected}"
+            f"{printable(path.name)} has {path.stat().st_size} bytes, wanted {expected}"
         )
 
 
@@ -117,6 +170,6 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _digest_of(body: Mapping[str, Any]) -> str:
+def _digest_of(body: Any) -> str:
     canonical = json.dumps(body, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()

@@ -20,15 +20,16 @@ from typing import Any
 
 from PIL import Image
 
+from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from fmfa_jax.figures.rankings import save
-from fmfa_jax.models.config import ACTIVATIONS
 from fmfa_jax.search import index, store
 from fmfa_jax.search.encoder import open_model, reopen_model
 from fmfa_jax.search.query import contact_sheet, open_searcher
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
+from fmfa_jax.weights.arguments import add_model_arguments, positive, stated
 
 PASSWORD = "FMFA_SEARCH_PASSWORD"
 _SHOWN_BAD = 10
@@ -72,21 +73,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (SearchError, WeightsError, ImageError, OSError, ValueError) as error:
-        lines = map(printable, str(error).split("\n"))
-        print("error: " + "\n".join(lines), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("\ninterrupted", file=sys.stderr)
-        return 130
+        return told_of(args, error)
     return 0
 
 
 def _index(args: argparse.Namespace) -> None:
-    stated = _picked(args, "image_size", "stride", "source_grid", "activation")
-    model = open_model(args.model, tokenizer=args.tokenizer, **stated)
+    model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
     report = model.model.report
     if report.assumes:
-        print(f"activation: {report.activation}", file=sys.stderr)
+        say(f"activation: {report.activation}", sys.stderr)
     kept = _picked(args, "storage", "engine", "batch_size", "save_every")
     line = ProgressLine()
     change = index.index_gallery(args.gallery, args.out, model, progress=line, **kept)
@@ -128,7 +123,7 @@ def _query(args: argparse.Namespace) -> None:
     if args.sheet:
         caption = args.sentence or f"like {Path(args.image).name}"
         save(contact_sheet(searcher, found, caption), args.sheet)
-        print(f"wrote {args.sheet}", file=sys.stderr)
+        say(f"wrote {args.sheet}", sys.stderr)
 
 
 def _check_sheet(path: Path) -> None:
@@ -183,7 +178,7 @@ def _given(paths: Sequence[str]) -> list[str]:
 def _report(folder: str, change: index.Change) -> None:
     """Print what a command did, with everything that was left out."""
     pictures = _count(change.rows, "picture")
-    print(f"{folder}: {pictures} ({change.added} added, {change.removed} removed)")
+    say(f"{folder}: {pictures} ({change.added} added, {change.removed} removed)")
     if change.others:
         print(f"left alone, not pictures by name: {_count(change.others, 'file')}")
     if change.excluded:
@@ -194,7 +189,7 @@ def _report(folder: str, change: index.Change) -> None:
         print(f"no longer on the disk: {gone}; `remove --missing` takes them out")
     if change.bad:
         bad = _count(len(change.bad), "file")
-        print(f"unusable: {bad}, listed in {Path(folder) / store.BAD_LIST}")
+        say(f"unusable: {bad}, listed in {Path(folder) / store.BAD_LIST}")
     for bad in change.met[:_SHOWN_BAD]:
         print(f"  {printable(bad.file)}: {printable(bad.reason)}")
     if len(change.met) > _SHOWN_BAD:
@@ -209,22 +204,8 @@ def _count(number: int, what: str) -> str:
     return f"{number} {what}" + "s" * (number != 1)
 
 
-def _pair(text: str) -> tuple[int, int]:
-    """Read "384x128" as (384, 128)."""
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(f"wanted two numbers like 384x128, got {text}")
-    return int(height), int(width)
-
-
-def _positive(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"wanted a whole number above 0, got {text}")
-    return int(text)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fmfa_jax.search",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -243,37 +224,45 @@ def _parser() -> argparse.ArgumentParser:
     serve = command("serve", _serve, "open the web page")
     _index_options(make)
     for each in (grow, shrink, ask, serve):
-        each.add_argument("index", help="folder of the index")
-        each.add_argument("--model", help="where the index's model lies now")
+        each.add_argument("index", type=path, help="folder of the index")
+        each.add_argument("--model", type=path, help="where the index's model lies now")
     lost = {"metavar": "N", "help": "most pictures that a killed process loses"}
     for each in (make, grow):
-        each.add_argument("--batch-size", type=_positive, default=64)
-        each.add_argument("--save-every", type=_positive, default=1024, **lost)
+        each.add_argument("--batch-size", type=positive, default=64)
+        each.add_argument("--save-every", type=positive, default=1024, **lost)
     missing = "what is no longer on the disk"
-    grow.add_argument("paths", nargs="*", help="files and folders; none: all")
-    shrink.add_argument("paths", nargs="*", help="files and folders of the gallery")
+    grow.add_argument(
+        "paths", nargs="*", type=path, help="files and folders; none: all"
+    )
+    shrink.add_argument(
+        "paths", nargs="*", type=path, help="files and folders of the gallery"
+    )
     shrink.add_argument("--missing", action="store_true", help=missing)
     ask.add_argument("sentence", nargs="?", default="")
-    ask.add_argument("--image", help="an example picture, alone or with the sentence")
-    ask.add_argument("--top", type=_positive, default=10)
+    ask.add_argument(
+        "--image", type=path, help="an example picture, alone or with the sentence"
+    )
+    ask.add_argument("--top", type=positive, default=10)
     ask.add_argument("--json", action="store_true")
-    ask.add_argument("--sheet", help="picture file to draw the results to")
+    ask.add_argument("--sheet", type=path, help="picture file to draw the results to")
     _serve_options(serve)
     return parser
 
 
 def _index_options(make: argparse.ArgumentParser) -> None:
-    unstated = "where the weights do not state it"
-    make.add_argument("gallery", help="folder of pictures, subfolders included")
-    make.add_argument("--model", required=True, help="run folder or weight file")
-    make.add_argument("--out", required=True, help="folder of the index")
-    make.add_argument("--tokenizer", help='"clip" or a folder; default: the run\'s')
+    make.add_argument(
+        "gallery", type=path, help="folder of pictures, subfolders included"
+    )
+    make.add_argument(
+        "--model", type=path, required=True, help="run folder or weight file"
+    )
+    make.add_argument("--out", type=path, required=True, help="folder of the index")
+    make.add_argument(
+        "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'
+    )
     make.add_argument("--storage", choices=store.STORAGES, default="float32")
     make.add_argument("--engine", choices=store.ENGINES, default="exact")
-    make.add_argument("--image-size", type=_pair, metavar="HxW", help=unstated)
-    make.add_argument("--stride", type=_positive)
-    make.add_argument("--source-grid", type=_pair, metavar="RxC")
-    make.add_argument("--activation", choices=("auto", *ACTIVATIONS), default="auto")
+    add_model_arguments(make)
 
 
 def _serve_options(serve: argparse.ArgumentParser) -> None:
@@ -288,9 +277,9 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
     serve.add_argument("--password", default="", help=password)
     serve.add_argument("--allow-host", help=names, **hosts)
     serve.add_argument("--root-path", default="", metavar="PATH", help=root)
-    serve.add_argument("--ssl-certfile", metavar="PEM", **certificate)
-    serve.add_argument("--ssl-keyfile", metavar="PEM", **key)
+    serve.add_argument("--ssl-certfile", type=path, metavar="PEM", **certificate)
+    serve.add_argument("--ssl-keyfile", type=path, metavar="PEM", **key)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

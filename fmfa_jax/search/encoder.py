@@ -10,16 +10,19 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Array, Float, Float32, UInt8
 
-from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
+from data_pipeline.tokenizer import WordTokenizer
 from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.losses.alignment import RULES
 from fmfa_jax.models import Retriever
 from fmfa_jax.search import store
 from fmfa_jax.search.store import IndexRecord, SearchError
-from fmfa_jax.weights import load_model
+from fmfa_jax.weights import (
+    fitting_tokenizer,
+    load_model,
+    open_with_tokenizer,
+    run_config,
+)
 from fmfa_jax.weights.source import open_source
-
-CLIP_VOCABULARY = 49408
 
 
 @dataclass(frozen=True)
@@ -78,33 +81,26 @@ def open_model(
 ) -> IndexModel:
     """Open a run folder or weight file with the tokenizer that belongs to it.
 
-    `tokenizer` is "clip" or a folder with vocab.json and merges.txt; by default what
-    the run's config.json names, or "clip" if the vocabulary has CLIP's size. The other
-    arguments, and WeightsError, are those of `weights.load_model`.
+    Arguments and WeightsError are those of `weights.open_with_tokenizer`.
     """
-    model = load_model(
+    opened = open_with_tokenizer(
         path,
+        tokenizer=tokenizer,
         image_size=image_size,
         stride=stride,
         source_grid=source_grid,
         activation=activation,
     )
-    vocabulary = model.config.vocab_size
-    name = tokenizer or _of_run(path).get("data.tokenizer")
-    if not name and vocabulary != CLIP_VOCABULARY:
-        raise SearchError(
-            f"the model has a vocabulary of {vocabulary}, CLIP's has "
-            f"{CLIP_VOCABULARY}: name the folder of its tokenizer with --tokenizer"
-        )
-    name = name or "clip"
+    model = opened.model
     record = store.ModelRecord(
         path=str(Path(path).resolve()),
         sha256=model.report.sha256,
         config=json.loads(json.dumps(dataclasses.asdict(model.config))),
         source_grid=source_grid,
     )
-    opened = _tokenizer(name, vocabulary)
-    return IndexModel(model, opened, name, record, _efa_rule(path))
+    return IndexModel(
+        model, opened.tokenizer, opened.tokenizer_name, record, _efa_rule(path)
+    )
 
 
 def reopen_model(
@@ -116,7 +112,7 @@ def reopen_model(
 
     Raises:
         SearchError: It is another model, or no longer there.
-        WeightsError: Its file is damaged.
+        WeightsError: Its file or the index's tokenizer is damaged.
     """
     if record.preprocessing != store.PREPROCESSING:
         raise SearchError(
@@ -148,34 +144,11 @@ def reopen_model(
         activation=config.get("activation", "quick_gelu"),
     )
     name = "clip" if record.tokenizer == "clip" else str(folder / record.tokenizer)
-    tokenizer = _tokenizer(name, model.config.vocab_size)
+    tokenizer = fitting_tokenizer(name, model.config.vocab_size)
     return IndexModel(model, tokenizer, name, record.model, _efa_rule(place))
-
-
-def _tokenizer(name: str, vocabulary: int) -> WordTokenizer:
-    try:
-        tokenizer = open_tokenizer(name)
-    except (OSError, ValueError) as error:
-        raise SearchError(f"{error}; name the model's with --tokenizer") from error
-    if tokenizer.vocab_size != vocabulary:
-        raise SearchError(
-            f"the tokenizer {name!r} has {tokenizer.vocab_size} entries, the model "
-            f"wants {vocabulary}; name the model's with --tokenizer"
-        )
-    return tokenizer
-
-
-def _of_run(path: str | Path) -> dict[str, str]:
-    """Return the texts of a run's config.json; none outside of run folders."""
-    config = (Path(path) if Path(path).is_dir() else Path(path).parent) / "config.json"
-    try:
-        values = json.loads(config.read_text(encoding="utf-8")).items()
-    except (OSError, ValueError, AttributeError):
-        return {}
-    return {key: value for key, value in values if isinstance(value, str)}
 
 
 def _efa_rule(path: str | Path) -> str:
     """Return the rule of a run; "official" where it is unknown."""
-    rule = _of_run(path).get("loss.efa_rule")
+    rule = run_config(path).get("loss.efa_rule")
     return rule if rule in RULES else "official"

@@ -2,15 +2,20 @@
 """How good the weights of a run are: the best so far, and the tables at its end."""
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from fmfa_jax import evaluation, figures, models, weights
+from data_pipeline.command import say
+from data_pipeline.findings import shortened
+from data_pipeline.hints import printable
+from fmfa_jax import evaluation, figures, files, models, weights
 from fmfa_jax.machines.mesh import replicated
-from fmfa_jax.machines.processes import broadcast
+from fmfa_jax.machines.processes import broadcast, together
+from fmfa_jax.run.identity import digest
 from fmfa_jax.training.session import Session, save_model
 from fmfa_jax.training.settings import AUTO
 
@@ -23,8 +28,17 @@ def about(session: Session, name: str) -> dict[str, str]:
     Read on process 0 and broadcast: on a shared disk the others may see a stale file.
     """
     path, writer = session.workdir / name, session.processes.index == 0
-    there = writer and path.is_file()
-    return broadcast(dict(weights.read_archive(path).metadata) if there else {})
+    with together(f"reading {name}"):
+        there = writer and path.is_file()
+        facts = dict(weights.read_archive(path).metadata) if there else {}
+    return broadcast(facts)
+
+
+def _is_percent(text: str) -> bool:
+    try:
+        return 0 <= float(text) <= 100
+    except ValueError:
+        return False
 
 
 def summary(metrics: evaluation.RetrievalMetrics) -> str:
@@ -43,11 +57,13 @@ class Judge:
         session: The run.
         say: Told what came out.
         beat: Told before each batch, so that a watchdog sees progress.
+        run: Digest of the run's identity, which its weight files carry.
     """
 
     session: Session
-    say: Callable[[str], None] = print
+    say: Callable[[str], None] = say
     beat: Callable[[str], None] = lambda what: None
+    run: str = ""
 
     def measure(
         self,
@@ -113,21 +129,65 @@ class Judge:
         metrics = self.measure(self.session.model, params, name, step=step).t2i
         self.say(f"step {step}, {name}: {summary(metrics)}")
         if metrics.r1 > float(about(self.session, BEST).get("score", "-inf")):
-            facts = {"step": str(step), "score": str(metrics.r1), "chosen_on": name}
-            save_model(self.session, BEST, params, facts)
+            facts = {"score": str(metrics.r1), **self._chosen()}
+            self.save(BEST, params, step=step, **facts)
         return {
             f"{name}/{metric}": value for metric, value in metrics.as_dict().items()
         }
+
+    def save(self, name: str, params: Any, *, step: int, **facts: str) -> None:
+        """Write weights into the run's folder, with whose they are."""
+        known = {"step": str(step), "run": self.run, **facts}
+        save_model(self.session, name, params, known)
+
+    def set_foreign_aside(self) -> None:
+        """Rename weight files that are not this run's, or of another split, and say so.
+
+        Process 0 does it, before the first step.
+        """
+        for name in (LAST, BEST) if self.session.processes.index == 0 else ():
+            path = self.session.workdir / name
+            if reason := self._foreign(path) if os.path.lexists(path) else "":
+                kept = files.set_aside(path, path.with_name(f"{name}.aside"))
+                self.say(f"note: {name} {reason}: set aside as {kept.name}")
+
+    def _foreign(self, path: Path) -> str:
+        """Why a weight file does not belong to this run; empty if it does."""
+        try:
+            facts = weights.read_archive(path).metadata
+        except (weights.WeightsError, OSError) as error:
+            return f"cannot be read ({shortened(str(error), 200)})"
+        if facts.get("run") != self.run or not facts.get("step", "").isdecimal():
+            return "is not of this run, or of an earlier version"
+        if path.name == BEST and not self._chosen().items() <= facts.items():
+            return "was chosen on another split, or another state of it"
+        if path.name == BEST and not _is_percent(facts.get("score", "")):
+            return "has no score"
+        return ""
+
+    def _chosen(self) -> dict[str, str]:
+        """What the best weights are chosen on: the split's name, and its digest."""
+        name = self.session.chosen_on
+        if not name:
+            return {"chosen_on": ""}
+        contents = self.session.data.evaluation_split(name).contents
+        return {"chosen_on": name, "split": digest(contents)}
 
     def report(self) -> None:
         """Measure the run's last and best weights, and say the tables."""
         if not self.session.reported_on:
             self.say(f"\n{self.unmeasured}")
-        measured = set()
+        measured, runs = set(), set()
         for label, name in (("last", LAST), ("best", BEST)):
             facts = about(self.session, name)
             if not facts or not self.session.reported_on:
                 continue
+            if not facts.get("step", "").isdecimal():
+                self.say(f"\n{name} is left out: it does not say its step")
+                continue
+            runs.add(facts.get("run"))
+            if len(runs) > 1:
+                self.say(f"\nwarning: {LAST} and {BEST} are of two runs")
             chosen = f", chosen on {facts['chosen_on']}" if "chosen_on" in facts else ""
             title = f"{label} weights (step {facts['step']}{chosen})"
             if facts["step"] in measured:
@@ -137,7 +197,7 @@ class Judge:
             self.measure_file(
                 self.session.workdir / name, title, step=int(facts["step"])
             )
-        self.say(f"All files of the run: {self.session.workdir}")
+        self.say(f"All files of the run: {printable(str(self.session.workdir))}")
 
     @property
     def unmeasured(self) -> str:

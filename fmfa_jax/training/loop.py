@@ -10,17 +10,22 @@ import jax
 from ml_collections import ConfigDict
 
 from data_pipeline.findings import Finding
+from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
 from fmfa_jax import files
 from fmfa_jax.figures import write_curves
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
+from fmfa_jax.machines.processes import broadcast, initialize_distributed
 from fmfa_jax.methods.method import Batch, Epoch, Method, State
+from fmfa_jax.run import disk
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
+from fmfa_jax.run.identity import digest
+from fmfa_jax.run.lock import FolderLock, check_name
 from fmfa_jax.run.log import RunLog, open_log
-from fmfa_jax.run.writers.jsonl import METRICS
+from fmfa_jax.run.writers.jsonl import METRICS, recorded
 from fmfa_jax.training.computing import in_words
 from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
@@ -31,7 +36,6 @@ from fmfa_jax.training.session import (
     device_batches,
     first_params,
     open_session,
-    save_model,
 )
 from fmfa_jax.training.step import Report, Step, make_state, make_step
 
@@ -71,6 +75,10 @@ class Plan:
         """Whether something that happens every so many steps is due after `step`."""
         return bool(every) and (step % every == 0)
 
+    def evaluates(self, step: int) -> bool:
+        """Whether an evaluation is due after `step`."""
+        return self.due(step, self.evaluate) or step == self.stop
+
 
 @dataclass(frozen=True)
 class Training:
@@ -84,6 +92,8 @@ class Training:
         start: Steps done in earlier calls.
         origin: Where the first parameters come from, for init.json.
         interval: Collects what adds up between two log lines.
+        checkpoints: Those of the run.
+        run: Digest of the run's identity.
     """
 
     plan: Plan
@@ -93,9 +103,11 @@ class Training:
     start: int
     origin: dict[str, Any]
     interval: Interval
+    checkpoints: Checkpoints
+    run: str
 
 
-def prepare(session: Session, checkpoints: Checkpoints) -> Training:
+def prepare(session: Session) -> Training:
     """Build method, state and step; go back to the newest checkpoint, if any."""
     settings, mesh = session.settings, session.mesh
     plan = Plan.of(session)
@@ -124,14 +136,31 @@ def prepare(session: Session, checkpoints: Checkpoints) -> Training:
     # Only process 0 writes the log; another trace takes seconds.
     writes = session.processes.index == 0
     interval = Interval(model_flops(method, state, mesh) if writes else lambda batch: 0)
+    identity = session.identity(origin)
+    checkpoints = Checkpoints(
+        session.workdir / "checkpoints",
+        identity=identity,
+        told=session.told(),
+        keep=settings.checkpoint.keep,
+    )
     restored = checkpoints.restore_latest(state)
     state, start = (state, 0) if restored is None else restored
-    return Training(plan, method, step, state, start, origin, interval)
+    return Training(
+        plan,
+        method,
+        step,
+        state,
+        start,
+        origin,
+        interval,
+        checkpoints,
+        digest(identity),
+    )
 
 
 def train(
     config: ConfigDict, workdir: str, *, devices: Sequence[jax.Device] | None = None
-) -> None:
+) -> bool:
     """Train until the last step of the config; resume from what `workdir` holds.
 
     Leaves config.json, environment.json, init.json, data.json, metrics.jsonl,
@@ -143,23 +172,31 @@ def train(
         workdir: Folder of the run.
         devices: Devices to train on; None: all of all processes.
 
+    Returns:
+        False if a signal has stopped the run; the same call resumes it.
+
     Raises:
         ValueError: A bad value, a batch that does not fit the devices, a checkpoint of
-            another configuration.
+            another configuration, another process that trains in `workdir`.
         FloatingPointError: Too many steps in a row were not finite.
+        DiskError: `workdir` can no longer be written.
     """
-    session = open_session(config, workdir, devices=devices)
-    checkpoints = Checkpoints(
-        session.workdir / "checkpoints",
-        identity=session.identity(),
-        keep=session.settings.checkpoint.keep,
-    )
-    training = prepare(session, checkpoints)
+    check_name(workdir)
+    initialize_distributed()
+    with FolderLock(workdir) as lock:
+        session = open_session(config, workdir, devices=devices)
+        lock.take()
+        with disk.watched(session.workdir):
+            return run(session, prepare(session))
+
+
+def run(session: Session, training: Training) -> bool:
+    """Train from the first step that is left; see `train`."""
     plan, method, state = training.plan, training.method, training.state
-    bad_images = BadImages()
+    checkpoints, bad_images = training.checkpoints, BadImages()
     log = start_log(session, training)
     watchdog = Watchdog(session.settings.run.watchdog_seconds)
-    judge = Judge(session, log.say, watchdog.beat)
+    judge = Judge(session, log.say, watchdog.beat, training.run)
     with (
         checkpoints,
         log,
@@ -167,6 +204,9 @@ def train(
         StopSignal() as stop,
         bad_images_kept(session, bad_images),
     ):
+        judge.set_foreign_aside()
+        if evaluation_is_missing(session, plan, training.start):
+            evaluate_now(judge, log, state, plan, training.start)
         feed = device_batches(session, method, training.start, plan.stop, bad_images)
         for step, batch in enumerate(feed, training.start + 1):
             if (step - 1) % plan.epoch == 0:
@@ -187,22 +227,42 @@ def train(
                     step=step,
                     saved=checkpoints.saved,
                 )
-            due = plan.due(step, plan.evaluate) or step == plan.stop
-            if due and session.chosen_on:
-                with log.paused():
-                    figures = judge.keep_best(state["params"], step=step)
-                log.scalars(step, step / plan.epoch, figures)
             if saves:
                 checkpoints.save(step, state)
             if stops and step < plan.stop:
+                # An evaluation that is due waits, too: the grace may be short.
                 checkpoints.wait()
                 log.say(f"{stop.name}: saved step {step}; the same command resumes")
-                return
+                return False
+            if session.chosen_on and plan.evaluates(step):
+                evaluate_now(judge, log, state, plan, step)
         checkpoints.wait()
-        save_model(session, LAST, state["params"], {"step": str(plan.stop)})
+        judge.save(LAST, state["params"], step=plan.stop)
         if session.processes.index == 0:
             write_curves(session.workdir / METRICS, session.workdir / "curves.png")
         judge.report()
+    return True
+
+
+def evaluation_is_missing(session: Session, plan: Plan, step: int) -> bool:
+    """Whether a run that resumes after `step` ended before its evaluation there.
+
+    All processes must call it.
+    """
+    if not (step and session.chosen_on and plan.evaluates(step)):
+        return False
+    name, writes = f"{session.chosen_on}/r1", session.processes.index == 0
+    done = writes and recorded(session.workdir, name, step=step)
+    return not broadcast(done)
+
+
+def evaluate_now(
+    judge: Judge, log: RunLog, state: State, plan: Plan, step: int
+) -> None:
+    """Evaluate the weights after `step`, keep them if they are the best, log it."""
+    with log.paused():
+        figures = judge.keep_best(state["params"], step=step)
+    log.scalars(step, step / plan.epoch, figures)
 
 
 def start_log(session: Session, training: Training) -> RunLog:
@@ -215,6 +275,7 @@ def start_log(session: Session, training: Training) -> RunLog:
         stop_step=plan.stop,
         pairs_per_step=settings.train.batch_size,
         peak_flops=peak and peak * session.mesh.size,
+        losses=("total", *settings.losses),
         tensorboard=settings.log.tensorboard,
     )
     log.say(opening(session, plan, training.start))
@@ -261,7 +322,7 @@ def opening(session: Session, plan: Plan, start: int) -> str:
         f"{session.processes.count} process(es), batch {settings.train.batch_size}, "
         f"{plan.epoch} steps an epoch",
         in_words(session.model, devices[0]),
-        f"run folder: {session.workdir}",
+        f"run folder: {printable(str(session.workdir))}",
     ]
     if start:
         lines.append(f"resumed after step {start} of {plan.stop}")
@@ -290,7 +351,7 @@ def write_step(log: RunLog, step: int, training: Training, report: Report) -> No
     values |= method.summarize(records)
     log.step(step, step / training.plan.epoch, values, flops=flops)
     if step == 1 and (warning := method.warning(values)):
-        log.say(warning)
+        log.say(f"warning: {warning}")
 
 
 def evaluate(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What training and evaluation share: devices, data, batches, first parameters."""
 
+import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -9,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,8 +18,8 @@ from data_pipeline.examine import check_evaluation
 from data_pipeline.loader import BadImages, train_batches
 from data_pipeline.noise import with_noise
 from data_pipeline.order import steps_per_epoch
-from data_pipeline.records import PersonDataset
-from data_pipeline.tokenizer import Tokenizer, open_tokenizer
+from data_pipeline.records import PersonDataset, Split
+from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax import models, weights
 from fmfa_jax.machines.mesh import (
     check_batch_size,
@@ -44,6 +44,8 @@ from fmfa_jax.training.settings import AUTO, Settings
 PROGRAMS = "compiled"
 """Subfolder of a run for compiled programs."""
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Session:
@@ -64,7 +66,7 @@ class Session:
     processes: Processes
     mesh: Mesh
     data: PersonDataset
-    tokenizer: Tokenizer
+    tokenizer: WordTokenizer
     model: models.ModelConfig
 
     @property
@@ -89,16 +91,29 @@ class Session:
         has_test = "test" in self.data.measurable and self.settings.eval.split != "none"
         return "test" if has_test else self.chosen_on
 
-    def identity(self) -> dict[str, Any]:
-        """What this run computes; a checkpoint of another one is refused."""
+    def identity(self, origin: dict[str, Any]) -> dict[str, Any]:
+        """What this run computes; a checkpoint of another one is refused.
+
+        Contents count, never paths: a run may be moved. See `run.identity`.
+
+        Args:
+            origin: Of the first weights, as `first_params` gives it.
+        """
         return self.settings.identity() | {
             "model.activation": self.model.activation,
             # Resolved: "auto" is another dtype on another device.
             "model.dtype": self.model.dtype,
             # The weak method's memory has one row for each pair.
             "data.pairs": len(self.data.train.pairs),
-            "data.fingerprint": self.data.fingerprint,
+            "first weights": origin.get("sha256", "none"),
+            "tokenizer entries": self.tokenizer.fingerprint,
+            **_contents(self.data.train),
         }
+
+    def told(self) -> dict[str, str]:
+        """What is measured, which may change while a run goes on, but is said."""
+        parts = [_contents(each) for each in self.data.splits[1:]]
+        return {name: digest for part in parts for name, digest in part.items()}
 
     def task(self) -> Task:
         """What the method may know of this run."""
@@ -111,6 +126,10 @@ class Session:
             steps_per_epoch=self.epoch,
             seed=self.settings.seed,
         )
+
+
+def _contents(split: Split) -> dict[str, str]:
+    return {f"{split.name} {name}": each for name, each in split.contents.items()}
 
 
 def open_session(
@@ -138,7 +157,7 @@ def open_session(
         check_batch_size(train.batch_size, mesh, chunks=train.chunks)
         check_batch_size(settings.eval.batch_size, mesh)
         told = settings.data
-        data = open_dataset(told.name, told.root, **told.options)
+        data = open_dataset(told.name, told.root, people=told.people, **told.options)
         data = with_noise(data, told.noise, seed=told.noise_seed)
         tokenizer = open_tokenizer(told.tokenizer)
         model = settings.learns.sized(
@@ -188,10 +207,12 @@ def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
         return
     if processes.count > 1 and jax.default_backend() == "cpu":
         if folder != AUTO:
-            logging.warning("run.compilation_cache: several CPU processes go without")
+            _log.warning("run.compilation_cache: several CPU processes go without")
         return
     if folder == AUTO:
         folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir / PROGRAMS)
+    else:
+        Path(folder).mkdir(parents=True, exist_ok=True)  # or JAX would do without
     jax.config.update("jax_compilation_cache_dir", folder)
     # Also the many small programs: saving a checkpoint takes about a hundred.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
@@ -271,10 +292,11 @@ def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
 
 def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
     init = session.settings.init
-    params = models.init_params(session.model, session.settings.seed)
     if not init.path:
-        logging.info("init.path is empty: all parameters are new")
+        _log.info("init.path is empty: all parameters are new")
+        params = models.init_params(session.model, session.settings.seed)
         return params, {"source": "", "newly_initialised": ["everything"]}
+    # First: programs that are compiled would be kept in the run's folder.
     loaded = weights.load_params(
         init.path,
         session.model,
@@ -283,7 +305,8 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         hints=weights.CONFIG_HINTS,
     )
     if loaded.report.assumes:
-        logging.warning("init.path: the activation is %s", loaded.report.activation)
+        _log.warning("init.path: the activation is %s", loaded.report.activation)
+    params = models.init_params(session.model, session.settings.seed)
     return weights.fill(params, loaded), loaded.report.as_dict()
 
 

@@ -12,22 +12,31 @@ from typing import Annotated, Any
 
 from ml_collections import ConfigDict
 
+from data_pipeline.captions import check_buckets
+from data_pipeline.command import local
 from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
-from fmfa_jax import files, models
+from fmfa_jax import models
 from fmfa_jax.methods import METHODS, Method
-from fmfa_jax.options import Between, OneOf, Options, flat, section_names, sections
+from fmfa_jax.options import (
+    Above,
+    Between,
+    OneOf,
+    Options,
+    flat,
+    section_names,
+    sections,
+)
 from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
 # checkpoint made under other values is refused. The rest (paths, logging, evaluation)
-# may change between two sessions. The weak method's section is in checkpoints of all
-# methods since the first of them.
+# may change between two sessions; `Session` adds what some paths lead to. The weak
+# method's section is in checkpoints of all methods since the first of them.
 IDENTITY = ("seed", "method", "model", "optimizer", "schedule", "weak")
-IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity", "data.tokenizer")
+IDENTITY_KEYS = ("data.name", "data.sampler", "data.per_identity")
 IDENTITY_KEYS += ("data.caption_buckets", "train.batch_size", "train.epochs")
-IDENTITY_KEYS += ("init.path",)
 # Only where there is noise: the other checkpoints are older than it.
 NOISE_KEYS = ("data.noise", "data.noise_seed")
 
@@ -50,6 +59,7 @@ class Data(Options, section="data"):
     name: str
     root: str
     options: dict[str, Any]
+    people: Annotated[float, Above(0, 1)]
     tokenizer: str
     sampler: Annotated[str, OneOf(SAMPLERS)]
     per_identity: Positive
@@ -68,7 +78,7 @@ class Model(Options, section="model"):
     image_size: Annotated[tuple[int, ...], Between(1, 4096)]
     stride: NotNegative
     context_length: Annotated[int, Between(3, 4096)]
-    irr_layers: NotNegative
+    irr_layers: Annotated[int, Between(0, 64)]
     dtype: Annotated[str, OneOf((AUTO, *models.config.DTYPES))]
     precision: Annotated[str, OneOf(models.config.PRECISIONS)]
     products: Annotated[str, OneOf((AUTO, *models.config.PRODUCTS))]
@@ -125,8 +135,8 @@ class Init(Options, section="init"):
 class Train(Options, section="train"):
     """How much is trained."""
 
-    batch_size: int  # checked against the devices
-    chunks: int  # likewise
+    batch_size: Positive  # checked against the devices
+    chunks: Positive  # likewise
     epochs: Positive
     stop_step: NotNegative
     max_skipped: NotNegative
@@ -137,7 +147,7 @@ class Eval(Options, section="eval"):
     """What is measured, and when."""
 
     every_epochs: NotNegative
-    batch_size: int  # checked against the devices
+    batch_size: Annotated[int, Between(1, 2**16)]  # rows are filled up to it
     split: Annotated[str, OneOf(SPLITS)]
     pictures: NotNegative
 
@@ -163,7 +173,7 @@ class Log(Options, section="log"):
 class Mesh(Options, section="mesh"):
     """How all devices share the work."""
 
-    fsdp: int  # checked against the devices
+    fsdp: Positive  # checked against the devices
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,16 +222,41 @@ class Settings:
         """The class of the method."""
         return METHODS[self.method]
 
+    @property
+    def losses(self) -> list[str]:
+        """The losses that are computed."""
+        weights = {k: v for k, v in self.flat.items() if k.startswith("losses.")}
+        return [key.removeprefix("losses.") for key, v in weights.items() if v]
+
     def identity(self) -> dict[str, Any]:
-        """What the run computes: the keys whose change makes it another run."""
+        """What the run computes: the keys whose change makes it another run.
+
+        Checkpoints from before there was `data.people` were of all people.
+        """
         decisive = {*IDENTITY, *section_names(type(self.recipe))}
         keys = IDENTITY_KEYS + (NOISE_KEYS if self.data.noise else ())
+        keys += ("data.people",) * (self.data.people < 1)
         return {
             key: value
             for key, value in self.flat.items()
             if (key.split(".")[0] in decisive or key in keys)
             and key not in NOT_IDENTITY
         }
+
+
+def check_data(settings: Settings) -> None:
+    """Refuse batches that could not be made, before any data is read.
+
+    Raises:
+        ValueError: Names the keys that do not go together.
+    """
+    data, size = settings.data, settings.train.batch_size
+    if data.sampler == "identity" and size % data.per_identity:
+        raise ValueError(
+            f"config.data.per_identity={data.per_identity}: wanted a divisor of "
+            f"config.train.batch_size={size} for the identity sampler"
+        )
+    check_buckets(tuple(data.caption_buckets), settings.model.context_length)
 
 
 def read(config: ConfigDict) -> Settings:
@@ -233,12 +268,13 @@ def read(config: ConfigDict) -> Settings:
     values = config.to_dict()
     for section, key in PATHS:
         given = values[section][key]
-        values[section][key] = files.local(given, what=f"config.{section}.{key}")
+        values[section][key] = local(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]
     values |= {"recipe": sections(method.Recipe, values), "flat": flat(values)}
     settings = sections(Settings, values)
+    check_data(settings)
     method.check(
         settings.recipe,
         sampler=settings.data.sampler,

@@ -15,6 +15,12 @@ from fmfa_jax.weights.load import (
     stated_activation,
 )
 from fmfa_jax.weights.native import save_native
+from fmfa_jax.weights.opened import (
+    OpenedModel,
+    fitting_tokenizer,
+    open_with_tokenizer,
+    run_config,
+)
 from fmfa_jax.weights.report import LoadReport
 from fmfa_jax.weights.source import CONFIG_HINTS
 from fmfa_jax.weights.tensors import StoredTensor, UnsafePickleError, WeightsError
@@ -24,6 +30,7 @@ __all__ = [
     "Archive",
     "LoadReport",
     "Loaded",
+    "OpenedModel",
     "StoredTensor",
     "UnsafePickleError",
     "WeightsError",
@@ -32,9 +39,12 @@ __all__ = [
     "export_onnx",
     "export_stablehlo",
     "fill",
+    "fitting_tokenizer",
     "load_model",
     "load_params",
+    "open_with_tokenizer",
     "read_archive",
+    "run_config",
     "save_native",
     "sha256",
     "stated_activation",

@@ -10,13 +10,13 @@ python -m fmfa_jax.weights export runs/cuhk --to onnx fmfa-towers/
 """
 
 import argparse
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.command import Parser, path, run, say, told_of
 from fmfa_jax.models.config import ACTIVATIONS
+from fmfa_jax.weights.arguments import pair
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
 from fmfa_jax.weights.inspect import describe
@@ -28,18 +28,8 @@ from fmfa_jax.weights.tokenizer_files import tokenizer_of
 _PROGRAMS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
 
-def _pair(text: str) -> tuple[int, int]:
-    """Read "384x128" as (384, 128)."""
-    height, cross, width = text.partition("x")
-    if not (cross and height.isdigit() and width.isdigit()):
-        raise argparse.ArgumentTypeError(
-            f"expected two numbers like 384x128, got {text}"
-        )
-    return int(height), int(width)
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m fmfa_jax.weights", description=(__doc__ or "").split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
@@ -49,10 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     for command in (look, take, give):
         command.add_argument(
             "source",
-            type=os.path.expanduser,
+            type=path,
             help="weight file, CLIP folder or run folder",
         )
-        command.add_argument("--image-size", type=_pair, metavar="HxW")
+        command.add_argument("--image-size", type=pair, metavar="HxW")
         command.add_argument("--stride", type=int, help="default: the patch size")
         command.add_argument("--context-length", type=int)
         command.add_argument(
@@ -70,14 +60,14 @@ def _parser() -> argparse.ArgumentParser:
     for command in (take, give):
         command.add_argument(
             "--source-grid",
-            type=_pair,
+            type=pair,
             metavar="RxC",
             help="rows and columns of the file's position embedding",
         )
         command.add_argument("--drop-classifier", action="store_true")
         command.add_argument(
             "out",
-            type=os.path.expanduser,
+            type=path,
             help="file (import, official) or folder to write",
         )
     give.add_argument(
@@ -89,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     give.add_argument(
         "--tokenizer",
+        type=path,
         default="",
         help='hf: "clip" or a folder; default: the run\'s, or "clip" if it fits',
     )
@@ -142,17 +133,17 @@ def _export(args: argparse.Namespace) -> None:
         _wrote(export_official(args.out, loaded.params, activation))
         return
     if args.to in _PROGRAMS:
-        for path in _PROGRAMS[args.to](args.out, loaded.params, loaded.config):
-            _wrote(path)
+        for file in _PROGRAMS[args.to](args.out, loaded.params, loaded.config):
+            _wrote(file)
         return
     tokenizer = args.tokenizer or tokenizer_of(args.source, loaded.config.vocab_size)
     left_out = export_hugging_face(
         args.out, loaded.params, loaded.config, tokenizer=tokenizer
     )
-    for path in left_out:
-        print(f"left out: {path}: a Hugging Face CLIP has no counterpart")
+    for name in left_out:
+        say(f"left out: {name}: a Hugging Face CLIP has no counterpart")
     if loaded.config.tse_width:
-        print(
+        say(
             "note: these are the towers alone: what finds pictures there are the "
             "global features (BGE), not those that token selection (TSE) is part of"
         )
@@ -161,14 +152,14 @@ def _export(args: argparse.Namespace) -> None:
     _wrote(args.out)
 
 
-def _wrote(path: str | Path) -> None:
-    print(f"wrote    {shown(path, 4096)}")
+def _wrote(file: str | Path) -> None:
+    print(f"wrote    {shown(file, 4096)}")
 
 
-def _check_file(path: str) -> None:
+def _check_file(out: str) -> None:
     """Refuse a name that cannot become a file, before anything is read."""
-    if Path(path).is_dir():
-        raise WeightsError(f"cannot write {path}: it is a folder; wanted a file's name")
+    if Path(out).is_dir():
+        raise WeightsError(f"cannot write {out}: it is a folder; wanted a file's name")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -182,18 +173,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         command(args)
     except WeightsError as error:
-        lines = str(error).split("\n")
-        print(
-            "error: " + "\n".join(shown(each, 1000) for each in lines), file=sys.stderr
-        )
-        return 2
+        lines = "\n".join(shown(each, 1000) for each in str(error).split("\n"))
+        return told_of(args, WeightsError(lines))
     except OSError as error:
         reads = args.command == "inspect" or error.filename == args.source
         place = f"read {args.source}" if reads else f"write {args.out}"
-        print(f"error: cannot {place}: {error.strerror or error}", file=sys.stderr)
-        return 2
+        reason = f"cannot {place}: {error.strerror or error}"
+        return told_of(args, OSError(reason))
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

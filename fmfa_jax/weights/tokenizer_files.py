@@ -18,7 +18,7 @@ from data_pipeline.byte_pairs import (
 from fmfa_jax.files import write_json, write_text
 from fmfa_jax.weights.tensors import WeightsError
 
-_CLIP_VOCABULARY = 49408
+CLIP_VOCABULARY = 49408
 _FILES = ("vocab.json", "merges.txt")
 
 
@@ -37,7 +37,7 @@ def tokenizer_of(source: str | Path, vocab_size: int) -> str:
         name = named.get("data.tokenizer")
     except (OSError, ValueError, AttributeError, RecursionError):
         name = None
-    fallback = "clip" if vocab_size == _CLIP_VOCABULARY else ""
+    fallback = "clip" if vocab_size == CLIP_VOCABULARY else ""
     return name if isinstance(name, str) and name else fallback
 
 
@@ -103,7 +103,7 @@ def clip_tables() -> tuple[dict[str, int], list[Merge]]:
     entries = alone + [
         "".join(symbols[byte] for byte in raw) + WORD_END * ends
         for raw, ends in (
-            _bytes_of(place, decode) for place in range(512, _CLIP_VOCABULARY - 3)
+            _bytes_of(place, decode) for place in range(512, CLIP_VOCABULARY - 3)
         )
     ]
     ranks = {entry: place for place, entry in enumerate(entries)}

@@ -106,8 +106,8 @@ def test_nothing_there_and_unknown_names(tmp_path, capsys):
     assert check.main([str(tmp_path)]) == 1
     out = capsys.readouterr().out
     assert "CUHK-PEDES/reid_raw.json" in out and "captions.jsonl" in out
-    assert check.main([str(tmp_path), "--name=cuhk"]) == 1
-    assert "did you mean cuhk_pedes" in capsys.readouterr().out
+    assert check.main([str(tmp_path), "--name=cuhk"]) == 2
+    assert "did you mean cuhk_pedes" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("spoiled", "status"), [(False, 0), (True, 1)])

@@ -83,8 +83,8 @@ def test_captions_are_measured_against_the_context(tmp_path, capsys):
     assert kinds(checked(tmp_path, capsys)[1]) == {}
     assert check.main([str(tmp_path), "--context-length=16"]) == 0
     assert "cut to its 16 positions: 1 of 5" in capsys.readouterr().out
-    assert check.main([str(tmp_path), "--tokenizer=/nowhere"]) == 1
-    assert "wanted 'clip' or a folder" in capsys.readouterr().out
+    assert check.main([str(tmp_path), "--tokenizer=/nowhere"]) == 2
+    assert "wanted 'clip' or a folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_pipes_do_not_block_and_names_are_escaped(tmp_path, capsys):
     assert kinds(report)["similar-names"] == 1
 
 
-@pytest.mark.parametrize("root", ["", "a\0b", "~nobodyhere/x", os.devnull])
+@pytest.mark.parametrize("root", ["", "a\0b", os.devnull])
 def test_roots_that_are_none(root, capsys):
     assert check.main([root]) == 1
     assert check.main([root, "--name=cuhk_pedes"]) == 1

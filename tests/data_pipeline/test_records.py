@@ -72,6 +72,26 @@ def test_evaluation_split():
         DATASET.evaluation_split("train")
 
 
+def test_contents_tell_pictures_people_and_captions_apart():
+    split = DATASET.train
+    first, *others = split.images
+    moved = replace(split, images=(replace(first, path="/elsewhere"), *others))
+    assert moved.contents == split.contents
+    # As if another split had more people, whose numbers come first.
+    known = [each for each in split.images if each.person != UNKNOWN_PERSON]
+    few = replace(split, images=tuple(known), pairs=())
+    more = tuple(replace(each, person=2 * each.person + 7) for each in known)
+    assert replace(few, images=more).contents == few.contents
+    changes = {
+        "pictures": {"images": (replace(first, file="other.jpg"), *others)},
+        "people": {"images": (replace(first, person=-1), *others)},
+        "captions": {"pairs": split.pairs[1:]},
+    }
+    for name, change in changes.items():
+        other = replace(split, **change).contents
+        assert [key for key in other if other[key] != split.contents[key]] == [name]
+
+
 def test_fingerprint_does_not_cover_where_the_data_lies():
     moved = tuple(replace(i, path="/y" + i.path) for i in DATASET.train.images)
     there = replace(

@@ -110,19 +110,19 @@ def test_not_prepared_says_how_to(tmp_path):
 
 def test_command_reports_and_repeats(tmp_path, capsys):
     flags = ["cuhk_pedes", f"--manual_dir={tmp_path}", f"--data_dir={tmp_path / 'out'}"]
-    assert prepare(flags) == 1
+    assert prepare(flags) == 2
     assert f"{tmp_path / 'reid_raw.json'}: missing" in capsys.readouterr().err
     folder = write_layout(tmp_path, CUHK)
     lost = folder / "imgs" / tiny_entries(CUHK)[3]["file_path"]
     lost.rename(folder / "away.jpg")
-    assert prepare(flags) == 1
+    assert prepare(flags) == 2
     assert str(lost) in capsys.readouterr().err
     (folder / "away.jpg").rename(lost)
     assert prepare(flags) == 0
     assert prepare(flags) == 0
     assert "already prepared, nothing done" in capsys.readouterr().out
     write_layout(tmp_path, CUHK, tiny_entries(CUHK)[1:])
-    assert prepare(flags) == 1
+    assert prepare(flags) == 2
     assert "prepared differently" in capsys.readouterr().err
-    assert prepare([*flags, "--file_format=tfrecord"]) == 1
+    assert prepare([*flags, "--file_format=tfrecord"]) == 2
     assert "wanted tfrecord, got array_record" in capsys.readouterr().err

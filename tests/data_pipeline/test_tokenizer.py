@@ -97,6 +97,16 @@ def test_a_hugging_face_folder_gives_the_same_ids(
         assert got.tolist() == wanted.tolist(), text
 
 
+def test_a_fingerprint_is_of_what_a_tokenizer_does(
+    clip: Tokenizer, standard: Path, tmp_path: Path, merges: list[str]
+) -> None:
+    assert open_tokenizer(str(standard)).fingerprint == clip.fingerprint
+    other = write_folder(tmp_path / "other", merges, mask=False)
+    lines = (other / "merges.txt").read_text().split("\n")
+    (other / "merges.txt").write_text("\n".join(lines[:500] + lines[501:]))
+    assert open_tokenizer(str(other)).fingerprint != clip.fingerprint
+
+
 def test_a_folder_is_read_as_transformers_reads_it(standard: Path) -> None:
     vocabulary, merges = byte_pairs.read_tables(standard)
     theirs = CLIPTokenizer(vocab=vocabulary, merges=merges).backend_tokenizer

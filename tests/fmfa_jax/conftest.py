@@ -15,13 +15,19 @@ def quick_compiles():
 
 @pytest.fixture(scope="session")
 def shared(tmp_path_factory):
-    """What tiny runs of all modules share: the first of them draws the population."""
-    return tmp_path_factory.mktemp("shared")
+    """What tiny runs of all modules share: the first of them draws the population.
+
+    Compiled programs lie there, too.
+    """
+    folder = tmp_path_factory.mktemp("shared")
+    (folder / "compiled").mkdir()
+    return folder
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, shared, quick_compiles):
     """Where the tiny runs of a module lie."""
     folder = tmp_path_factory.mktemp("runs")
-    (folder / "population").symlink_to(shared / "population")
+    for name in ("population", "compiled"):
+        (folder / name).symlink_to(shared / name)
     return folder

@@ -9,9 +9,12 @@ To use the result: `--config.data.name=tfds:cuhk_pedes --config.data.root=OUT`.
 """
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
+from contextlib import redirect_stdout
 
+from data_pipeline.command import Parser, path, run, say, told_of, verbosity
 from data_pipeline.datasets import PREPARABLE, AnnotationError, open_dataset
 
 
@@ -22,8 +25,7 @@ def main(arguments: Sequence[str]) -> int:
         # Read first, to report a missing or malformed data set before TFDS starts.
         _prepare(flags, open_dataset(flags.name, flags.manual_dir).fingerprint)
     except (AnnotationError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
+        return told_of(flags, error)
     return 0
 
 
@@ -37,15 +39,20 @@ def _prepare(flags: argparse.Namespace, fingerprint: str) -> None:
     if builder.is_prepared():
         _same(builder.info.file_format.value, flags.file_format, builder.data_dir)
         _same(builder.info.metadata["fingerprint"], fingerprint, builder.data_dir)
-        print(f"already prepared, nothing done: {builder.data_dir}")
+        say(f"already prepared, nothing done: {builder.data_dir}")
         return
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(
-            manual_dir=flags.manual_dir, num_shards=flags.num_shards
-        ),
-        file_format=flags.file_format,
-    )
-    print(f"prepared: {builder.data_dir}")
+    say(f"preparing {builder.data_dir}")
+    if not verbosity(flags):
+        tfds.disable_progress_bar()
+    # It speaks of downloads, of which there are none.
+    with redirect_stdout(sys.stdout if verbosity(flags) else io.StringIO()):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(
+                manual_dir=flags.manual_dir, num_shards=flags.num_shards
+            ),
+            file_format=flags.file_format,
+        )
+    say(f"prepared: {builder.data_dir}")
 
 
 def _same(there: str, wanted: str, data_dir: str) -> None:
@@ -57,12 +64,16 @@ def _same(there: str, wanted: str, data_dir: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m data_pipeline.datasets.tfds", description=__doc__.split("\n")[0]
     )
     parser.add_argument("name", choices=PREPARABLE)
-    parser.add_argument("--manual_dir", required=True, help="the data set's root")
-    parser.add_argument("--data_dir", required=True, help="where the shards go")
+    parser.add_argument(
+        "--manual_dir", type=path, required=True, help="the data set's root"
+    )
+    parser.add_argument(
+        "--data_dir", type=path, required=True, help="where the shards go"
+    )
     parser.add_argument(
         "--file_format",
         choices=("array_record", "tfrecord"),
@@ -75,4 +86,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run(main)

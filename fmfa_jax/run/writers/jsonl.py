@@ -2,9 +2,11 @@
 """metrics.jsonl: one line {"step", "epoch", name: value} for each entry of the log."""
 
 import json
-import math
+import os
 from collections.abc import Callable, Mapping
+from errno import ENOENT
 from pathlib import Path
+from typing import Any
 
 from fmfa_jax import files
 
@@ -22,18 +24,24 @@ class JsonLines:
         Args:
             folder: Folder of the run.
             start_step: Steps done before now; later ones are computed again.
-            say: Told about dropped lines.
+            say: Told about dropped lines, and about a file that had to be set aside.
         """
-        path = folder / METRICS
-        _drop_lines_after(start_step, path, say)
+        self._path = folder / METRICS
+        _drop_lines_after(start_step, self._path, say)
         folder.mkdir(parents=True, exist_ok=True)
-        self._stream = path.open("a", encoding="utf-8")
+        self._stream = self._path.open("a", encoding="utf-8")
 
     def scalars(
         self, step: int, epoch: int | float, values: Mapping[str, float]
     ) -> None:
-        """Append one line; what is not finite becomes null."""
+        """Append one line; what is not finite becomes null.
+
+        Raises:
+            FileNotFoundError: The file was removed, and no line would be seen.
+        """
         line = files.valid_json({"step": step, "epoch": epoch, **values})
+        if not os.fstat(self._stream.fileno()).st_nlink:
+            raise FileNotFoundError(ENOENT, "was removed", str(self._path))
         self._stream.write(json.dumps(line, allow_nan=False) + "\n")
         self._stream.flush()
 
@@ -42,21 +50,41 @@ class JsonLines:
         self._stream.close()
 
 
+def recorded(folder: Path, name: str, *, step: int) -> bool:
+    """Whether metrics.jsonl of a run has a value of that name at a step."""
+    path = folder / METRICS
+    lines = path.read_bytes().split(b"\n") if path.is_file() else []
+    found = [entry for entry in map(_entry, lines) if entry.get("step") == step]
+    return any(name in entry for entry in found)
+
+
 def _drop_lines_after(step: int, path: Path, say: Callable[[str], None]) -> None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return
-    lines = path.read_text(encoding="utf-8").splitlines()
-    kept = [line for line in lines if _step_of(line) <= step]
-    if len(kept) < len(lines):
-        files.write_text(path, "".join(line + "\n" for line in kept))
+    lines = path.read_bytes().split(b"\n") if path.is_file() else [b"none", b""]
+    torn = lines.pop()  # by a kill, unless it is empty
+    entries = [line for line in lines if _entry(line)]
+    kept = [line for line in entries if _entry(line)["step"] <= step]
+    broken = [line for line in lines if line.strip() and not _entry(line)]
+    if broken:
+        aside = files.set_aside(path, path.with_name(f"{METRICS}.damaged"))
         say(
-            f"{METRICS}: dropped {len(lines) - len(kept)} lines after step {step}, "
-            "which are computed again"
+            f"{METRICS}: {len(broken)} lines cannot be read; those that can go on in a "
+            f"new file, the old one is {aside.name}"
+        )
+    if broken or torn or len(kept) < len(lines):
+        files.write_text(path, "".join(f"{line.decode()}\n" for line in kept))
+    if dropped := len(entries) - len(kept) + bool(torn):
+        say(
+            f"{METRICS}: dropped {dropped} lines after step {step}, which are computed "
+            "again"
         )
 
 
-def _step_of(line: str) -> float:
+def _entry(line: bytes) -> dict[str, Any]:
+    """What a line holds; empty if that is no entry."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # torn by a kill
+        found = json.loads(line.decode("utf-8"))
+        return found if type(found["step"]) in (int, float) else {}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}

@@ -25,6 +25,7 @@ from fmfa_jax.machines.processes import (
     together,
 )
 from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
+from fmfa_jax.run.lock import FolderLock, InUseError
 from fmfa_jax.run.log import open_log
 
 ROWS = 8
@@ -82,6 +83,13 @@ def saved_and_restored(folder):
     return {"step": step, "same": all(local), "said": said, "refused": refused}
 
 
+def locked(folder):
+    """What both processes are told of a folder that process 0 holds already."""
+    with FolderLock(folder) as lock:
+        lock.take()
+        return message(FolderLock(folder).take, (InUseError, RuntimeError))
+
+
 def half(index):
     """What fails on process 1 alone."""
     with together("opening the data"):
@@ -111,6 +119,7 @@ def main():
         "disagreed": message(lambda: agree(other), ValueError),
         "half": message(lambda: half(me.index), (OSError, RuntimeError)),
         "own": message(lambda: check_shared(own), ValueError),
+        "locked": locked(folder / "locked"),
         "checkpoints": saved_and_restored(folder / "checkpoints"),
         "stop": stop_step(me.index),
     }

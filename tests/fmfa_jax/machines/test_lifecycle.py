@@ -14,15 +14,12 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import yaml
 
 from fmfa_jax.machines.lifecycle import STALLED_EXIT, StopSignal, Watchdog
 from fmfa_jax.machines.processes import (
     Processes,
     agree,
     broadcast,
-    detect_launcher,
-    explicit_processes,
     gather,
     initialize_distributed,
     together,
@@ -151,6 +148,10 @@ def test_a_run_folder_that_is_not_shared_is_refused_on_all(peers, programs):
     assert left == []
 
 
+def test_a_run_folder_in_use_is_refused_on_all(peers):
+    assert all("is in use by process" in peer["locked"] for peer in peers)
+
+
 def test_all_processes_stop_at_the_same_step(peers):
     steps = [peer["stop"][0] for peer in peers]
     assert steps[0] == steps[1] > 5
@@ -223,90 +224,6 @@ def test_alone_nothing_is_initialized(monkeypatch):
     for name in [name for name in os.environ if re.match("SLURM|OMPI|TPU", name)]:
         monkeypatch.delenv(name)
     assert initialize_distributed() == Processes(0, 1, "none")
-
-
-SLURM = {"SLURM_STEP_NODELIST": "n[1-2]", "SLURM_STEP_NUM_TASKS": "2"}
-MPI = {"OMPI_COMM_WORLD_SIZE": "4", "OMPI_COMM_WORLD_RANK": "3"}
-
-
-@pytest.mark.parametrize(
-    ("environ", "launcher"),
-    [
-        ({}, "none"),
-        ({"COORDINATOR_ADDRESS": "h:1"}, "environment"),
-        ({"PROCESS_ID": "0"}, "environment"),
-        (SLURM, "slurm"),
-        (SLURM | {"SLURM_STEP_NUM_TASKS": "1"}, "none"),
-        ({"SLURM_JOB_ID": "7", "SLURM_NTASKS": "2"}, "none"),
-        (MPI | {"OMPI_MCA_orte_hnp_uri": "1.0;tcp://10.0.0.1:3"}, "openmpi"),
-        (MPI | {"COORDINATOR_ADDRESS": "h:1"}, "environment"),
-        (MPI | {"OMPI_COMM_WORLD_SIZE": "1"}, "none"),
-        ({"JOB_COMPLETION_INDEX": "0", "KUBERNETES_SERVICE_HOST": "10.0.0.1"}, "none"),
-        ({"TPU_WORKER_HOSTNAMES": "t0,t1"}, "tpu"),
-        ({"TPU_WORKER_HOSTNAMES": "t0,t1", "JAX_PLATFORMS": "cpu"}, "none"),
-    ],
-)
-def test_the_launcher_is_detected(environ, launcher):
-    assert detect_launcher(environ) == launcher
-
-
-def test_open_mpi_without_a_coordinator_is_an_error_not_four_runs():
-    with pytest.raises(ValueError, match="-x COORDINATOR_ADDRESS"):
-        detect_launcher(MPI)
-
-
-def test_explicit_processes_are_complete_or_refused():
-    address = {"COORDINATOR_ADDRESS": "h:1"}
-    found = {"coordinator_address": "h:1", "num_processes": 4, "process_id": 3}
-    assert explicit_processes(address | MPI) == found
-    assert (
-        explicit_processes(address | {"NUM_PROCESSES": "4", "PROCESS_ID": "3"}) == found
-    )
-    local = address | MPI | {"OMPI_COMM_WORLD_LOCAL_RANK": "1"}
-    assert explicit_processes(local) == found | {"local_device_ids": [1]}
-    several = local | {"JAX_LOCAL_DEVICE_IDS": "2,3"}
-    assert explicit_processes(several) == found | {"local_device_ids": [2, 3]}
-    pod = {"NUM_PROCESSES": "4", "JOB_COMPLETION_INDEX": "3"}
-    assert explicit_processes(address | pod) == found
-    with pytest.raises(ValueError, match="missing: NUM_PROCESSES, PROCESS_ID"):
-        explicit_processes(address)
-
-
-def launching(language):
-    """The blocks of a language in docs/launching.md."""
-    text = (ROOT / "docs" / "launching.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def test_the_manifest_says_what_is_read():
-    service, job = yaml.safe_load_all(*launching("yaml"))
-    spec = job["spec"]
-    pod = spec["template"]["spec"]
-    (container,) = pod["containers"]
-    environ = {each["name"]: each["value"] for each in container["env"]}
-    first = f"{job['metadata']['name']}-0.{pod['subdomain']}"
-    assert spec["completionMode"] == "Indexed"
-    for index in range(spec["completions"]):
-        given = environ | {"JOB_COMPLETION_INDEX": str(index)}
-        assert detect_launcher(given) == "environment"
-        assert explicit_processes(given) == {
-            "coordinator_address": f"{first}:8476",
-            "num_processes": spec["parallelism"],
-            "process_id": index,
-        }
-    assert spec["completions"] == spec["parallelism"]
-    assert service["metadata"]["name"] == pod["subdomain"]
-    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
-    assert (ROOT / container["command"][1]).is_file()
-
-
-def test_the_scripts_of_the_recipes_are_well_formed():
-    blocks = launching("bash")
-    assert len(blocks) == 4
-    for block in blocks:
-        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
-        for config in re.findall(r"--config=(\S+)", block):
-            assert (ROOT / config).is_file()
 
 
 def test_the_environment_says_what_ran_where():

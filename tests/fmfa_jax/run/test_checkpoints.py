@@ -3,6 +3,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -16,8 +17,9 @@ import optax
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from fmfa_jax.run import manifests
+from fmfa_jax.run import manifests, states
 from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
+from fmfa_jax.run.disk import SaveError
 from fmfa_jax.run.manifests import CorruptCheckpointError
 
 ROOT = Path(__file__).parents[3]
@@ -143,7 +145,97 @@ def empty(step):
     step.mkdir()
 
 
+def body_of(step):
+    return json.loads((step / "manifest.json").read_text())["body"]
+
+
+def resealed(change):
+    """A manifest that was changed and given the digest of what it says now."""
+
+    def act(step):
+        body = body_of(step)
+        body = change(body) or body
+        text = {"sha256": manifests._digest_of(body), "body": body}
+        (step / "manifest.json").write_text(json.dumps(text))
+
+    return act
+
+
+def written(content):
+    return lambda step: (step / "manifest.json").write_bytes(content)
+
+
+def replaced(make):
+    """Something else in the step's place."""
+
+    def act(step):
+        step.rename(step.with_name("elsewhere"))
+        make(step)
+
+    return act
+
+
+def renamed(step):
+    shutil.rmtree(step)
+    shutil.copytree(step.with_name("3"), step)
+
+
+FORM = "does not have the form"
+# What is found wrong before an array is read.
+UNUSABLE = {
+    "deep": (written(b"[" * 99999), "unreadable"),
+    "not UTF-8": (written(b"\xff\xfe\x00"), "unreadable"),
+    "a long number": (written(b"9" * 5000), "unreadable"),
+    "a list": (written(b"[]"), "unreadable"),
+    "null": (written(b'{"body": null, "sha256": ""}'), "does not match its own"),
+    "a body in a list": (resealed(lambda body: [body]), FORM),
+    "no files": (resealed(lambda body: body.pop("files") and None), FORM),
+    "files in a list": (resealed(lambda body: body.update(files=[])), FORM),
+    "no file named": (resealed(lambda body: body.update(files={})), "not saved with"),
+    "a file too many": (
+        resealed(lambda body: body["files"].update({"../3/state/_METADATA": {}})),
+        FORM,
+    ),
+    "a file elsewhere": (
+        resealed(
+            lambda body: body["files"].update(
+                {"../3/manifest.json": {"bytes": 1, "sha256": ""}}
+            )
+        ),
+        "../3/manifest.json is missing",
+    ),
+    "a file without size": (
+        resealed(lambda body: body["files"].update(x={"sha256": ""})),
+        FORM,
+    ),
+    "a key too many": (resealed(lambda body: body.update(x=1)), FORM),
+    "the step in words": (resealed(lambda body: body.update(step="5")), FORM),
+    "another step": (resealed(lambda body: body.update(step=99)), "saved as step 99"),
+    "an identity in a list": (resealed(lambda body: body.update(identity=[])), FORM),
+    "arrays of null": (resealed(lambda body: body.update(arrays=None)), FORM),
+    "array of numbers": (resealed(lambda body: body["arrays"].update(x=1)), FORM),
+    "a surplus file": (
+        lambda step: (step / "state" / "extra").write_text("x"),
+        "state/extra was not saved with it",
+    ),
+    "a surplus pipe": (lambda step: os.mkfifo(step / "pipe"), "pipe was not saved"),
+    "a folder for a file": (
+        lambda step: [(path.unlink(), path.mkdir()) for path in [largest(step)]],
+        "is missing",
+    ),
+    "renamed": (renamed, "saved as step 3"),
+    "a file": (replaced(lambda step: step.write_text("x")), "no folder"),
+    "a link": (
+        replaced(lambda step: step.symlink_to(step.with_name("elsewhere"))),
+        "it is a link",
+    ),
+    "a link to itself": (replaced(lambda step: step.symlink_to(step)), "it is a link"),
+}
+
 DAMAGES = {
+    "surplus": UNUSABLE["a surplus file"],
+    "a file": UNUSABLE["a file"],
+    "a link": UNUSABLE["a link"],
     "flipped bit": (lambda step: flip_a_bit(largest(step)), "content was changed"),
     "truncated": (truncate, "bytes, wanted"),
     "no metadata": (
@@ -157,6 +249,21 @@ DAMAGES = {
     ),
     "empty folder": (empty, "no manifest.json"),
 }
+
+
+@pytest.mark.parametrize("damage", UNUSABLE)
+def test_what_is_not_as_it_was_saved_is_named(folder, damage):
+    act, reason = UNUSABLE[damage]
+    act(folder / "5")
+    with pytest.raises(CorruptCheckpointError, match=re.escape(reason)) as error:
+        manifests.verify(folder / "5")
+    assert len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("name", [".DS_Store", "state/.nfs01", "Thumbs.db"])
+def test_what_file_browsers_leave_is_no_damage(folder, name):
+    (folder / "5" / name).write_text("x")
+    assert manifests.verify(folder / "5").step == 5
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -176,7 +283,92 @@ def test_a_corrupt_step_is_named_passed_over_and_saved_over(folder, damage):
         assert checkpoints.save(5, make_state(5))
     again, said = open_again(folder)
     assert again.restore_latest(make_state(0)).step == 5 and not said
-    assert (folder / "corrupt" / "5").is_dir()
+    assert os.path.lexists(folder / "corrupt" / "5")
+
+
+def test_nothing_that_was_set_aside_is_lost(folder):
+    for number in (1, 2):
+        (folder / "5" / "manifest.json").write_text(str(number))
+        checkpoints, _ = open_again(folder)
+        with checkpoints:
+            checkpoints.restore_latest(make_state(0))
+            checkpoints.save(5, make_state(5))
+    aside = [folder / "corrupt" / name / "manifest.json" for name in ("5", "5-2")]
+    assert [path.read_text() for path in aside] == ["1", "2"]
+
+
+BESIDE = ["20 copy", "5.bak", "05", "٣", "5.orbax-checkpoint-tmp-1", "-1"]
+
+
+def test_what_lies_beside_the_checkpoints_is_left_alone(folder):
+    for name in BESIDE:
+        shutil.copytree(folder / "5", folder / name)
+    for name in (".DS_Store", "notes.txt", "6.zip"):
+        (folder / name).write_text(name)
+    left = {path.name for path in folder.iterdir()} - {"3", "5"}
+    checkpoints, said = open_again(folder)
+    with checkpoints:
+        assert checkpoints.restore_latest(make_state(0)).step == 5
+        for step in (6, 20, 21):
+            assert checkpoints.save(step, make_state(step))
+    assert not said
+    assert {path.name for path in folder.iterdir()} == left | {"20", "21"}
+    for name in BESIDE:
+        assert manifests._read_body(folder / name / "manifest.json")["step"] == 5
+
+
+def test_what_is_removed_while_it_is_saved_is_not_sealed(folder, monkeypatch):
+    check = states.check_stored
+
+    def removed(step, names):
+        shutil.rmtree(step / "state" / "d")
+        check(step, names)
+
+    monkeypatch.setattr(states, "check_stored", removed)
+    checkpoints, _ = open_again(folder)
+    checkpoints.restore_latest(make_state(0))
+    checkpoints.save(6, make_state(6))
+    with pytest.raises(SaveError, match=r"step 6 could not be saved.*read back"):
+        checkpoints.close()
+    again, said = open_again(folder)
+    assert again.restore_latest(make_state(0)).step == 5 and not said
+
+
+def test_a_folder_that_was_removed_is_not_made_again(folder):
+    checkpoints, _ = open_again(folder)
+    with pytest.raises(FileNotFoundError, match="was removed"), checkpoints:
+        checkpoints.restore_latest(make_state(0))
+        checkpoints.save(6, make_state(6))
+        checkpoints.wait()
+        shutil.rmtree(folder)
+        checkpoints.save(7, make_state(7))
+    assert not folder.exists()
+
+
+def test_a_state_that_cannot_be_restored_is_passed_over(folder):
+    """A seal cannot know whether Orbax will make sense of what it covers."""
+    manifest = manifests.verify(folder / "5")
+    (folder / "5" / "state" / "_METADATA").write_text("{")
+    manifests.seal(folder / "5", manifest)
+    checkpoints, said = open_again(folder)
+    assert checkpoints.restore_latest(make_state(0)).step == 3
+    assert len(said) == 1 and "cannot be restored" in said[0]
+
+
+ODD = ["a b", "{x}", "x]", "%2F%41", "'\"", "a\nb", "\x1b[31m", "~", "Straße", "#&;$"]
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_a_folder_may_have_any_name(saved, tmp_path, name):
+    folder = Path(shutil.copytree(saved, tmp_path / name / "checkpoints"))
+    checkpoints, said = open_again(folder)
+    with checkpoints:
+        checkpoints.restore_latest(make_state(0))
+        checkpoints.save(6, make_state(6))
+    again, _ = open_again(folder)
+    state, step = again.restore_latest(make_state(0))
+    assert step == 6 and not said
+    assert_same(state, make_state(6))
 
 
 def test_nothing_sound_left_is_an_error_not_a_new_start(folder):
@@ -203,6 +395,39 @@ def test_another_configuration_is_refused_with_the_differing_keys(saved):
         "  model.width: the checkpoint has 8, this run 9",
     ]
     assert "image_size" not in str(error.value)
+
+
+def test_contents_differ_in_words(folder):
+    ours, theirs = "a" * 64, "b" * 64
+    one = {"seed": 1, "tokenizer entries": ours, "first weights": "none"}
+    with Checkpoints(folder / "own", identity=one, told={"val people": ours}) as kept:
+        kept.save(1, {"x": jnp.zeros(2)})
+    other = one | {"tokenizer entries": theirs}
+    checkpoints, _ = open_again(folder / "own", identity=other)
+    with pytest.raises(CheckpointMismatchError) as error:
+        checkpoints.restore_latest({"x": jnp.zeros(2)})
+    lines = str(error.value).splitlines()[1:-1]
+    assert lines == ["  tokenizer entries: not those of the checkpoint"]
+    told = {"val people": theirs, "test people": ours}
+    checkpoints, said = open_again(folder / "own", identity=one, told=told)
+    assert checkpoints.restore_latest({"x": jnp.zeros(2)}).step == 1
+    assert len(said) == 1 and "was saved: test people, val people; train" in said[0]
+
+
+def test_what_an_earlier_version_saved_is_taken_and_told(tmp_path):
+    """It had paths and one digest of all data; nobody can compare these."""
+    old = {"seed": 1, "init.path": "/a.pt", "data.tokenizer": "clip"}
+    old |= {"data.fingerprint": "c" * 64}
+    with Checkpoints(tmp_path, identity=old) as kept:
+        kept.save(1, {"x": jnp.zeros(2)})
+    resealed(lambda body: body.pop("told") and None)(tmp_path / "1")
+    new = {"seed": 1, "tokenizer entries": "a" * 64, "first weights": "none"}
+    checkpoints, said = open_again(tmp_path, identity=new, told={"val people": ""})
+    assert checkpoints.restore_latest({"x": jnp.zeros(2)}).step == 1
+    assert len(said) == 1 and "an earlier version" in said[0]
+    checkpoints, _ = open_again(tmp_path, identity=new | {"seed": 2})
+    with pytest.raises(CheckpointMismatchError, match="seed: the checkpoint has 1"):
+        checkpoints.restore_latest({"x": jnp.zeros(2)})
 
 
 def test_other_arrays_are_refused_with_their_paths(saved):

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from fmfa_jax.run import log as logs
+from fmfa_jax.run import writers
+from fmfa_jax.run.speed import Speed, compilations
 
 
 class Terminal(io.StringIO):
@@ -83,10 +85,20 @@ def test_resuming_after_the_last_line_keeps_all_in_silence(tmp_path):
     assert len(lines_of(tmp_path)) == 1 and stream.getvalue() == ""
 
 
+class Programs:
+    """Compilations that happen only when told."""
+
+    def __init__(self):
+        self.count = 0
+
+    def __call__(self):
+        return self.count
+
+
 def test_progress_counts_the_steps_between_two_calls(tmp_path):
     clock, stream = Clock(), io.StringIO()
     with open_log(tmp_path, start_step=10, clock=clock, stream=stream) as log:
-        clock.now += 50  # the first steps include the compilation
+        clock.now += 50
         assert log.step(20, 0, {"total": 1.23456})["steps_per_second"] == 0.2
         clock.now += 5
         with log.paused():
@@ -96,12 +108,44 @@ def test_progress_counts_the_steps_between_two_calls(tmp_path):
         assert log.step(40, 0, {}) == {}
     assert speeds == {"steps_per_second": 2.0, "pairs_per_second": 16.0}
     lines = stream.getvalue().splitlines()
-    assert lines[0].startswith("step 20/100  total 1.235  0.2 steps/s  1.6 pairs/s")
-    # 60 steps are left at 2 steps/s: the compiling lap takes no part.
+    assert lines[0] == "step 20/100  total 1.235  0.2 steps/s  1.6 pairs/s"
+    # 60 steps are left after 30 in 60 s.
     assert lines[1] == (
-        "step 40/100  total 1  lr 1e-05  2 steps/s  16 pairs/s  ETA 0:00:30"
+        "step 40/100  total 1  lr 1e-05  2 steps/s  16 pairs/s  ETA 0:02:00"
     )
-    assert "\r" not in stream.getvalue()
+    assert not {"\r", "\x1b"} & set(stream.getvalue())
+
+
+def test_what_compiles_takes_no_part_in_the_eta():
+    clock, programs = Clock(), Programs()
+    speed = Speed(
+        start_step=0, stop_step=100, pairs_per_step=8, clock=clock, compiled=programs
+    )
+
+    def left(step, seconds, *, compiles=0):
+        clock.now += seconds
+        programs.count += compiles
+        return speed.lap(step).get("seconds_left")
+
+    assert left(1, 500, compiles=3) is None
+    assert left(10, 9) is None
+    assert left(20, 300, compiles=1) is None  # captions of another length
+    with speed.paused():
+        clock.now += 1000
+        programs.count += 5  # an evaluation has programs of its own
+    assert left(30, 11) == 70 * (9 + 11) / (9 + 10)
+    assert left(40, 100, compiles=1) == 60 * (9 + 11) / (9 + 10)
+    assert left(100, 60) == 0
+
+
+def test_jax_tells_of_each_program_that_it_compiles():
+    before = compilations()()
+    compute = jax.jit(lambda x: x * 3 + before)
+    compute(np.float32(1))
+    once = compilations()()
+    assert once > before
+    compute(np.float32(2))
+    assert compilations()() == once
 
 
 def test_flops_are_shown_as_a_share_of_the_peak_where_it_is_known(tmp_path):
@@ -121,9 +165,10 @@ def test_flops_are_shown_as_a_share_of_the_peak_where_it_is_known(tmp_path):
 def test_a_long_eta_has_hours(tmp_path):
     clock, stream = Clock(), io.StringIO()
     with open_log(tmp_path, clock=clock, stream=stream) as log:
-        clock.now += 40
-        log.step(1, 0, {})
-    assert "ETA 1:06:00" in stream.getvalue()
+        for step in (1, 2):
+            clock.now += 40
+            log.step(step, 0, {})
+    assert stream.getvalue().endswith("  ETA 1:05:20\n")
 
 
 def test_not_a_number_can_be_shown(tmp_path):
@@ -133,25 +178,69 @@ def test_not_a_number_can_be_shown(tmp_path):
     assert "total nan  id inf" in stream.getvalue()
 
 
-def test_on_a_terminal_the_line_is_replaced_and_others_stand_alone(
-    tmp_path, monkeypatch
-):
-    monkeypatch.setenv("COLUMNS", "30")
-    clock, terminal = Clock(), Terminal()
-    with open_log(tmp_path, clock=clock, stream=terminal) as log:
-        clock.now += 1
-        log.step(1, 0, {"total": 2.0, "a_long_name": 3.0})
-        clock.now += 1
-        log.step(2, 0, {"total": 2.0})
+VALUES = {"efa": 0.25, "grad_norm": 7.0, "id": 1.5, "lr": 1e-5, "total": 2.0}
+PACE = {"steps_per_second": 2.0, "pairs_per_second": 16.0, "seconds_left": 3661.0}
+
+
+@pytest.mark.parametrize(
+    ("width", "line"),
+    [
+        (
+            100,
+            "[################................]  50%  step 50/100  total 2  id 1.5  "
+            "16 pairs/s  ETA 1:01:01",
+        ),
+        (71, "[####....]  50%  step 50/100  total 2  id 1.5  16 pairs/s  ETA 1:01:01"),
+        (60, " 50%  step 50/100  total 2  id 1.5  16 pairs/s  ETA 1:01:01"),
+        (52, " 50%  step 50/100  total 2  16 pairs/s  ETA 1:01:01"),
+        (43, " 50%  step 50/100  16 pairs/s  ETA 1:01:01"),
+        (31, " 50%  step 50/100  ETA 1:01:01"),
+        (20, " 50%  step 50/100"),
+        (10, " 50%  ste"),
+    ],
+)
+def test_a_terminal_shows_what_fits_whole(monkeypatch, width, line):
+    monkeypatch.setenv("COLUMNS", str(width))
+    stream = Terminal()
+    terminal = writers.Terminal(stop_step=100, losses=("total", "id"), stream=stream)
+    terminal.progress(50, VALUES, PACE)
+    assert stream.getvalue() == f"\r{line}\x1b[K"
+    assert len(line) < width  # a line that wraps stays on the screen
+
+
+def test_on_a_terminal_the_line_is_replaced_and_others_stand_below(tmp_path):
+    stream = Terminal()
+    with open_log(tmp_path, stream=stream, losses=("total",)) as log:
+        log.step(1, 0, {"total": 2.0, "skipped": 0.0})
+        log.step(2, 0, {"total": 2.0, "skipped": 0.0})
         log.say("saved")
-        log.step(3, 0, {})
-    pieces = terminal.getvalue().split("\r")
-    assert pieces[0] == "" and len(pieces) == 4
-    assert pieces[1].startswith("step 1/100") and "\n" not in pieces[1]
-    shown = [piece.split("\x1b[K")[0] for piece in pieces[1:]]
-    assert all(len(line) < 30 for line in shown)  # a wrapped line stays on the screen
-    assert pieces[2].endswith("\x1b[K\nsaved\n")
-    assert pieces[3].endswith("\n")
+        log.step(3, 0, {"total": math.nan, "skipped": 1.0})
+        log.step(4, 0, {"total": 2.0, "skipped": 1.0})
+    # As the terminal has it in the end.
+    shown = [row.split("\r")[-1] for row in stream.getvalue().split("\n")]
+    parts = ["step 2/100  total 2", "saved", "step 3/100  total nan"]
+    parts += [
+        "warning: 1 step(s) skipped up to step 3: loss or gradient was not finite"
+    ]
+    parts += ["step 4/100  total 2", ""]
+    assert len(shown) == len(parts)
+    for row, part in zip(shown, parts, strict=True):
+        assert part in row
+
+
+def test_names_from_files_are_escaped(tmp_path):
+    stream = io.StringIO()
+    with open_log(tmp_path, stream=stream) as log:
+        log.say("one\x1b[2J\ntwo\r\u202e")
+    assert stream.getvalue() == "one\\x1b[2J\ntwo\\r\\u202e\n"
+
+
+def test_a_terminal_that_knows_no_codes_is_none(monkeypatch):
+    monkeypatch.setenv("TERM", "dumb")
+    stream = Terminal()
+    writers.Terminal(stop_step=100, stream=stream).progress(1, VALUES, {})
+    assert stream.getvalue().endswith("\n")
+    assert not {"\r", "\x1b"} & set(stream.getvalue())
 
 
 def test_only_process_0_writes(tmp_path, monkeypatch):

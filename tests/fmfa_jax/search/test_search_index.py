@@ -20,6 +20,7 @@ from fmfa_jax import search
 from fmfa_jax.search import gallery as files
 from fmfa_jax.search import query, store, writer
 from fmfa_jax.search.store import SearchError
+from fmfa_jax.weights import WeightsError
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"batch_size": 8, "save_every": 8}
@@ -290,11 +291,11 @@ def test_two_writers_are_one_too_many(index, encoder):
 
 
 def test_a_tokenizer_must_be_the_models(model_file, tmp_path):
-    with pytest.raises(SearchError, match="--tokenizer"):
+    with pytest.raises(WeightsError, match="--tokenizer"):
         search.open_model(model_file)
-    with pytest.raises(SearchError, match="49408 entries"):
+    with pytest.raises(WeightsError, match="49408 entries"):
         search.open_model(model_file, tokenizer="clip")
-    with pytest.raises(SearchError, match="merges"):
+    with pytest.raises(WeightsError, match="merges"):
         search.open_model(model_file, tokenizer=str(tmp_path))
 
 

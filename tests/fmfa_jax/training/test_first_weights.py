@@ -47,11 +47,11 @@ def test_a_run_has_the_activation_of_its_first_weights(folder, plain, file):
 
 
 def test_the_activation_is_a_part_of_what_a_run_is(folder, plain, file):
-    assert plain.identity()["model.activation"] == "quick_gelu"
-    other = opened(folder, init__activation="gelu").identity()
-    assert other == plain.identity() | {"model.activation": "gelu"}
+    assert plain.identity({})["model.activation"] == "quick_gelu"
+    other = opened(folder, init__activation="gelu").identity({})
+    assert other == plain.identity({}) | {"model.activation": "gelu"}
     gone = opened(folder, init__path=str(folder / "gone.safetensors"))
-    assert gone.identity()["model.activation"] == "quick_gelu"
+    assert gone.identity({})["model.activation"] == "quick_gelu"
 
 
 def test_a_refusal_names_the_configs_keys(folder, plain, file):

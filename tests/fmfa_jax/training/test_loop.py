@@ -4,6 +4,9 @@
 import hashlib
 import json
 import os
+import re
+import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +20,10 @@ from fmfa_jax.run.checkpoints import CheckpointMismatchError
 from tests.tiny_run import (
     change_data,
     evaluate,
+    started,
     tiny_config,
     train,
     train_until_killed,
-    without_ids,
 )
 
 LAST, BEST = "model_last.safetensors", "model_best.safetensors"
@@ -131,13 +134,46 @@ def test_less_memory_gives_the_same_run_and_the_same_model_flops(folder, whole):
     assert flops(folder / "twice") == pytest.approx(flops(whole), rel=1e-9)
 
 
-def test_a_killed_run_goes_on_bit_identically(folder, whole):
-    """kill -9 after the checkpoint of step 5; the same command resumes from it."""
-    killed = folder / "killed"
-    train_until_killed(folder, killed, after=5)
-    assert not (killed / LAST).exists()
-    train(tiny_config(folder), killed)
-    assert_same_weights(whole, killed)
+@pytest.fixture(scope="module")
+def killed(folder):
+    """kill -9 after the checkpoint of step 5."""
+    train_until_killed(folder, folder / "killed", after=5)
+    assert not (folder / "killed" / LAST).exists()
+    return folder / "killed"
+
+
+def test_a_killed_run_goes_on_bit_identically(folder, whole, killed, tmp_path):
+    """The same command resumes from the checkpoint."""
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    train(tiny_config(folder), run)
+    assert_same_weights(whole, run)
+
+
+def test_a_full_disk_ends_a_run_in_one_line(folder, killed, tmp_path):
+    """As real as a full one: no file may have more than so many bytes."""
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    process = started(folder, run, limit="500")
+    _, errors = process.communicate(timeout=240)
+    assert process.returncode == 1, errors[-2000:]
+    lines = errors.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("error: the run has ended"), errors
+    assert f"{run} cannot be written: File too large (disk " in lines[0]
+    assert "The checkpoint of step 5 is sound; raise the limit" in lines[0]
+
+
+def test_a_signal_ends_a_run_with_75_and_it_goes_on(folder, whole, killed, tmp_path):
+    run = Path(shutil.copytree(killed, tmp_path / "run"))
+    process = started(folder, run)
+    while process.poll() is None:
+        if "6/12" in process.stdout.readline():
+            break
+    process.send_signal(signal.SIGTERM)
+    said, errors = process.communicate(timeout=240)
+    assert process.returncode == 75, errors[-2000:]
+    assert re.search(r"SIGTERM: saved step \d+; the same command resumes", said)
+    assert not (run / LAST).exists()
+    train(tiny_config(folder), run)
+    assert_same_weights(whole, run)
 
 
 def test_a_checkpoint_of_another_configuration_is_refused(folder, whole):
@@ -168,31 +204,6 @@ def test_evaluating_a_weight_file_alone(folder, whole, capsys):
 def test_nothing_to_evaluate_says_what_to_name(folder):
     with pytest.raises(FileNotFoundError, match=r"--config\.init\.path"):
         evaluate(tiny_config(folder), folder / "empty")
-
-
-def test_irra_trains(folder):
-    config = tiny_config(folder, "irra", train__stop_step=2, eval__split="none")
-    train(config, folder / "irra")
-    (_, row) = (row for row in lines(folder / "irra") if "total" in row)
-    assert row["total"] == pytest.approx(row["sdm"] + row["id"] + row["mlm"])
-    assert not {"a_sdm", "efa", "itc"} & row.keys()
-
-
-def test_clip_trains_without_ids_on_captions_that_moved(folder, monkeypatch, capsys):
-    change_data(monkeypatch, train=without_ids)
-    changes = {"train__stop_step": 2, "eval__split": "none", "data__noise": 0.5}
-    run = folder / "clip"
-    train(tiny_config(folder, "clip", **changes), run)
-    assert "(noise 0.5, seed 1): " in capsys.readouterr().out
-    kinds = [each["kind"] for each in json.loads((run / "data.json").read_text())]
-    assert kinds[0] == "noise"
-    (_, row) = (row for row in lines(run) if "total" in row)
-    assert row["total"] == row["itc"]
-    with pytest.raises(CheckpointMismatchError, match=r"data\.noise: .*0\.5.*absent"):
-        train(tiny_config(folder, "clip", **changes | {"data__noise": 0.0}), run)
-    wanted = r"have none; give them ids.*:weak or :clip"
-    with pytest.raises(ValueError, match=wanted):
-        train(tiny_config(folder, "clip", **changes, losses__id=1.0), run)
 
 
 def test_an_exploding_loss_ends_the_run_by_name(folder):

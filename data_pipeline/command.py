@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all command lines share: the paths they take, and what they say.
+
+A program says its own lines and nothing else: libraries are silent, unless
+`--verbosity=1` asks for them and for the traceback of an error.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from absl import logging as absl_logging
+
+from data_pipeline.hints import printable
+
+OWN = ("configs", "data_pipeline", "fmfa_jax")
+"""Packages whose warnings are lines of the program."""
+
+USER_ERROR = 2
+INTERRUPTED = 130
+"""Exit codes."""
+
+
+def local(path: str, *, what: str) -> str:
+    """Return a path on a mounted disk with its ~ expanded; "" stays "".
+
+    Args:
+        path: As the user wrote it.
+        what: Flag or key that it is the value of.
+
+    Raises:
+        ValueError: It is a URL, which would become a folder of that name, or begins
+            with the ~ of a user that does not exist.
+    """
+    scheme, separator, _ = path.partition("://")
+    if separator:
+        way = f"mount the {scheme}:// address or copy its files"
+        way = f"leave out {scheme}://" if scheme == "file" else way
+        raise ValueError(
+            f"{what}: wanted a path on a mounted disk, got {printable(path)!r}; {way}"
+        )
+    expanded = os.path.expanduser(path)
+    if path.startswith("~") and expanded == path and not os.path.exists(path):
+        user = printable(path.split("/")[0])
+        raise ValueError(
+            f"{what}: wanted a path, got {printable(path)!r}, but there is no home "
+            f"folder of {user}; write ./{user} for a name that begins with ~"
+        )
+    return expanded
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints are one line, with --verbosity.
+
+    `path` is the type of its arguments that are paths.
+    """
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**options)  # type: ignore[arg-type]
+        # Suppressed: a subcommand's default would replace what stands before it.
+        self.add_argument(
+            "--verbosity",
+            type=int,
+            default=argparse.SUPPRESS,
+            metavar="N",
+            help="1: also what libraries say, and the traceback of an error",
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """End the program; --help tells the rest."""
+        say(f"error: {printable(message)}; see {self.prog} --help", sys.stderr)
+        sys.exit(USER_ERROR)
+
+
+def path(text: str) -> str:
+    """The type of an argument that is a path; see `local`."""
+    try:
+        return local(text, what="a path")
+    except ValueError as error:
+        message = str(error).removeprefix("a path: ")
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def say(text: object, stream: Any = None) -> None:
+    """Print a text, which may hold names from files, so that it only fills lines.
+
+    Args:
+        text: Anything but line ends that a terminal might obey is escaped.
+        stream: Where to; standard output by default.
+    """
+    lines = "\n".join(map(printable, str(text).split("\n")))
+    print(lines, file=stream, flush=True)
+
+
+def told(error: BaseException, *, verbosity: int = 0) -> int:
+    """Say on standard error what is wrong, in one paragraph.
+
+    Returns:
+        The exit code of user errors.
+
+    Raises:
+        BaseException: `error`, if the verbosity is more than 0.
+    """
+    if verbosity > 0:
+        raise error
+    say(f"error: {error}", sys.stderr)
+    return USER_ERROR
+
+
+def told_of(arguments: argparse.Namespace, error: BaseException) -> int:
+    """As `told`, for arguments of a `Parser`."""
+    return told(error, verbosity=verbosity(arguments))
+
+
+def verbosity(arguments: argparse.Namespace) -> int:
+    """How much is to be said, of arguments of a `Parser`."""
+    return getattr(arguments, "verbosity", 0)
+
+
+class _Lines(logging.Handler):
+    """Writes records as lines of the program, in place of an open line of progress."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        clear = "\r\033[K" if sys.stderr.isatty() else ""
+        print(end=clear, file=sys.stderr)
+        say(f"{record.levelname.lower()}: {record.getMessage()}", sys.stderr)
+
+
+def speak(*, verbosity: int = 0) -> None:
+    """Let this process say its program's own lines only.
+
+    Call it before libraries are imported that look at the environment.
+
+    Args:
+        verbosity: Above 0 nothing is held back.
+    """
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as data_pipeline.prefetch
+    for name in OWN:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Lines()], False
+        logger.setLevel(logging.INFO if verbosity > 0 else logging.WARNING)
+    if verbosity > 0:
+        return
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":  # which JAX sets itself
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "2"
+    absl_logging.set_verbosity(absl_logging.ERROR)  # Orbax tells of every file it opens
+    for name in ("", "tensorflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+
+
+def run(main: Callable[[list[str]], int]) -> NoReturn:
+    """Run a command line's `main` as the program that this process is."""
+    arguments = sys.argv[1:]
+    # Before they are parsed: what is imported for that would speak.
+    speak(verbosity=sum(each.startswith("--verbosity") for each in arguments))
+    try:
+        sys.exit(main(arguments))
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,87 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Training states in the form in which they are stored: nested dicts keyed by path."""
+
+from collections.abc import Mapping
+from errno import ENOENT
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from fmfa_jax.machines.trees import named_leaves
+
+ITEM = "state"
+"""Subfolder of a checkpoint that holds the arrays."""
+
+
+def arguments(state: Any) -> ocp.args.Composite:
+    """How a state is saved."""
+    return ocp.args.Composite(**{ITEM: ocp.args.StandardSave(plain(state))})
+
+
+def read(folder: Path, template: Any) -> Any:
+    """Restore a state in the form, dtypes, shapes and placement of a template.
+
+    Raises:
+        Exception: Whatever Orbax makes of files that it cannot use.
+    """
+    abstract = jax.tree.map(_abstract, plain(template))
+    wanted = ocp.args.Composite(**{ITEM: ocp.args.StandardRestore(abstract)})
+    with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
+        restored = reader.restore(str(folder), args=wanted)
+    leaves = named_leaves(restored[ITEM])
+    return jax.tree.unflatten(
+        jax.tree.structure(template), [leaves[path] for path in named_leaves(template)]
+    )
+
+
+def check_stored(folder: Path, names: Mapping[str, Any]) -> None:
+    """Read back what a save has stored, so that no part can have been removed since.
+
+    Args:
+        folder: Of a checkpoint that is complete but for its manifest.
+        names: Of the arrays.
+
+    Raises:
+        FileNotFoundError: Something is not there any more.
+    """
+    base = {"driver": "file", "path": f"{folder / ITEM}/"}
+    found: set[str] = set()
+    try:
+        store = ts.KvStore.open({"driver": "ocdbt", "base": base}).result()
+        for key in store.list().result():
+            store.read(key).result()
+            found.add(key.decode().rsplit("/", 1)[0])
+    except Exception as error:
+        raise FileNotFoundError(ENOENT, "cannot be read back", str(folder)) from error
+    if missing := {name.replace("/", ".") for name in names} - found:
+        what = f"was saved without {min(missing)}"
+        raise FileNotFoundError(ENOENT, what, str(folder))
+
+
+def describe(tree: Any) -> dict[str, str]:
+    """Path -> "dtype[shape]" of each array."""
+    return {
+        path: f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in named_leaves(tree).items()
+    }
+
+
+def plain(tree: Any) -> dict[str, Any]:
+    """The same arrays as nested dicts."""
+    nested: dict[str, Any] = {}
+    for path, leaf in named_leaves(tree).items():
+        *parents, name = path.split("/")
+        node = nested
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return nested
+
+
+def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
+    if leaf.sharding is None:
+        raise ValueError("wanted a template with shardings, got one without")
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
