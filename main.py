@@ -46,8 +46,6 @@ def main(argv: list[str]) -> None:
         logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it opens
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")  # as data_pipeline.prefetch
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stopped)
     config = CONFIG.value
     set_flags(deterministic=config.run.deterministic)
     # Imported here: after the flags, and so that a mistyped one is answered at once.
@@ -105,5 +103,7 @@ def parse(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stopped)
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)
