@@ -58,7 +58,9 @@ class BytePairs:
         has the same fingerprint.
         """
         texts = [self._text(i) for i in range(self.size - 3)]
-        told = json.dumps([texts, self.encode([text.lower() for text in texts])])
+        # Once as a word's beginning, where other merges come in, and once as its end.
+        words = [2 * text.strip().lower() for text in texts]
+        told = json.dumps([texts, self.encode(words)])
         return hashlib.sha256(told.encode()).hexdigest()
 
     def _text(self, entry: int) -> str:

@@ -5,7 +5,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -21,7 +20,8 @@ from fmfa_jax.weights.__main__ import main
 from tests.tiny_model import tiny_model
 
 ROOT = Path(__file__).parents[3]
-# CLIP's own vocabulary, so that the example reads sentences without a folder.
+# CLIP's own vocabulary, so that the example reads sentences without a folder; a head
+# that features need, beside two that they do not.
 CONFIG = tiny_model(
     image_width=128,
     image_layers=2,
@@ -29,44 +29,31 @@ CONFIG = tiny_model(
     text_layers=2,
     classes=3,
     irr_layers=1,
+    tse_width=64,
+    tse_ratio=0.4,
     dtype="bfloat16",
 )
 SENTENCE = "a man in a red jacket"
 
 
-def saved(folder: Path, config: models.ModelConfig) -> Path:
-    """Save weights in which every parameter counts, and return their folder."""
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A run folder with weights in which every parameter counts."""
+    folder = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(1)
     params = jax.tree.map(
         lambda x: 0.2 * rng.standard_normal(x.shape, np.float32),
-        models.param_shapes(config),
+        models.param_shapes(CONFIG),
     )
-    for head in params.get("tse", {}).values():
-        head["norm"]["variance"] = np.abs(head["norm"]["variance"])
-    weights.save_native(folder / "model_best.safetensors", params, config)
+    for head in params["tse"].values():
+        head["norm"]["variance"] **= 2
+    weights.save_native(folder / "model_best.safetensors", params, CONFIG)
     return folder
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory) -> Path:
-    return saved(tmp_path_factory.mktemp("run"), CONFIG)
-
-
-@pytest.fixture(scope="module")
-def selecting(tmp_path_factory) -> Path:
-    """Of a model whose features need a head."""
-    config = replace(CONFIG, tse_width=64, tse_ratio=0.4)
-    return saved(tmp_path_factory.mktemp("selecting"), config)
 
 
 @pytest.fixture(scope="module")
 def loaded(run) -> models.Retriever:
     return weights.load_model(run)
-
-
-@pytest.fixture(scope="module")
-def fused(selecting) -> models.Retriever:
-    return weights.load_model(selecting)
 
 
 @pytest.fixture(scope="module")
@@ -77,13 +64,12 @@ def stablehlo(run, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def onnx(selecting, tmp_path_factory) -> Path:
-    """The model with the head: it has all that the towers alone have."""
+def onnx(run, tmp_path_factory) -> Path:
     for package in ("jax2onnx", "onnxruntime"):
         pytest.importorskip(package, reason=f"ONNX wants {package}")
     folder = tmp_path_factory.mktemp("onnx")
     # In its own process: importing all of jax2onnx's plugins warns and prints.
-    command = [sys.executable, "-m", "fmfa_jax.weights", "export", str(selecting)]
+    command = [sys.executable, "-m", "fmfa_jax.weights", "export", str(run)]
     command += ["--to", "onnx", str(folder)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
     return folder
@@ -107,7 +93,7 @@ def assert_equal(image, text, loaded, *, tolerance: float) -> None:
             got = np.asarray(got)
             assert got.dtype == np.float32
             np.testing.assert_allclose(got, wanted, rtol=0, atol=tolerance)
-            assert np.abs(got).max() > 0.1
+            assert np.abs(got).max() > 0.1  # of unit rows of 128
 
 
 def test_stablehlo_gives_our_features(stablehlo, loaded):
@@ -120,18 +106,7 @@ def test_stablehlo_gives_our_features(stablehlo, loaded):
     assert_equal(image.call, text.call, loaded, tolerance=1e-5)
 
 
-def test_stablehlo_gives_features_of_both_embeddings(selecting, fused, tmp_path):
-    deploy.export_stablehlo(tmp_path, fused.params, fused.config, platforms=("cpu",))
-    image, text = (
-        jax.export.deserialize(bytearray((tmp_path / f"{t}.stablehlo").read_bytes()))
-        for t in ("image_tower", "text_tower")
-    )
-    assert_equal(image.call, text.call, fused, tolerance=1e-5)
-    facts = json.loads((tmp_path / "towers.json").read_text())
-    assert facts["feature_width"] == CONFIG.embed_dim + 64
-
-
-def test_onnx_gives_our_features(onnx, fused):
+def test_onnx_gives_our_features(onnx, loaded):
     import onnxruntime
 
     image, text = (
@@ -141,7 +116,7 @@ def test_onnx_gives_our_features(onnx, fused):
     assert_equal(
         lambda images: image.run(["features"], {"images": images})[0],
         lambda tokens: text.run(["features"], {"tokens": tokens})[0],
-        fused,
+        loaded,
         tolerance=1e-4,
     )
 
@@ -152,6 +127,7 @@ def test_what_a_caller_must_know_is_written_down(stablehlo):
     facts = json.loads((stablehlo / "towers.json").read_text())
     assert facts["image_size"] == [32, 16]
     assert (facts["context_length"], facts["vocab_size"]) == (12, 49408)
+    assert facts["feature_width"] == 128
     assert facts["platforms"] == ["cpu", "cuda", "tpu"]
 
 
@@ -166,10 +142,9 @@ def pictures(tmp_path_factory) -> list[str]:
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
-def test_the_example_runs_without_flax(form, request, pictures):
+def test_the_example_runs_without_flax(form, request, loaded, pictures):
     """Neither Flax nor this project's models; ONNX needs no JAX either."""
     folder = request.getfixturevalue(form)
-    model = request.getfixturevalue("fused" if form == "onnx" else "loaded")
     banned = ["flax", "fmfa_jax"] + ["jax"] * (form == "onnx")
     code = (
         f"import runpy, sys; sys.modules.update(dict.fromkeys({banned}));"
@@ -186,7 +161,7 @@ def test_the_example_runs_without_flax(form, request, pictures):
     lines = [line.split() for line in result.stdout.splitlines()]
     images = np.stack([load(file, CONFIG.image_size) for file in pictures])
     tokens = open_tokenizer("clip").encode([SENTENCE], CONFIG.context_length)
-    image, text = model.encode_image(images), model.encode_text(tokens)
+    image, text = loaded.encode_image(images), loaded.encode_text(tokens)
     image, text = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (image, text))
     cosines = np.asarray(image @ text[0])
     order = np.argsort(-cosines)
