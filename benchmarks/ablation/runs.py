@@ -71,6 +71,8 @@ class Run:
             "init.path": self.start,
             "run.compilation_cache": self.folder / "compiled",
         }
+        if self.noise > 40:
+            settings["rde.mixture"] = "tight"  # as RDE's code does
         settings |= dict(ROWS[self.row].changes) | dict(self.changes)
         return [
             sys.executable,
