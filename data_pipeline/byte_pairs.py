@@ -50,9 +50,8 @@ class BytePairs:
     encode: Encoder
     decode: Decoder
 
-    @property
     def fingerprint(self) -> str:
-        """Hex SHA-256 of the entries and of the ids that they are given as texts.
+        """Return the hex SHA-256 of the entries, and of their ids as texts.
 
         Every merge has a part in it, and no file: the same vocabulary in other files
         has the same fingerprint.

@@ -74,13 +74,14 @@ class Word:
 
 @runtime_checkable
 class WordTokenizer(Tokenizer, Protocol):
-    """A tokenizer that also says which ids of a row make up which word.
+    """A tokenizer that also says what it is, and which ids make up which word."""
 
-    Attributes:
-        fingerprint: Hex SHA-256 of what it does; where its files lie does not count.
-    """
+    def fingerprint(self) -> str:
+        """Return the hex SHA-256 of what it does; where its files lie does not count.
 
-    fingerprint: str
+        It takes seconds: every entry is encoded.
+        """
+        ...
 
     def words(self, ids: Int32[np.ndarray, "l"]) -> tuple[Word, ...]:
         """Return the words of one row of `encode`, from left to right.
@@ -168,10 +169,9 @@ class _BytePairTokenizer:
         """See `Tokenizer`."""
         return self.byte_pairs.size
 
-    @property
     def fingerprint(self) -> str:
         """See `WordTokenizer`."""
-        return self.byte_pairs.fingerprint
+        return self.byte_pairs.fingerprint()
 
     @property
     def mask_id(self) -> int:

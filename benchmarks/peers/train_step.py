@@ -4,6 +4,7 @@
 python -m benchmarks.peers.train_step FOLDER steps --dtype bfloat16
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,8 @@ def flops(folder: Path, dtype: str) -> dict[str, Any]:
 
 
 def _sizes(folder: Path) -> fmfa.Sizes:
-    return fmfa.Sizes(**read_sizes(folder))
+    known = {field.name for field in fields(fmfa.Sizes)}
+    return fmfa.Sizes(**{k: v for k, v in read_sizes(folder).items() if k in known})
 
 
 _TASKS = {"steps": steps, "features": features, "flops": flops}

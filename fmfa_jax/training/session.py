@@ -106,7 +106,7 @@ class Session:
             # The weak method's memory has one row for each pair.
             "data.pairs": len(self.data.train.pairs),
             "first weights": origin.get("sha256", "none"),
-            "tokenizer entries": self.tokenizer.fingerprint,
+            "tokenizer entries": self.tokenizer.fingerprint(),
             **_contents(self.data.train),
         }
 

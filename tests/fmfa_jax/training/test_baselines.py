@@ -74,8 +74,8 @@ def test_captions_move_for_any_method_and_the_run_says_so(folder):
     first = loop.oddities(noisy)[0]
     assert first.kind == "noise"
     assert f"(noise 0.5, seed 1): {first.count} of 64" in str(first)
-    one, other = clean.identity(), noisy.identity()
-    assert one["data.fingerprint"] != other["data.fingerprint"]
+    one, other = clean.identity({}), noisy.identity({})
+    assert one["train captions"] != other["train captions"]
     assert other["data.noise"] == 0.5 and "data.noise" not in one
 
 

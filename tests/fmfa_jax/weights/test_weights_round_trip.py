@@ -375,4 +375,4 @@ def test_a_command_that_fails_says_why(tmp_path, folder, capsys):
     assert not list(tmp_path.iterdir())
     with pytest.raises(SystemExit):
         main(["inspect", source, "--image-size", "384"])
-    assert "expected two numbers like 384x128" in capsys.readouterr().err
+    assert "wanted two numbers like 384x128" in capsys.readouterr().err
