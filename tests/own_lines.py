@@ -72,6 +72,7 @@ def on_terminal(
     arguments: list[str], folder: Path, environ: dict[str, str], *, columns: int
 ) -> tuple[int, str]:
     """Run a command on a terminal; its exit code, and all that it wrote."""
+    environ = {**environ, "COLUMNS": str(columns), "TERM": "xterm"}  # which come first
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, columns, 0, 0))
     process = subprocess.Popen(
