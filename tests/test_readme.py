@@ -206,6 +206,8 @@ def adapted(command: str, folder: Path) -> list[str]:
         if "configs/folder.py" in command or "/shared" in command:
             # The interaction encoder is slow to compile; other commands keep it.
             words += ["--config.losses.mlm=0", "--config.losses.efa=0"]
+        if not ("runs/cuhk" in command or "eval" in command) or "/shared" in command:
+            words += ["--config.eval.split=none"]  # as is the way to a table
     if "--config=configs/demo.py" in words:
         words += [
             f"--config.data.root={folder / 'demo'}",
