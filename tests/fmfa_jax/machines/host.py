@@ -43,7 +43,7 @@ SETTINGS = {
     "eval.every_epochs": 0,
 }
 
-PRESETS = {"fmfa": "plus", "weak": "weak-plus"}
+PRESETS = {"fmfa": "plus", "weak": "weak-plus", "rde": "rde"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Job:
     Attributes:
         name: of the outcome.
         run: the run's folder.
-        method: fmfa | weak.
+        method: fmfa | weak | rde.
         changes: of the config, by dotted keys.
         expect: end | error (whose text is the outcome).
         other: process -> what that process has otherwise: changes, code.

@@ -28,6 +28,7 @@ HOST = Path(__file__).with_name("host.py")
 LAST = "model_last.safetensors"
 # One method with a cache of decoded pictures, one without.
 CACHES = {"fmfa": "memory", "weak": "none"}
+NOISY = {"data.noise": 0.5}
 PAIRS = 2 * IDENTITIES * IMAGES
 SAVE = {"checkpoint.every_steps": 2, "checkpoint.keep": 3}
 SPEEDS = ("steps_per_second", "pairs_per_second", "model_flops_per_second", "mfu")
@@ -78,7 +79,7 @@ def job(folder) -> Callable[..., Job]:
 
 @pytest.fixture(scope="module")
 def groups(job, start) -> dict[int, Hosts]:
-    """One, two and four hosts, each after a whole run of either method."""
+    """One, two and four hosts, each after a whole run of its methods."""
     groups = {}
     for count in (1, 2, 4):
         groups[count] = start(f"hosts-{count}", count)
@@ -87,9 +88,13 @@ def groups(job, start) -> dict[int, Hosts]:
             if (method, count) == ("weak", 1):
                 changes |= SAVE
             groups[count].give(job(f"{method}-{count}", method, changes=changes))
+        last = "weak"
+        if count < 4:
+            last = "rde"
+            groups[count].give(job(f"rde-{count}", last, changes=NOISY))
         if count > 1:  # a single host leaves a core to these
-            groups[count].outcomes(f"weak-{count}")
-    groups[1].outcomes("weak-1")
+            groups[count].outcomes(f"{last}-{count}")
+    groups[1].outcomes("rde-1")
     return groups
 
 
@@ -214,6 +219,12 @@ def assert_whole_but_unfinished(run: Path, *, step: int) -> None:
 @pytest.mark.parametrize("method", CACHES)
 def test_hosts_agree_with_one_host(groups, folder, method, count):
     assert_same_run(folder / f"{method}-{count}", folder / f"{method}-1")
+
+
+def test_two_hosts_divide_the_pairs_as_one_does(groups, folder):
+    assert_same_run(folder / "rde-2", folder / "rde-1")
+    shares = [row["kept_share"] for row in rows(folder / "rde-2")]
+    assert min(shares) < 1
 
 
 def test_the_weak_runs_mine(groups, folder):
