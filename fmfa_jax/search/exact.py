@@ -51,7 +51,9 @@ class ExactSearch:
     Those in `checked` are known to be sound.
     """
 
-    def __init__(self, shards: Sequence[Shard], checked: Collection[Shard] = ()):
+    def __init__(
+        self, shards: Sequence[Shard], checked: Collection[Shard] = ()
+    ) -> None:
         self._shards = shards
         self._unchecked = [shard for shard in shards if shard not in checked]
         try:

@@ -69,7 +69,7 @@ def test_a_flipped_bit_of_the_tokenizer_is_refused(copy, name):
     assert refused > 15
     record = search.read_record(copy)
     broken = replace(record, tokenizer_sha256="0" * 64)
-    with pytest.raises(SearchError, match="tokenizer .* is damaged or another one"):
+    with pytest.raises(SearchError, match=r"tokenizer .* is damaged or another one"):
         search.reopen_model(copy, broken)
 
 

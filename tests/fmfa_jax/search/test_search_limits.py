@@ -7,11 +7,11 @@ import random
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
 
 from fmfa_jax import search
 from fmfa_jax.search import callers, connections
@@ -135,10 +135,10 @@ def test_owners_of_addresses():
 
 def ask(password, given, address):
     """Return the status of a request with a password."""
-    headers = credentials(given)
-    request = SimpleNamespace(headers=headers, client=SimpleNamespace(host=address))
+    headers = [(b"authorization", credentials(given)["Authorization"].encode())]
+    scope = {"type": "http", "headers": headers, "client": (address, 0)}
     try:
-        password.check(request)
+        password.check(Request(scope))
     except HTTPException as error:
         return error.status_code
     return 200
