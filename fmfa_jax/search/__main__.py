@@ -53,9 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _index(args: argparse.Namespace) -> None:
     model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
-    report = model.model.report
-    if report.assumes:
-        say(f"activation: {report.activation}", sys.stderr)
+    loaded = model.model.report
+    if loaded.assumes:
+        say(f"activation: {loaded.activation}", sys.stderr)
     kept = _picked(args, "storage", "engine", "batch_size", "save_every")
     kept |= {"follow_links": args.follow_links, "progress": ProgressLine()}
     report(args.out, index.index_gallery(args.gallery, args.out, model, **kept))

@@ -2,7 +2,7 @@
 """Our own format: safetensors named by our paths, with the config as metadata.
 
 The metadata also has a SHA-256 over all else that the file holds: metadata, names,
-shapes and values. Files from before it have none.
+shapes and values. Files of version 1 have none.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ from fmfa_jax.models import ModelConfig
 from fmfa_jax.weights.archive import Archive
 from fmfa_jax.weights.tensors import WeightsError, shown
 
-FORMAT = {"format": "fmfa_jax", "version": "1"}
+FORMAT = {"format": "fmfa_jax", "version": "2"}
+_READABLE = ("1", "2")  # 1 had no digest
 DIGEST = "sha256"
 _NO_DIGEST = "0" * 64
 _SHARES = ("tse_ratio",)
@@ -68,8 +69,10 @@ def check_digest(archive: Archive) -> None:
     Raises:
         WeightsError: The file has changed since it was written.
     """
-    stated = archive.metadata.get(DIGEST)
-    if archive.metadata.get("format") != FORMAT["format"] or stated is None:
+    facts = archive.metadata
+    stated = facts.get(DIGEST)
+    ours = facts.get("format") == FORMAT["format"]
+    if not ours or (stated is None and facts.get("version") == "1"):
         return
     found = _digest(
         archive.metadata,
@@ -93,10 +96,10 @@ def native_config(archive: Archive) -> ModelConfig:
         WeightsError: The format has another version, or the config is invalid.
     """
     version = archive.metadata.get("version")
-    if version != FORMAT["version"]:
+    if version not in _READABLE:
         raise WeightsError(
-            f"{archive.path} has version {version} of our format, but this code reads "
-            f"version {FORMAT['version']}"
+            f"{archive.path} has version {shown(version)} of our format, but this code "
+            f"reads the versions {' and '.join(_READABLE)}"
         )
     try:
         values = json.loads(archive.metadata["config"])

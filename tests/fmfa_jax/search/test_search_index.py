@@ -414,10 +414,10 @@ def test_a_reader_follows_a_writer_that_replaces_shards(
     search.index_gallery(gallery, out, encoder)
     original = query.open_shards
 
-    def late(folder, record):
+    def late(*arguments):
         monkeypatch.setattr(query, "open_shards", original)
         search.remove(out, [search.Gallery(out).file(0)])
-        return original(folder, record)
+        return original(*arguments)
 
     monkeypatch.setattr(query, "open_shards", late)
     assert len(search.Gallery(out)) == 23
