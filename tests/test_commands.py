@@ -125,7 +125,7 @@ ERRORS = [
     (SEARCH, "query . man --sheet found.txt", "wanted a name that ends in"),
     (SEARCH, f"add {ODD}", r"red\x1b[31m\u202e"),
     (SEARCH, f"verify {ODD}", r"red\x1b[31m\u202e"),
-    (SEARCH, "remove . --even-all name", "--even-all belongs to --missing"),
+    (SEARCH, "remove . name --even-all", "--even-all belongs to --missing"),
     (SEARCH, "serve . --log-queries", "--log-queries belongs to --access-log"),
     (SEARCH, "remove .", "wanted either files and folders to remove"),
     (FIGURES, f"curves {ODD}", r"red\x1b[31m\u202e"),
