@@ -47,12 +47,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=10, help="of bad neighbours")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        index = _indexed(Path(folder), options.people)
+        index = indexed(Path(folder), options.people)
         with served(index) as (process, port):
             _measure(process.pid, port, options)
 
 
-def _indexed(folder: Path, people: int) -> Path:
+def indexed(folder: Path, people: int) -> Path:
+    """Draw people, and index two pictures of each."""
     place = folder / "people"
     sizes = {"identities": people, "images_per_identity": 2, "test_identities": 0}
     write_population(place, **sizes)
@@ -145,7 +146,7 @@ def _joiner(stack: contextlib.ExitStack, port: int) -> Callable[[bytes], socket.
     return join
 
 
-def _memory(pid: int) -> float:
+def memory_mb(pid: int) -> float:
     """Return the resident memory of a process in MB."""
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -153,12 +154,12 @@ def _memory(pid: int) -> float:
 
 def _measure(pid: int, port: int, options: argparse.Namespace) -> None:
     ask(port, "a man")
-    memory, part = [_memory(pid)], max(1, options.queries // 4)
+    memory, part = [memory_mb(pid)], max(1, options.queries // 4)
     seconds, statuses, start = [], Counter(), time.perf_counter()
     for quarter in range(4):
         times, found = many(port, part, options.threads, quarter)
         seconds, statuses = seconds + times, statuses + found
-        memory.append(_memory(pid))
+        memory.append(memory_mb(pid))
     wall = time.perf_counter() - start
     crowd = f"{SLOW} slow and {IDLE} idle connections"
     rows = [_row(f"{4 * part} queries, {options.threads} threads", seconds, statuses)]

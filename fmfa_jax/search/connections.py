@@ -9,6 +9,7 @@ holding connections open.
 import asyncio
 from typing import Any
 
+import uvicorn
 from starlette.responses import JSONResponse
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -21,6 +22,8 @@ REQUEST_SECONDS = 10
 """Until a request's headers are there."""
 ANSWER_SECONDS = 60
 """From then on until its answer is sent."""
+LAST_SECONDS = 0.5
+"""For a request that is on its way when the server is told to stop."""
 
 _full = JSONResponse(
     {"error": "too many connections at once; try again in a moment"},
@@ -35,6 +38,7 @@ class Connection(H11Protocol):
     _clock: asyncio.TimerHandle | None = None
     _answering: object = None
     _since = 0.0
+    _stopping = False
     owner = ""
     """Whose it is; see `callers.owner`."""
 
@@ -55,6 +59,8 @@ class Connection(H11Protocol):
         """See `H11Protocol`."""
         super().data_received(data)
         self._watch()
+        if self._stopping and not self.idle:
+            self.cycle.keep_alive = False
 
     def on_response_complete(self) -> None:
         """See `H11Protocol`."""
@@ -65,6 +71,14 @@ class Connection(H11Protocol):
         """See `H11Protocol`."""
         super().connection_lost(exc)
         self._stop_clock()
+
+    def shutdown(self) -> None:
+        """Stop soon: what has come through the network may not be read yet."""
+        if self._stopping or not self.idle:
+            super().shutdown()
+            return
+        self._stopping = True
+        self.loop.call_later(LAST_SECONDS, self.shutdown)
 
     @property
     def idle(self) -> bool:
@@ -92,3 +106,13 @@ class Connection(H11Protocol):
         if self._clock:
             self._clock.cancel()
         self._clock = None
+
+
+class Listener(uvicorn.Server):
+    """A server that takes up who has connected before it closes the door."""
+
+    async def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        """See `uvicorn.Server`."""
+        for _ in range(3):  # rounds of the loop, each of which accepts all that wait
+            await asyncio.sleep(0)
+        await super().shutdown(*args, **kwargs)

@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from fmfa_jax.search.access_log import AccessLog
 from fmfa_jax.search.callers import Password, Places, check_names, is_loopback
-from fmfa_jax.search.connections import Connection
+from fmfa_jax.search.connections import Connection, Listener
 from fmfa_jax.search.service import MAX_UPLOAD, WAITING, BusyError, Service
 from fmfa_jax.search.store import SearchError
 
@@ -118,7 +118,7 @@ class SearchServer:
         except OSError as error:
             reason = f"the certificate {certificate} cannot be used ({error})"
             raise SearchError(reason) from error
-        self._server = uvicorn.Server(config)
+        self._server = Listener(config)
         self._socket = _listening(host, port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         name = f"[{host}]" if ":" in host else self.address[0]
