@@ -74,11 +74,13 @@ class Connection(H11Protocol):
 
     def shutdown(self) -> None:
         """Stop soon: what has come through the network may not be read yet."""
+        if self.transport.is_closing():
+            return
         if self._stopping or not self.idle:
             super().shutdown()
-            return
-        self._stopping = True
-        self.loop.call_later(LAST_SECONDS, self.shutdown)
+        else:
+            self._stopping = True
+            self.loop.call_later(LAST_SECONDS, self.shutdown)
 
     @property
     def idle(self) -> bool:
@@ -113,6 +115,6 @@ class Listener(uvicorn.Server):
 
     async def shutdown(self, *args: Any, **kwargs: Any) -> None:
         """See `uvicorn.Server`."""
-        for _ in range(3):  # rounds of the loop, each of which accepts all that wait
+        for _ in range(3):  # each round of the loop accepts all who wait
             await asyncio.sleep(0)
         await super().shutdown(*args, **kwargs)

@@ -265,6 +265,18 @@ def test_running_requests_are_answered_before_a_stop(searcher):
         assert [each.result()[0] for each in asked] == 8 * [200]
 
 
+def test_a_request_on_its_way_is_answered_before_a_stop(searcher, monkeypatch):
+    monkeypatch.setattr(connections, "LAST_SECONDS", 10)
+    with running(searcher) as server:
+        with socket.create_connection(server.address) as late:
+            until(lambda: open_now(server) == 1)
+            server.stop()
+            until(lambda: not server._server.servers[0].is_serving())
+            late.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+            answer = b"".join(iter(lambda: late.recv(65536), b""))
+            assert answer.startswith(b"HTTP/1.1 200")
+
+
 def test_many_searches_at_once_are_all_answered(server):
     """As the load test in full: `python -m benchmarks.serve`."""
     failed = []
