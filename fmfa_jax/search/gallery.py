@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import stat
 from collections import deque
 from collections.abc import Container, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -208,6 +209,16 @@ def _read(
         reason = " ".join((getattr(error, "strerror", None) or str(error)).split())
         times = stamp.mtime_ns, reason, stamp.ctime_ns
         return BadFile(stamp.file, stamp.size, *times)
+
+
+def is_gone(gallery: Path, file: str) -> bool:
+    """Whether a file is no longer there; one that cannot be reached is not gone."""
+    try:
+        return not stat.S_ISREG((gallery / file).stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
 
 
 def relative_name(gallery: Path, path: str | Path) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.search import approximate, store
 from fmfa_jax.search.encoder import IndexModel, reopen_model
-from fmfa_jax.search.gallery import is_below, list_gallery, relative_name
+from fmfa_jax.search.gallery import is_below, is_gone, list_gallery, relative_name
 from fmfa_jax.search.shards import open_shards
 from fmfa_jax.search.store import IndexRecord, SearchError
 from fmfa_jax.search.update import Change, Progress, Work, update
@@ -178,7 +178,7 @@ def _missing(root: Path, known: Collection[str], even_all: bool) -> set[str]:
     """Return the pictures that are no longer there, unless all are away."""
     if not (root.is_dir() or even_all):
         raise SearchError(_not_there(root))
-    missing = {file for file in known if not (root / file).exists()}
+    missing = {file for file in known if is_gone(root, file)}
     if known and len(missing) == len(known) and not even_all:
         raise SearchError(
             f"not one of the {len(known)} pictures of this index is below {root}: is "
@@ -208,7 +208,7 @@ def moved(folder: Path, record: IndexRecord, gallery: str | Path | None) -> Inde
         raise SearchError(f"--gallery: no folder at {gallery}")
     shards = open_shards(folder, record)
     names = (stamp.file for shard in shards for stamp in shard.stamps())
-    if shards and not any((root / name).is_file() for name in names):
+    if shards and all(is_gone(root, name) for name in names):
         raise SearchError(
             f"--gallery: not one of the {record.rows} pictures of this index is below "
             f"{root}; wanted the folder that was {record.gallery}"

@@ -17,7 +17,7 @@ from fmfa_jax.figures.words import WordMaps, word_maps
 from fmfa_jax.search.approximate import ApproximateSearch
 from fmfa_jax.search.encoder import IndexModel, embeddings, reopen_model
 from fmfa_jax.search.exact import ExactSearch, Found
-from fmfa_jax.search.gallery import read_file
+from fmfa_jax.search.gallery import is_gone, read_file
 from fmfa_jax.search.index import moved
 from fmfa_jax.search.shards import Shard, open_shards
 from fmfa_jax.search.store import RECORD, IndexRecord, SearchError, read_record
@@ -83,7 +83,7 @@ class Gallery:
 
     def there(self, row: int) -> bool:
         """Whether a picture's file still exists."""
-        return (self.root / self.file(row)).is_file()
+        return not is_gone(self.root, self.file(row))
 
     def read(self, row: int) -> bytes:
         """Return the encoded picture, unless its file is gone or leads elsewhere."""

@@ -17,6 +17,7 @@ from fmfa_jax.search.gallery import (
     Picture,
     Skipped,
     is_below,
+    is_gone,
     read_pictures,
     unchanged,
 )
@@ -80,7 +81,7 @@ def update(
     wanted, excluded = _wanted(old, known, listing, named)
     fresh = {stamp.file for stamp in wanted}
     bad = [b for b in old.bad if b.file not in fresh and os.path.lexists(root / b.file)]
-    gone = {f for f in known.keys() - fresh if not (root / f).is_file()}
+    gone = {file for file in known.keys() - fresh if is_gone(root, file)}
     content = _Content(known, writer.contents() if wanted else {}, gone)
     parts, met, tried, done, last = [], [], set(), 0, False
     size, ahead = work.model.image_size, 2 * work.batch_size

@@ -12,7 +12,7 @@ from PIL import Image
 
 from fmfa_jax import search
 from fmfa_jax.search.__main__ import main
-from fmfa_jax.search.gallery import list_gallery
+from fmfa_jax.search.gallery import is_gone, list_gallery
 from fmfa_jax.search.store import SearchError
 from tests.fmfa_jax.search.indexes import SMALL, content, same
 
@@ -226,6 +226,16 @@ def test_a_folder_that_cannot_be_listed_is_named(gallery, monkeypatch):
     (skipped,) = list_gallery(gallery).skipped
     assert skipped.folder == folder.relative_to(gallery).as_posix()
     assert skipped.reason == "Permission denied"
+
+
+def test_what_cannot_be_reached_is_not_gone(gallery):
+    """As behind a loop of links, or on a disk that answers with errors."""
+    (gallery / "loop").symlink_to("loop")
+    assert not is_gone(gallery, "loop/a.jpg")
+    assert is_gone(gallery, "a.jpg") and is_gone(gallery, "a/b.jpg")
+    file = files_of(gallery)[0]
+    assert is_gone(gallery, f"{file.relative_to(gallery)}/b.jpg")
+    assert not is_gone(gallery, str(file.relative_to(gallery)))
 
 
 def test_a_sentence_that_is_cut_is_told(index, searcher, capsys):
