@@ -10,6 +10,7 @@ RUNS = (
     ("evaluate", "--case", "icfg", "--repeats", "1"),
     ("mining", "--rows", "68000", "--repeats", "3"),
     ("search", "--pictures", "200000"),
+    ("serve",),
     ("train_step", "--steps", "1", "--repeats", "1"),
     ("efa", "--repeats", "1"),
     ("vocabulary", "--filled", "10", "--repeats", "1"),

@@ -3,9 +3,11 @@
 
 from fmfa_jax.search.encoder import IndexModel, open_model, reopen_model
 from fmfa_jax.search.exact import ExactSearch, Found
-from fmfa_jax.search.index import Change, add, index_gallery, remove
+from fmfa_jax.search.index import add, index_gallery, remove
 from fmfa_jax.search.query import Gallery, Searcher, contact_sheet, open_searcher
 from fmfa_jax.search.store import IndexRecord, SearchError, read_record
+from fmfa_jax.search.update import Change
+from fmfa_jax.search.verify import verify
 
 __all__ = [
     "Change",
@@ -24,4 +26,5 @@ __all__ = [
     "read_record",
     "remove",
     "reopen_model",
+    "verify",
 ]

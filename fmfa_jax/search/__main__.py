@@ -6,15 +6,15 @@ python -m fmfa_jax.search query people.index "a man in a red jacket" --sheet fou
 python -m fmfa_jax.search add people.index
 python -m fmfa_jax.search remove people.index camera_7/
 python -m fmfa_jax.search serve people.index
+python -m fmfa_jax.search verify people.index
 """
 
 import argparse
+import contextlib
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,40 +26,14 @@ from data_pipeline.images import ImageError
 from fmfa_jax.figures.rankings import save
 from fmfa_jax.search import index, store
 from fmfa_jax.search.encoder import open_model, reopen_model
-from fmfa_jax.search.query import contact_sheet, open_searcher
-from fmfa_jax.search.store import SearchError
+from fmfa_jax.search.query import Searcher, contact_sheet, open_searcher
+from fmfa_jax.search.store import IndexRecord, SearchError
+from fmfa_jax.search.told import ProgressLine, count, report
+from fmfa_jax.search.verify import verify
 from fmfa_jax.weights import WeightsError
 from fmfa_jax.weights.arguments import add_model_arguments, positive, stated
 
 PASSWORD = "FMFA_SEARCH_PASSWORD"
-_SHOWN_BAD = 10
-
-
-class ProgressLine:
-    """A line on standard error, drawn over itself; in a log, one every 30 seconds."""
-
-    def __init__(self) -> None:
-        self._start: tuple[float, int] | None = None
-        self._last = 0.0
-
-    def __call__(self, done: int, wanted: int, bad: int) -> None:
-        """Show how far it is; see `index.Progress`."""
-        now, live = time.monotonic(), sys.stderr.isatty()
-        if self._start is None:
-            self._start = now, done
-        early = done < wanted and now - self._last < (0.2 if live else 30)
-        if early or not wanted:
-            return
-        self._last = now
-        rate = (done - self._start[1]) / max(now - self._start[0], 1e-9)
-        line = f"{done}/{wanted} pictures, {bad} bad"
-        if rate:
-            line += f", {rate:.1f}/s"
-            left = timedelta(seconds=int((wanted - done) / rate))
-            line += f", {left} left" * (done < wanted)
-        print(f"\r{line}\033[K" if live else line, end="", file=sys.stderr, flush=True)
-        if done >= wanted or not live:
-            print(file=sys.stderr)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,36 +53,61 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _index(args: argparse.Namespace) -> None:
     model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
-    report = model.model.report
-    if report.assumes:
-        say(f"activation: {report.activation}", sys.stderr)
+    loaded = model.model.report
+    if loaded.assumes:
+        say(f"activation: {loaded.activation}", sys.stderr)
     kept = _picked(args, "storage", "engine", "batch_size", "save_every")
-    line = ProgressLine()
-    change = index.index_gallery(args.gallery, args.out, model, progress=line, **kept)
-    _report(args.out, change)
+    kept |= {"follow_links": args.follow_links, "progress": ProgressLine()}
+    report(args.out, index.index_gallery(args.gallery, args.out, model, **kept))
 
 
 def _add(args: argparse.Namespace) -> None:
     folder, paths = Path(args.index).resolve(), _given(args.paths)
     model = reopen_model(folder, store.read_record(folder), args.model)
-    pace, line = _picked(args, "batch_size", "save_every"), ProgressLine()
-    _report(args.index, index.add(folder, model, paths, progress=line, **pace))
+    kept = _picked(args, "batch_size", "save_every", "follow_links", "gallery")
+    change = index.add(folder, model, paths, progress=ProgressLine(), **kept)
+    report(args.index, change)
 
 
 def _remove(args: argparse.Namespace) -> None:
     if bool(args.paths) == args.missing:
         raise SearchError("wanted either files and folders to remove, or --missing")
-    _report(args.index, index.remove(args.index, _given(args.paths), model=args.model))
+    if args.even_all and not args.missing:
+        raise SearchError("--even-all belongs to --missing")
+    kept = _picked(args, "model", "gallery", "even_all")
+    change = index.remove(args.index, _given(args.paths), **kept)
+    report(args.index, change, embedded=False)
+
+
+def _verify(args: argparse.Namespace) -> None:
+    record = verify(args.index)
+    shards, pictures = count(len(record.shards), "shard"), count(record.rows, "picture")
+    say(f"{args.index}: {shards} of {pictures}, all as they were written")
+    _tell_undigested(record)
+
+
+def _tell_undigested(record: IndexRecord) -> None:
+    if record.undigested:
+        shards = count(record.undigested, "shard")
+        note = (
+            f"note: the index has no SHA-256 of {shards}; `add` notes what is missing"
+        )
+        say(note, sys.stderr)
 
 
 def _query(args: argparse.Namespace) -> None:
     if args.sheet:
         _check_sheet(Path(args.sheet))
-    searcher = open_searcher(args.index, model=args.model)
+    searcher = _open(args)
     picture = Path(args.image).read_bytes() if args.image else b""
     found = searcher.search(searcher.vector(args.sentence, picture), args.top)
+    if words := searcher.cut(args.sentence):
+        note = f"note: the model reads the first {count(words, 'word')} of the sentence"
+        say(f"{note}; the rest was cut off", sys.stderr)
+    gallery = searcher.gallery
     results = [
-        {"rank": rank, "similarity": cosine, "file": searcher.gallery.file(row)}
+        {"rank": rank, "similarity": cosine, "file": gallery.file(row)}
+        | {"there": gallery.there(row)}
         for rank, row, cosine in found.hits()
     ]
     if args.json:
@@ -117,9 +116,9 @@ def _query(args: argparse.Namespace) -> None:
     else:
         print("rank  similarity  file")
         for hit in results:
-            print(
-                "{rank:4d}  {similarity:10.4f}  ".format(**hit) + printable(hit["file"])
-            )
+            row = "{rank:4d}  {similarity:10.4f}  ".format(**hit)
+            lost = "" if hit["there"] else "  (no longer there)"
+            print(row + printable(hit["file"]) + lost)
     if args.sheet:
         caption = args.sentence or f"like {Path(args.image).name}"
         save(contact_sheet(searcher, found, caption), args.sheet)
@@ -147,15 +146,19 @@ def _serve(args: argparse.Namespace) -> None:
 
     if args.key and not args.certificate:
         raise SearchError("--ssl-keyfile is the key of a certificate: --ssl-certfile")
-    searcher = open_searcher(args.index, model=args.model)
+    if args.log_queries and not args.access_log:
+        raise SearchError("--log-queries belongs to --access-log")
+    searcher = _open(args)
     # Compile what the first search would wait for.
     searcher.search(searcher.vector("a person"), 1)
-    searcher.explain("a person", 0)
+    with contextlib.suppress(SearchError):  # that picture may be lost
+        searcher.explain("a person", 0)
     password = args.password or os.environ.get(PASSWORD, "")
     server = SearchServer(
         Service(searcher),
         password=password,
         **_picked(args, "host", "port", "names", "root_path", "certificate", "key"),
+        **_picked(args, "access_log", "log_queries"),
     )
     if not server.loopback:
         note = "note: other machines can reach this page"
@@ -166,6 +169,12 @@ def _serve(args: argparse.Namespace) -> None:
     server.run()
 
 
+def _open(args: argparse.Namespace) -> Searcher:
+    searcher = open_searcher(args.index, model=args.model, gallery=args.gallery)
+    _tell_undigested(searcher.gallery.record)
+    return searcher
+
+
 def _picked(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     return {name: getattr(args, name) for name in names}
 
@@ -173,35 +182,6 @@ def _picked(args: argparse.Namespace, *names: str) -> dict[str, Any]:
 def _given(paths: Sequence[str]) -> list[str]:
     """Take paths that exist as they are, and others as relative to the gallery."""
     return [str(Path(p).absolute()) if Path(p).exists() else p for p in paths]
-
-
-def _report(folder: str, change: index.Change) -> None:
-    """Print what a command did, with everything that was left out."""
-    pictures = _count(change.rows, "picture")
-    say(f"{folder}: {pictures} ({change.added} added, {change.removed} removed)")
-    if change.others:
-        print(f"left alone, not pictures by name: {_count(change.others, 'file')}")
-    if change.excluded:
-        excluded = _count(change.excluded, "picture")
-        print(f"left out, because removed before: {excluded}; `add` them by name")
-    if change.gone:
-        gone = _count(change.gone, "picture")
-        print(f"no longer on the disk: {gone}; `remove --missing` takes them out")
-    if change.bad:
-        bad = _count(len(change.bad), "file")
-        say(f"unusable: {bad}, listed in {Path(folder) / store.BAD_LIST}")
-    for bad in change.met[:_SHOWN_BAD]:
-        print(f"  {printable(bad.file)}: {printable(bad.reason)}")
-    if len(change.met) > _SHOWN_BAD:
-        print(f"  and {len(change.met) - _SHOWN_BAD} more")
-    if change.faiss:
-        recall, probes = change.faiss.recall, _count(change.faiss.probes, "cell")
-        print(f"FAISS: recall@10 against exact search {recall:.4f} ", end="")
-        print(f"(the worse of sentences and pictures), visiting {probes}")
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -222,10 +202,19 @@ def _parser() -> argparse.ArgumentParser:
     shrink = command("remove", _remove, "take pictures out; their files stay")
     ask = command("query", _query, "print the nearest pictures")
     serve = command("serve", _serve, "open the web page")
+    sound = command("verify", _verify, "compare an index with its SHA-256 digests")
     _index_options(make)
-    for each in (grow, shrink, ask, serve):
+    for each in (grow, shrink, ask, serve, sound):
         each.add_argument("index", type=path, help="folder of the index")
+    for each in (grow, shrink, ask, serve):
         each.add_argument("--model", type=path, help="where the index's model lies now")
+    place = "where the gallery lies now, if it has moved"
+    for each, kept in ((grow, True), (shrink, True), (ask, False), (serve, False)):
+        text = place + ("; noted in the index" if kept else "; for this call")
+        each.add_argument("--gallery", type=path, help=text)
+    links = "enter links to folders, where they stay inside the gallery"
+    for each in (make, grow):
+        each.add_argument("--follow-links", action="store_true", help=links)
     lost = {"metavar": "N", "help": "most pictures that a killed process loses"}
     for each in (make, grow):
         each.add_argument("--batch-size", type=positive, default=64)
@@ -238,6 +227,8 @@ def _parser() -> argparse.ArgumentParser:
         "paths", nargs="*", type=path, help="files and folders of the gallery"
     )
     shrink.add_argument("--missing", action="store_true", help=missing)
+    even = "with --missing: even if that is every picture of the index"
+    shrink.add_argument("--even-all", action="store_true", help=even)
     ask.add_argument("sentence", nargs="?", default="")
     ask.add_argument(
         "--image", type=path, help="an example picture, alone or with the sentence"
@@ -272,6 +263,10 @@ def _serve_options(serve: argparse.ArgumentParser) -> None:
     hosts = {"dest": "names", "action": "append", "default": [], "metavar": "NAME"}
     certificate = {"dest": "certificate", "help": "certificate that turns on TLS"}
     key = {"dest": "key", "help": "its key, if in another file"}
+    log = 'file that gets a JSON line for each answer, without queries; "-": stderr'
+    serve.add_argument("--access-log", default="", type=path, metavar="FILE", help=log)
+    query = "write what was searched for into the access log, too"
+    serve.add_argument("--log-queries", action="store_true", help=query)
     serve.add_argument("--host", default="127.0.0.1")
     serve.add_argument("--port", type=int, default=7860)
     serve.add_argument("--password", default="", help=password)

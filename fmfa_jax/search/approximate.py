@@ -69,7 +69,7 @@ class ApproximateSearch:
         faiss = load_faiss()
         path = folder / record.file
         # FAISS trusts what it reads: a damaged file could end the process.
-        if not path.is_file() or _checksum(path) != record.checksum:
+        if not sound(folder, record):
             raise SearchError(f"{path} is missing or damaged; index the gallery again")
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY
         self._index = faiss.read_index(str(path), flags)
@@ -85,6 +85,12 @@ class ApproximateSearch:
         lowest, highest = float(scores.min()), float(scores.max())
         keep = scores >= minimum
         return Found(rows[keep], scores[keep], int(keep.sum()), lowest, highest)
+
+
+def sound(folder: Path, record: FaissRecord) -> bool:
+    """Whether the FAISS index of an index is as it was written."""
+    path = folder / record.file
+    return path.is_file() and _checksum(path) == record.checksum
 
 
 def _checksum(path: Path) -> str:

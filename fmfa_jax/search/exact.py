@@ -7,7 +7,7 @@ depend on its place, so equal pictures tie.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import jax
@@ -46,10 +46,16 @@ class Found:
 
 
 class ExactSearch:
-    """The shards of an index, ready to be multiplied with queries."""
+    """The shards of an index, ready to be multiplied with queries.
 
-    def __init__(self, shards: Sequence[Shard]) -> None:
-        self._unchecked = list(shards)
+    Those in `checked` are known to be sound.
+    """
+
+    def __init__(
+        self, shards: Sequence[Shard], checked: Collection[Shard] = ()
+    ) -> None:
+        self._shards = shards
+        self._unchecked = [shard for shard in shards if shard not in checked]
         try:
             # A CPU reads the rows in place; without one, they are copied.
             device = jax.local_devices(backend="cpu")[0]
@@ -67,9 +73,7 @@ class ExactSearch:
             SearchError: A shard has been damaged.
         """
         # The first query reads all of the shards anyway.
-        while self._unchecked:
-            self._unchecked[-1].check()
-            self._unchecked.pop()
+        self.check()
         rows, similarity = np.empty(0, np.int64), np.empty(0, np.float32)
         matches, lowest, highest = 0, np.inf, -np.inf
         # All products are started before the first is awaited.
@@ -86,6 +90,17 @@ class ExactSearch:
             order = np.lexsort((rows, -similarity))[:top]
             rows, similarity = rows[order], similarity[order]
         return Found(rows, similarity, matches, lowest, highest)
+
+    @property
+    def checked(self) -> set[Shard]:
+        """The shards that are known to be sound."""
+        return set(self._shards) - set(self._unchecked)
+
+    def check(self) -> None:
+        """Raise SearchError if a shard has been damaged; once is enough."""
+        while self._unchecked:
+            self._unchecked[-1].check()
+            self._unchecked.pop()
 
 
 def _largest(

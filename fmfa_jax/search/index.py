@@ -2,57 +2,18 @@
 """Make an index, add to it and remove from it."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import MISSING, asdict, dataclass, fields, replace
-from itertools import islice
+from collections.abc import Collection, Sequence
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
-
-import numpy as np
 
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.search import approximate, store
 from fmfa_jax.search.encoder import IndexModel, reopen_model
-from fmfa_jax.search.gallery import (
-    Listing,
-    Read,
-    is_below,
-    list_gallery,
-    read_pictures,
-    relative_name,
-)
-from fmfa_jax.search.shards import Part, Stamp
-from fmfa_jax.search.store import BadFile, IndexRecord, SearchError
+from fmfa_jax.search.gallery import is_below, is_gone, list_gallery, relative_name
+from fmfa_jax.search.shards import open_shards
+from fmfa_jax.search.store import IndexRecord, SearchError
+from fmfa_jax.search.update import Change, Progress, Work, update
 from fmfa_jax.search.writer import IndexWriter
-
-Progress = Callable[[int, int, int], None]
-"""Called with the numbers of pictures done, wanted, and bad among those done."""
-
-
-@dataclass(frozen=True)
-class Change:
-    """What a command did to an index.
-
-    Attributes:
-        added: Pictures that are new or were embedded again.
-        removed: Pictures that were taken out.
-        bad: All files of the gallery that are not usable pictures.
-        rows: Pictures in the index now.
-        gone: Pictures of the index that are no longer on the disk.
-        excluded: Pictures that stay out because they were removed before.
-        others: Files of the gallery whose names are not those of pictures.
-        faiss: The FAISS index now.
-        met: Those of `bad` that this call came upon.
-    """
-
-    added: int
-    removed: int
-    bad: tuple[BadFile, ...]
-    rows: int
-    gone: int = 0
-    excluded: int = 0
-    others: int = 0
-    faiss: store.FaissRecord | None = None
-    met: tuple[BadFile, ...] = ()
 
 
 def index_gallery(
@@ -64,6 +25,7 @@ def index_gallery(
     engine: str = "exact",
     batch_size: int = 64,
     save_every: int = 1024,
+    follow_links: bool = False,
     progress: Progress = lambda *_: None,
 ) -> Change:
     """Embed every picture below a folder; continue where an earlier call stopped.
@@ -79,6 +41,7 @@ def index_gallery(
         engine: One of `store.ENGINES`.
         batch_size: Pictures to embed at a time.
         save_every: Pictures in a commit: the most that a killed process loses.
+        follow_links: Whether to enter links to folders of the gallery.
         progress: Called after each batch.
     """
     root, out = Path(gallery).resolve(), Path(out).resolve()
@@ -98,20 +61,25 @@ def index_gallery(
         preprocessing=store.PREPROCESSING,
         storage=storage,
         engine=engine,
+        tokenizer_sha256=model.tokenizer.fingerprint,
     )
     with store.writing(out):
         begun = (out / store.RECORD).exists()
         if begun:
             asked, record = record, store.read_record(out)
             _check_same(out, record, asked)
+            record = replace(record, tokenizer_sha256=asked.tokenizer_sha256)
         store.keep_tokenizer(out, model.tokenizer_name)
-        listing = list_gallery(root, leave=out)
+        listing = list_gallery(root, leave=out, follow_links=follow_links)
         if not (begun or listing.pictures):
+            left = [f"{each.folder}: {each.reason}" for each in listing.skipped[:3]]
             raise SearchError(
                 f"no pictures below {root}: wanted names that end in .jpg, .png, ..."
+                + "; not entered: " * bool(left)
+                + "; ".join(left)
             )
-        work = _Work(out, model, batch_size, save_every, progress)
-        return _update(work, record, listing)
+        work = Work(out, model, batch_size, save_every, progress)
+        return update(work, record, listing)
 
 
 def add(
@@ -121,34 +89,53 @@ def add(
     *,
     batch_size: int = 64,
     save_every: int = 1024,
+    follow_links: bool = False,
+    gallery: str | Path | None = None,
     progress: Progress = lambda *_: None,
 ) -> Change:
     """Embed new and changed pictures of the gallery, or of `paths` in it.
 
-    `model` must be the index's own; for the other arguments see `index_gallery`.
+    A picture whose content the index knows is not embedded again; if its file had
+    another name that is gone, it takes the new one.
+
+    Args:
+        index: Folder of the index.
+        model: The index's own.
+        paths: Files and folders of the gallery; by default all of it.
+        batch_size: See `index_gallery`, as for those that follow.
+        save_every: See there.
+        follow_links: See there.
+        gallery: Where the gallery lies from now on, if it has moved.
+        progress: See there.
     """
     folder = Path(index).resolve()
     with store.writing(folder):
-        record = store.read_record(folder)
+        record = moved(folder, store.read_record(folder), gallery)
         root = Path(record.gallery)
         if not root.is_dir():
-            raise SearchError(f"the gallery {root} of this index is not there")
+            raise SearchError(_not_there(root))
         below = [relative_name(root, path) for path in paths] or [""]
         if model.record.sha256 != record.model.sha256:
             raise SearchError(
                 f"{folder} was made with another model (SHA-256 {record.model.sha256}) "
                 f"than {model.record.path} (SHA-256 {model.record.sha256})"
             )
-        listing = list_gallery(root, below, leave=folder)
+        record = replace(record, tokenizer_sha256=model.tokenizer.fingerprint)
+        listing = list_gallery(root, below, leave=folder, follow_links=follow_links)
         if paths:
             kept = tuple(e for e in record.excluded if not is_below(e, below))
             record = replace(record, excluded=kept)
-        work = _Work(folder, model, batch_size, save_every, progress)
-        return _update(work, record, listing, named=bool(paths))
+        work = Work(folder, model, batch_size, save_every, progress)
+        return update(work, record, listing, named=bool(paths))
 
 
 def remove(
-    index: str | Path, paths: Sequence[str | Path] = (), *, model: str | None = None
+    index: str | Path,
+    paths: Sequence[str | Path] = (),
+    *,
+    model: str | None = None,
+    gallery: str | Path | None = None,
+    even_all: bool = False,
 ) -> Change:
     """Take pictures out of an index; the files themselves are left alone.
 
@@ -159,17 +146,20 @@ def remove(
         paths: Files and folders of the gallery; by default what is no longer there.
         model: Where the model lies now; only a FAISS index needs it, whose recall is
             measured again.
+        gallery: Where the gallery lies from now on, if it has moved.
+        even_all: Remove what is no longer there even if nothing is: otherwise that is
+            refused, because a disk that is away for a moment looks the same.
     """
     folder = Path(index).resolve()
     with store.writing(folder):
-        old = store.read_record(folder)
+        old = moved(folder, store.read_record(folder), gallery)
         root, writer = Path(old.gallery), IndexWriter(folder, old)
         names = [relative_name(root, path) for path in paths]
         known, bad_known = writer.known().keys(), {bad.file for bad in old.bad}
         if names:
             drop = {file for file in known | bad_known if is_below(file, names)}
         else:
-            drop = {file for file in known if not (root / file).exists()}
+            drop = _missing(root, known, even_all)
             # A dangling link still exists and would be met again.
             drop |= {file for file in bad_known if not os.path.lexists(root / file)}
         for name in names:
@@ -184,80 +174,46 @@ def remove(
         return Change(0, old.rows - new.rows, new.bad, new.rows, faiss=new.faiss)
 
 
-@dataclass(frozen=True)
-class _Work:
-    folder: Path
-    model: IndexModel
-    batch_size: int
-    save_every: int
-    progress: Progress
+def _missing(root: Path, known: Collection[str], even_all: bool) -> set[str]:
+    """Return the pictures that are no longer there, unless all are away."""
+    if not (root.is_dir() or even_all):
+        raise SearchError(_not_there(root))
+    missing = {file for file in known if is_gone(root, file)}
+    if known and len(missing) == len(known) and not even_all:
+        raise SearchError(
+            f"not one of the {len(known)} pictures of this index is below {root}: is "
+            "the disk there? If they are gone for good: --missing --even-all; if they "
+            "lie elsewhere now: --gallery FOLDER"
+        )
+    return missing
 
 
-def _update(
-    work: _Work, old: IndexRecord, listing: Listing, *, named: bool = False
-) -> Change:
-    """Embed what is new or changed; with `named` also what was removed before."""
-    writer = IndexWriter(work.folder, old)
-    known, root = writer.known(), Path(old.gallery)
-    wanted, excluded = _wanted(old, known, listing, named)
-    fresh = {stamp.file for stamp in wanted}
-    bad = [b for b in old.bad if b.file not in fresh and os.path.lexists(root / b.file)]
-    size, ahead = work.model.image_size, 2 * work.batch_size
-    reads = read_pictures(root, wanted, size, ahead=ahead)
-    parts, met, tried, done, last = [], [], set(), 0, False
-    work.progress(0, len(wanted), 0)
-    while not last:
-        batch = list(islice(reads, work.batch_size))
-        met += [read for _, read in batch if isinstance(read, BadFile)]
-        parts += _embedded(work, batch)
-        tried |= {stamp.file for stamp, _ in batch}
-        done += len(batch)
-        last = done == len(wanted)
-        if last or len(tried) >= work.save_every:
-            listed = tuple(sorted([*bad, *met], key=lambda entry: entry.file))
-            # Rows of changed pictures leave in the commit that replaces them.
-            drop = tried & known.keys()
-            writer.commit(parts, drop, last=last, model=work.model, bad=listed)
-            parts, tried = [], set()
-        work.progress(done, len(wanted), len(met))
-    new, added = writer.record, len(wanted) - len(met)
-    return Change(
-        added=added,
-        removed=old.rows + added - new.rows,
-        bad=new.bad,
-        rows=new.rows,
-        gone=sum(not (root / file).is_file() for file in known.keys() - fresh),
-        excluded=excluded,
-        others=listing.others,
-        faiss=new.faiss,
-        met=tuple(met),
+def _not_there(root: Path) -> str:
+    return (
+        f"the gallery {root} of this index is not there; if it lies elsewhere now, "
+        "name its place with --gallery"
     )
 
 
-def _wanted(
-    old: IndexRecord, known: Mapping[str, Stamp], listing: Listing, named: bool
-) -> tuple[list[Stamp], int]:
-    """Choose the files to embed, and count those that were removed before."""
-    tried = {bad.file: Stamp(bad.file, bad.size, bad.mtime_ns) for bad in old.bad}
-    fresh = [
-        stamp
-        for stamp in listing.pictures
-        if stamp not in (known.get(stamp.file), tried.get(stamp.file))
-    ]
-    outside = () if named else old.excluded
-    wanted = [s for s in fresh if s.file in known or not is_below(s.file, outside)]
-    return wanted, len(fresh) - len(wanted)
+def moved(folder: Path, record: IndexRecord, gallery: str | Path | None) -> IndexRecord:
+    """Return the record with the gallery's new place; with None as it is.
 
-
-def _embedded(work: _Work, batch: Sequence[Read]) -> list[Part]:
-    """Embed the usable pictures, padded to one size so that it compiles once."""
-    good = [(stamp, read) for stamp, read in batch if not isinstance(read, BadFile)]
-    if not good:
-        return []
-    pixels = np.zeros((work.batch_size, *work.model.image_size, 3), np.uint8)
-    pixels[: len(good)] = [picture for _, picture in good]
-    rows = work.model.pictures(pixels)[: len(good)]
-    return [Part(rows, tuple(stamp for stamp, _ in good))]
+    Raises:
+        SearchError: There is no folder, or none of the index's pictures in it.
+    """
+    if gallery is None:
+        return record
+    root = Path(gallery).resolve()
+    if not root.is_dir():
+        raise SearchError(f"--gallery: no folder at {gallery}")
+    shards = open_shards(folder, record)
+    names = (stamp.file for shard in shards for stamp in shard.stamps())
+    if shards and all(is_gone(root, name) for name in names):
+        raise SearchError(
+            f"--gallery: not one of the {record.rows} pictures of this index is below "
+            f"{root}; wanted the folder that was {record.gallery}"
+        )
+    return replace(record, gallery=str(root))
 
 
 def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
@@ -276,4 +232,8 @@ def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
     ]
     if differing:
         reason = f"{out} is another index already; choose another --out. "
+        if there["gallery"] != wanted["gallery"]:
+            differing.append(
+                f"a gallery that has moved: add {out} --gallery {new.gallery}"
+            )
         raise SearchError(reason + "; ".join(differing))

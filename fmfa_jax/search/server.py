@@ -2,19 +2,13 @@
 """The web page of an index: Starlette on uvicorn over one static page.
 
 What the server gives away: its own page files, and pictures of the index by NUMBER,
-decoded and encoded anew, so that no other file can come out. It listens on the loopback
-by default; there it answers only to names of this machine, so that other sites' pages
-cannot reach it through a name of their own that resolves to 127.0.0.1.
+decoded and encoded anew, so that no other file can come out.
 
-No client can hold up another: a connection must bring its request, and a request its
-body, within seconds; work that does not fit is refused with 503.
+No client can hold up another: see `connections` and `callers`. Work that does not fit
+is refused with 503.
 """
 
 import asyncio
-import base64
-import hashlib
-import hmac
-import ipaddress
 import json
 import logging
 import socket
@@ -33,20 +27,21 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fmfa_jax.search.service import MAX_UPLOAD, BusyError, Service
+from fmfa_jax.search.access_log import AccessLog
+from fmfa_jax.search.callers import Password, Places, check_names, is_loopback
+from fmfa_jax.search.connections import Connection, Listener
+from fmfa_jax.search.service import MAX_UPLOAD, WAITING, BusyError, Service
 from fmfa_jax.search.store import SearchError
 
 MAX_JSON = 16 * 1024
-CONNECTIONS = 512
-"""Further connections are closed at once."""
-UPLOADS = 8
-"""Example pictures that are received at a time."""
-REQUEST_SECONDS = 10
+REQUESTS, REQUESTS_EACH = 256, 64
+"""Requests that are worked on or wait for it: in all, and of one address."""
+UPLOADS, UPLOADS_EACH = 8, 4
+"""Example pictures that are received at a time: in all, and from one address."""
 BODY_SECONDS = 30
-FAILURE_DELAY = 0.5
-"""Seconds between the answers to wrong passwords, from whomever they come."""
+PICTURE_SECONDS = 10
+"""How long a picture may wait to be drawn."""
 _PAGE = Path(__file__).parent / "page"
 _HEADERS = {
     "Content-Security-Policy": (
@@ -67,10 +62,10 @@ _UVICORN = {
     "log_config": None,
     "log_level": logging.CRITICAL,
     "access_log": False,
-    "proxy_headers": False,
     "server_header": False,
     "headers": list(_HEADERS.items()),
-    "timeout_graceful_shutdown": 5,
+    # Requests that run when the server is told to stop are answered.
+    "timeout_graceful_shutdown": 20,
 }
 _log = logging.getLogger(__name__)
 
@@ -92,27 +87,38 @@ class SearchServer:
         root_path: str = "",
         certificate: str | None = None,
         key: str | None = None,
+        access_log: str = "",
+        log_queries: bool = False,
     ) -> None:
         """Listen on `host` and `port`; port 0 picks a free one.
 
         A reverse proxy is reached by the host `names` and serves the page below
-        `root_path`. TLS needs a `certificate` and its `key`, in one PEM file or two.
+        `root_path`; whom it asks for, it says by X-Forwarded-For, which is believed of
+        the addresses in $FORWARDED_ALLOW_IPS, by default 127.0.0.1. TLS needs a
+        `certificate` and its `key`, in one PEM file or two. For `access_log` and
+        `log_queries` see `AccessLog`.
         """
         self.service, self.loopback = service, is_loopback(host)
-        self._password = hashlib.sha256(password.encode()).digest() if password else b""
+        self._password = Password(password)
         self._names = {name.lower() for name in names}
-        self._uploads = asyncio.Semaphore(UPLOADS)
-        self._failing = asyncio.Lock()
+        self._uploads = Places(UPLOADS, UPLOADS_EACH)
+        self._requests = Places(REQUESTS, REQUESTS_EACH)
         self._drawing = CapacityLimiter(2)
+        # Threads that wait for the model keep none of the others' from their work.
+        self._thinking = CapacityLimiter(WAITING + 2)
         tls = {"ssl_certfile": certificate, "ssl_keyfile": key}
-        app = self._app(root_path.strip("/"))
-        config = uvicorn.Config(app, http=_Connection, **_UVICORN, **tls)
+        app: ASGIApp = self._app(root_path.strip("/"))
+        self._log = None
+        if access_log:
+            app = self._log = AccessLog(app, path=access_log, queries=log_queries)
+        options = {**_UVICORN, **tls, "proxy_headers": bool(self._names)}
+        config = uvicorn.Config(app, http=Connection, **options)
         try:
             config.load()
         except OSError as error:
             reason = f"the certificate {certificate} cannot be used ({error})"
             raise SearchError(reason) from error
-        self._server = uvicorn.Server(config)
+        self._server = Listener(config)
         self._socket = _listening(host, port)
         self.address: tuple[str, int] = self._socket.getsockname()[:2]
         name = f"[{host}]" if ":" in host else self.address[0]
@@ -121,7 +127,11 @@ class SearchServer:
 
     def run(self) -> None:
         """Serve until `stop` is called or, in the main thread, a signal comes."""
-        self._server.run(sockets=[self._socket])
+        try:
+            self._server.run(sockets=[self._socket])
+        finally:
+            if self._log:
+                self._log.close()
 
     def stop(self) -> None:
         """Make `run` return after the current answers are sent; from any thread."""
@@ -135,64 +145,52 @@ class SearchServer:
             post("/explain", partial(self._ask, self.service.explain)),
             post("/example", self._example),
         ]
-        routes = [
+        private: list[Route | Mount] = [
             Mount("/api", routes=api),
             Route("/picture/{version}/{row}/{size}", self._picture),
             Mount("/", _Pages(directory=_PAGE, html=True)),
+        ]
+        routes = [
+            Route("/health", lambda _: _json({"status": "ok"})),
+            Route("/ready", self._ready),
+            Mount("/", routes=private, middleware=[Middleware(self._with_password)]),
         ]
         if root:
             # Some proxies strip the prefix before they pass a request on, some do not.
             to_folder = Route(f"/{root}", lambda _: RedirectResponse(f"/{root}/"))
             routes = [to_folder, Mount(f"/{root}", routes=routes), *routes]
-        guarded = Mount("/", routes=routes, middleware=[Middleware(self._guarded)])
+        guarded = Mount("/", routes=routes, middleware=[Middleware(self._by_name)])
         kinds = (HTTPException, SearchError, BusyError, ClientDisconnect, Exception)
         handlers = dict.fromkeys(kinds, _failed)
         return Starlette(routes=[guarded], exception_handlers=handlers)
 
-    def _guarded(self, app: ASGIApp) -> ASGIApp:
-        async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
-            await self._check_caller(Request(scope))
-            await app(scope, receive, send)
+    def _by_name(self, app: ASGIApp) -> ASGIApp:
+        return _checked(
+            app, partial(check_names, names=self._names, loopback=self.loopback)
+        )
 
-        return guarded
+    def _with_password(self, app: ASGIApp) -> ASGIApp:
+        return _checked(app, self._password.check)
 
-    async def _check_caller(self, request: Request) -> None:
-        host = request.headers.get("Host", "").lower()
-        if self.loopback or self._names:
-            name = _name(host)
-            if not (name in self._names or is_loopback(name)):
-                raise HTTPException(403, "this server does not answer to that name")
-        origin = request.headers.get("Origin")
-        if origin is not None:
-            asker = origin.lower().partition("://")[2]
-            if asker != host and _name(asker) not in self._names:
-                raise HTTPException(403, "another site's page asked")
-        if self._password and not self._knows_password(request):
-            async with self._failing:
-                await asyncio.sleep(FAILURE_DELAY)
-            challenge = {"WWW-Authenticate": 'Basic realm="search", charset="UTF-8"'}
-            raise HTTPException(401, "wanted the password", challenge)
-
-    def _knows_password(self, request: Request) -> bool:
-        header = request.headers.get("Authorization", "")
-        scheme, _, encoded = header.partition(" ")
-        try:
-            given = base64.b64decode(encoded, validate=True).partition(b":")[2]
-        except ValueError:
-            return False
-        # Digests have one length, so that the comparison says nothing of the password.
-        same = hmac.compare_digest(hashlib.sha256(given).digest(), self._password)
-        return scheme.lower() == "basic" and same
+    async def _ready(self, _: Request) -> Response:
+        if await to_thread.run_sync(self.service.ready):
+            return _json({"status": "ready"})
+        return _json({"status": "the index cannot be opened again; see the log"}, 503)
 
     async def _about(self, _: Request) -> Response:
-        return _json(self.service.about())
+        return _json(await to_thread.run_sync(self.service.about))
 
     async def _picture(self, request: Request) -> Response:
         version, row, size = map(request.path_params.get, ("version", "row", "size"))
         if not (row.isascii() and row.isdigit() and len(row) < 12):
             raise HTTPException(404)
         draw = partial(self.service.picture, version, int(row), size)
-        body = await to_thread.run_sync(draw, limiter=self._drawing)
+        try:
+            with self._requests.taken(request):
+                async with asyncio.timeout(PICTURE_SECONDS):
+                    body = await to_thread.run_sync(draw, limiter=self._drawing)
+        except TimeoutError as error:
+            raise BusyError("too many pictures at once; try again") from error
         headers = {"Cache-Control": "private, max-age=600"}
         return Response(body, 200, headers, "image/jpeg")
 
@@ -206,14 +204,25 @@ class SearchServer:
             asked = None
         if not isinstance(asked, dict):
             raise SearchError("wanted one JSON object")
-        return _json(await to_thread.run_sync(answer, asked))
+        request.state.query = asked.get("sentence")
+        with self._requests.taken(request):
+            return _json(
+                await to_thread.run_sync(answer, asked, limiter=self._thinking)
+            )
 
     async def _example(self, request: Request) -> Response:
-        if self._uploads.locked():
-            raise BusyError("too many example pictures at once; try again in a moment")
-        async with self._uploads:
+        with self._uploads.taken(request):
             body = await _body(request, "application/octet-stream", MAX_UPLOAD)
-            return _json(await to_thread.run_sync(self.service.keep_example, body))
+            keep = self.service.keep_example
+            return _json(await to_thread.run_sync(keep, body, limiter=self._thinking))
+
+
+def _checked(app: ASGIApp, check: Callable[[Request], None]) -> ASGIApp:
+    async def checked(scope: Scope, receive: Receive, send: Send) -> None:
+        check(Request(scope))
+        await app(scope, receive, send)
+
+    return checked
 
 
 class _Pages(StaticFiles):
@@ -223,39 +232,6 @@ class _Pages(StaticFiles):
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response
-
-
-class _Connection(H11Protocol):
-    """Closes connections that are too many, or too slow to bring a request."""
-
-    _deadline: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
-            transport.abort()
-        self._watch()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._watch()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop_clock()
-
-    def _watch(self) -> None:
-        """Start the clock of a request that is not there yet, or stop it."""
-        if self.cycle and not self.cycle.response_complete:
-            self._stop_clock()
-        elif self._deadline is None:
-            close = self.transport.abort
-            self._deadline = self.loop.call_later(REQUEST_SECONDS, close)
-
-    def _stop_clock(self) -> None:
-        if self._deadline:
-            self._deadline.cancel()
-        self._deadline = None
 
 
 def _listening(host: str, port: int) -> socket.socket:
@@ -317,16 +293,3 @@ def _json(
     # Starlette's own JSONResponse fails at a file name that is not UTF-8.
     headers = {"Cache-Control": "no-store", **(headers or {})}
     return Response(json.dumps(value), status, headers, "application/json")
-
-
-def _name(host: str) -> str:
-    """Return a Host header without its port and brackets."""
-    return (host if host.endswith("]") else host.rsplit(":", 1)[0]).strip("[]")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -4,6 +4,7 @@
 import contextlib
 import hashlib
 import io
+import logging
 import secrets
 import threading
 from collections import OrderedDict
@@ -21,6 +22,7 @@ from data_pipeline.images import ImageError, decode
 from fmfa_jax.figures.words import is_content_word, is_word
 from fmfa_jax.search.query import MAX_LETTERS, Searcher, mixed
 from fmfa_jax.search.store import SearchError
+from fmfa_jax.weights import WeightsError
 
 MAX_UPLOAD = 8 * 2**20
 """Bytes of an example picture."""
@@ -30,36 +32,100 @@ PAGE = 20
 LARGEST_PAGE = 100
 SIDES = {"small": (240, 320), "large": (900, 1200)}
 """Largest width and height of the pictures that are sent out."""
-WAITING = 8
+WAITING = 64
 """Requests that may wait for the model; further ones are told to come again."""
+WAIT_SECONDS = 10
+"""How long they may wait."""
 EXAMPLES = 64
 """Example pictures whose embeddings are remembered."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class BusyError(RuntimeError):
     """Too many requests at once."""
 
 
+class _View:
+    """One content of the index, and what is remembered of it."""
+
+    def __init__(self, searcher: Searcher) -> None:
+        self.searcher = searcher
+        self.sentence = lru_cache(256)(searcher.vector)
+        self.cut = lru_cache(256)(searcher.cut)
+        self.small = lru_cache(512)(self.drawn)
+        # Row numbers mean other pictures once the index has changed.
+        record = repr(searcher.gallery.record).encode()
+        self.version = hashlib.sha256(record).hexdigest()[:16]
+
+    def drawn(self, row: int, size: str) -> bytes:
+        """Encode a picture of the gallery anew."""
+        encoded = self.searcher.gallery.read(row)
+        try:
+            image = Image.fromarray(decode(encoded))
+        except ImageError as error:
+            file = self.searcher.gallery.file(row)
+            raise SearchError(f"{file} can no longer be read") from error
+        image.thumbnail(SIDES[size], Image.Resampling.LANCZOS)
+        out = io.BytesIO()
+        image.save(out, format="JPEG", quality=88)
+        return out.getvalue()
+
+    def check_version(self, version: str) -> None:
+        """Raise SearchError if row numbers are of another content."""
+        if version != self.version:
+            raise SearchError("the index has changed: search again")
+
+
 class Service:
-    """Answers for one index; threads may share it.
+    """Answers for one index, as it is at the time; threads may share it.
 
     Unusable values raise SearchError; too many requests at once raise BusyError.
     """
 
     def __init__(self, searcher: Searcher) -> None:
-        self.searcher = searcher
+        self._view = _View(searcher)
+        self._opening = threading.Lock()
         self._turn = threading.Lock()
         self._places = threading.BoundedSemaphore(WAITING + 1)
         self._examples: OrderedDict[str, Float32[np.ndarray, "d"]] = OrderedDict()
-        self._sentence = lru_cache(256)(searcher.vector)
-        self._small = lru_cache(512)(self._drawn)
-        # Row numbers mean other pictures once the index has changed.
-        record = repr(searcher.gallery.record).encode()
-        self.version = hashlib.sha256(record).hexdigest()[:16]
+        self.trouble = ""
+
+    @property
+    def version(self) -> str:
+        """Tells one content of the index from the next."""
+        return self._current().version
+
+    def ready(self) -> bool:
+        """Whether the index as it is now is the one that is served.
+
+        If not, `trouble` says why; what was opened before is served on.
+        """
+        self._current()
+        return not self.trouble
+
+    def _current(self) -> _View:
+        """Open the index again if it has changed."""
+        with self._opening:
+            view = self._view
+            try:
+                searcher = view.searcher.refreshed()
+            except (SearchError, WeightsError, OSError) as error:
+                if not self.trouble:
+                    _log.warning("the index as it was is served on: %s", error)
+                self.trouble = str(error)
+                return view
+            self.trouble = ""
+            if searcher is not view.searcher:
+                self._view = _View(searcher)
+                if searcher.model is not view.searcher.model:
+                    self._examples.clear()
+            return self._view
 
     def about(self) -> dict[str, Any]:
         """Describe the gallery and the limits."""
-        gallery = self.searcher.gallery
+        gallery = self._current().searcher.gallery
         return {
             "name": Path(gallery.record.gallery).name,
             "pictures": len(gallery),
@@ -81,20 +147,23 @@ class Service:
         limit = _whole(asked, "limit", PAGE, 1, LARGEST_PAGE)
         top = min(offset + limit, DEPTH)
         with self._alone():
-            vector = self._query(sentence, example)
-            found = self.searcher.search(vector, top, minimum=_minimum(asked))
+            view = self._current()
+            vector = self._query(view, sentence, example)
+            found = view.searcher.search(vector, top, minimum=_minimum(asked))
         return {
             "results": [
                 {
                     "row": row,
                     "rank": rank,
                     "similarity": round(cosine, 4),
-                    "file": self.searcher.gallery.file(row),
-                    "picture": f"/picture/{self.version}/{row}",
+                    "file": view.searcher.gallery.file(row),
+                    "picture": f"/picture/{view.version}/{row}",
                 }
                 for rank, row, cosine in islice(found.hits(), offset, None)
             ],
-            "version": self.version,
+            "version": view.version,
+            # How many words the model reads, if the sentence has more.
+            "cut": view.cut(sentence),
             "matches": found.matches,
             "reachable": min(found.matches, DEPTH),
             "lowest": round(found.lowest, 4),
@@ -104,7 +173,7 @@ class Service:
     def keep_example(self, encoded: bytes) -> dict[str, str]:
         """Embed an example picture; the picture itself is not kept."""
         with self._alone():
-            vector = self.searcher.vector(picture=encoded)
+            vector = self._current().searcher.vector(picture=encoded)
             key = secrets.token_urlsafe(16)
             self._examples[key] = vector
             while len(self._examples) > EXAMPLES:
@@ -117,11 +186,12 @@ class Service:
         Args:
             asked: "sentence", "row", and "version" of the search that gave the row.
         """
-        self._check_version(_text(asked, "version"))
-        row = _whole(asked, "row", -1, 0, len(self.searcher.gallery) - 1)
+        view = self._current()
+        view.check_version(_text(asked, "version"))
+        row = _whole(asked, "row", -1, 0, len(view.searcher.gallery) - 1)
         with self._alone():
-            maps = self.searcher.explain(_text(asked, "sentence"), row)
-        config = self.searcher.model.model.config
+            maps = view.searcher.explain(_text(asked, "sentence"), row)
+        config = view.searcher.model.model.config
         covered = [
             ((count - 1) * config.stride + config.patch) / side
             for count, side in zip(config.grid, config.image_size, strict=True)
@@ -142,46 +212,40 @@ class Service:
 
     def picture(self, version: str, row: int, size: str) -> bytes:
         """Return a picture of the gallery, decoded and encoded anew as a JPEG."""
-        self._check_version(version)
+        view = self._current()
+        view.check_version(version)
         if size not in SIDES:
             raise SearchError(f"size {size!r}: wanted one of {', '.join(SIDES)}")
-        return (self._small if size == "small" else self._drawn)(row, size)
-
-    def _check_version(self, version: str) -> None:
-        if version != self.version:
-            raise SearchError("the index has changed: search again")
+        return (view.small if size == "small" else view.drawn)(row, size)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """Wait for the model, unless too many wait already."""
+        """Wait for the model, unless too many wait already, or for too long."""
+        busy = BusyError("too many searches at once; try again in a moment")
         if not self._places.acquire(blocking=False):
-            raise BusyError("too many searches at once; try again in a moment")
+            raise busy
         try:
-            with self._turn:
+            if not self._turn.acquire(timeout=WAIT_SECONDS):
+                raise busy
+            try:
                 yield
+            finally:
+                self._turn.release()
         finally:
             self._places.release()
 
-    def _query(self, sentence: str, example: str) -> Float32[np.ndarray, "d"]:
+    def _query(
+        self, view: _View, sentence: str, example: str
+    ) -> Float32[np.ndarray, "d"]:
         if not example:
-            return self._sentence(sentence)
-        if example not in self._examples:
-            raise SearchError("the example picture is forgotten: choose it again")
-        self._examples.move_to_end(example)
-        vector = self._examples[example]
-        return mixed(vector, self._sentence(sentence)) if sentence.strip() else vector
-
-    def _drawn(self, row: int, size: str) -> bytes:
-        encoded = self.searcher.gallery.read(row)
+            return view.sentence(sentence)
         try:
-            image = Image.fromarray(decode(encoded))
-        except ImageError as error:
-            file = self.searcher.gallery.file(row)
-            raise SearchError(f"{file} can no longer be read") from error
-        image.thumbnail(SIDES[size], Image.Resampling.LANCZOS)
-        out = io.BytesIO()
-        image.save(out, format="JPEG", quality=88)
-        return out.getvalue()
+            self._examples.move_to_end(example)
+            vector = self._examples[example]
+        except KeyError:
+            told = "the example picture is forgotten: choose it again"
+            raise SearchError(told) from None
+        return mixed(vector, view.sentence(sentence)) if sentence.strip() else vector
 
 
 def _text(asked: Mapping[str, Any], name: str) -> str:

@@ -7,10 +7,14 @@ A shard is one safetensors file that is written once:
     ends            int64 [g], where each file's name ends in `names`
     sizes, mtimes   int64 [g], the files' sizes and times in nanoseconds
     names           uint8, the files' names relative to the gallery, joined
+    ctimes          int64 [g], when the files' inodes last changed, in nanoseconds
+    digests         uint8 [g, 32], SHA-256 of the files
 
-The rows begin on a multiple of 64 bytes, where JAX on a CPU takes them without a copy.
+The last two are absent from shards of an index of version 2. The rows begin on a
+multiple of 64 bytes, where JAX on a CPU takes them without a copy.
 """
 
+import hashlib
 import itertools
 import json
 import os
@@ -26,6 +30,7 @@ from jaxtyping import Bool, Float32, Int64, Shaped, UInt8
 from fmfa_jax import files
 from fmfa_jax.search.store import SHARDS, STORAGES, IndexRecord, SearchError
 from fmfa_jax.weights import read_archive
+from fmfa_jax.weights import sha256 as file_sha256
 
 SHARD_ROWS = 65536
 """Pictures in a full shard."""
@@ -35,17 +40,26 @@ _TENSORS = {
     "rows": STORAGES,
     **dict.fromkeys(("ends", "sizes", "mtimes"), ("int64",)),
     "names": ("uint8",),
+    "ctimes": ("int64",),
+    "digests": ("uint8",),
 }
 """The tensors in the file's order, with the types that they may have."""
+_LATER = ("ctimes", "digests")
+_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True)
 class Stamp:
-    """A file of the gallery as it was when it was embedded."""
+    """A file of the gallery as it was when it was embedded.
+
+    `ctime_ns` is 0 and `sha256` empty where they are not known.
+    """
 
     file: str
     size: int
     mtime_ns: int
+    ctime_ns: int = 0
+    sha256: bytes = b""
 
 
 @dataclass(frozen=True)
@@ -58,7 +72,11 @@ class Part:
 
 @dataclass(frozen=True, eq=False)
 class Shard:
-    """Embeddings on disk; nothing is read until it is needed."""
+    """Embeddings on disk; nothing is read until it is needed.
+
+    `checksum` is what the file itself states, `sha256` what the index states of it;
+    `tensors` are those that the file has.
+    """
 
     path: Path
     rows: Shaped[np.ndarray, "g d"]
@@ -66,7 +84,11 @@ class Shard:
     sizes: Int64[np.ndarray, "g"]
     mtimes: Int64[np.ndarray, "g"]
     names: UInt8[np.ndarray, "bytes"]
+    ctimes: Int64[np.ndarray, "g"]
+    digests: UInt8[np.ndarray, "g 32"]
     checksum: str
+    tensors: tuple[str, ...]
+    sha256: str = ""
 
     def unit(
         self, chosen: slice | Int64[np.ndarray, "k"] | Bool[np.ndarray, "g"]
@@ -80,13 +102,36 @@ class Shard:
         start = int(self.ends[first - 1]) if first else 0
         cuts = itertools.pairwise([start, *self.ends[here].tolist()])
         files = [os.fsdecode(self.names[begin:end].tobytes()) for begin, end in cuts]
-        numbers = self.sizes[here].tolist(), self.mtimes[here].tolist()
-        return list(map(Stamp, files, *numbers))
+        columns = self.sizes, self.mtimes, self.ctimes
+        numbers = [column[here].tolist() for column in columns]
+        digests = [each.tobytes() if each.any() else b"" for each in self.digests[here]]
+        return list(map(Stamp, files, *numbers, digests))
 
     def check(self) -> None:
-        """Raise SearchError if anything has changed since the file was written."""
-        if checksum(getattr(self, name) for name in _TENSORS) != self.checksum:
+        """Raise SearchError if a tensor has changed since the file was written.
+
+        At the speed of memory; see `checksum`.
+        """
+        if checksum(getattr(self, name) for name in self.tensors) != self.checksum:
             raise _damaged(self.path, "its content has changed")
+
+    def verify(self) -> str:
+        """Compare the SHA-256 of the file, and return it.
+
+        An index of version 2 states none: there the checksum is compared.
+
+        Raises:
+            SearchError: The file has changed since it was written.
+        """
+        try:
+            found = file_sha256(self.path)
+        except OSError as error:
+            raise _damaged(self.path, error) from error
+        if not self.sha256:
+            self.check()
+        elif found != self.sha256:
+            raise _damaged(self.path, "its content has changed: another SHA-256")
+        return found
 
 
 def checksum(arrays: Iterable[np.ndarray]) -> str:
@@ -97,16 +142,26 @@ def checksum(arrays: Iterable[np.ndarray]) -> str:
     """
     total = 0
     for array in arrays:
-        data = array.reshape(-1).view(np.uint8)
+        data = _bytes(array)
         whole = len(data) // 8 * 8
         total += int(data[:whole].view(np.uint64).sum(dtype=np.uint64))
         total += int.from_bytes(data[whole:].tobytes(), "little")
     return f"{total % 2**64:016x}"
 
 
-def open_shards(folder: Path, record: IndexRecord) -> list[Shard]:
-    """Map all shards of an index, in order."""
-    shards = [open_shard(shard_path(folder, each.name)) for each in record.shards]
+def open_shards(
+    folder: Path, record: IndexRecord, opened: Iterable[Shard] = ()
+) -> list[Shard]:
+    """Map all shards of an index, in order.
+
+    Those of `opened` that the record still names are taken as they are.
+    """
+    there = {(shard.path, shard.sha256): shard for shard in opened if shard.sha256}
+    shards = []
+    for each in record.shards:
+        path = shard_path(folder, each.name)
+        shard = there.get((path, each.sha256)) or open_shard(path, each.sha256)
+        shards.append(shard)
     for each, shard in zip(record.shards, shards, strict=True):
         if len(shard.rows) != each.rows or shard.rows.dtype != record.storage:
             found = f"{len(shard.rows)} rows of {shard.rows.dtype}"
@@ -120,22 +175,31 @@ def shard_path(folder: Path, name: str) -> Path:
     return folder / SHARDS / f"{name}.safetensors"
 
 
-def open_shard(path: Path) -> Shard:
-    """Map a shard; raise SearchError if it is missing or damaged."""
+def open_shard(path: Path, sha256: str = "") -> Shard:
+    """Map a shard; raise SearchError if it is missing or damaged.
+
+    `sha256` is what the index states of it.
+    """
     try:
         archive = read_archive(path)
-        arrays = {name: archive.tensors[name].read() for name in _TENSORS}
-        shard = Shard(path, **arrays, checksum=archive.metadata["checksum"])
+        names = [n for n in _TENSORS if n in archive.tensors or n not in _LATER]
+        arrays = {name: archive.tensors[name].read() for name in names}
+        stated = archive.metadata["checksum"]
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     except KeyError as error:
         raise _damaged(path, f"no {error}") from error
     right = all(str(array.dtype) in _TENSORS[name] for name, array in arrays.items())
-    right &= [array.ndim for array in arrays.values()] == [2, 1, 1, 1, 1]
-    lengths = {len(arrays[name]) for name in ("rows", "ends", "sizes", "mtimes")}
+    right &= all(a.ndim == 1 + (n in ("rows", "digests")) for n, a in arrays.items())
+    lengths = {len(array) for name, array in arrays.items() if name != "names"}
     if not right or len(lengths) > 1 or 0 in lengths:
         raise _damaged(path, "its tensors do not fit each other")
-    return shard
+    count = len(arrays["rows"])
+    arrays.setdefault("ctimes", np.zeros(count, np.int64))
+    arrays.setdefault("digests", np.zeros((count, _DIGEST_BYTES), np.uint8))
+    if arrays["digests"].shape[1] != _DIGEST_BYTES:
+        raise _damaged(path, "its digests are of another kind")
+    return Shard(path, **arrays, checksum=stated, tensors=tuple(names), sha256=sha256)
 
 
 def _damaged(path: Path, reason: object) -> SearchError:
@@ -145,8 +209,8 @@ def _damaged(path: Path, reason: object) -> SearchError:
     )
 
 
-def write_shard(path: Path, part: Part, storage: str) -> None:
-    """Write a shard that appears whole under its name, or not at all."""
+def write_shard(path: Path, part: Part, storage: str) -> str:
+    """Write a shard whole under its name, or not at all; return its SHA-256."""
     names = [os.fsencode(stamp.file) for stamp in part.stamps]
     arrays = {
         "rows": np.ascontiguousarray(part.rows, storage),
@@ -154,6 +218,8 @@ def write_shard(path: Path, part: Part, storage: str) -> None:
         "sizes": np.array([stamp.size for stamp in part.stamps], np.int64),
         "mtimes": np.array([stamp.mtime_ns for stamp in part.stamps], np.int64),
         "names": np.frombuffer(b"".join(names), np.uint8),
+        "ctimes": np.array([stamp.ctime_ns for stamp in part.stamps], np.int64),
+        "digests": _digests(part.stamps),
     }
     header: dict[str, Any] = {"__metadata__": {"checksum": checksum(arrays.values())}}
     end = 0
@@ -163,10 +229,22 @@ def write_shard(path: Path, part: Part, storage: str) -> None:
     text = json.dumps(header).encode()
     # safetensors' own writer aligns the data to 8 bytes and sorts the tensors.
     text += b" " * (-(8 + len(text)) % _ALIGNED)
+    head = struct.pack("<Q", len(text)) + text
+    digest = hashlib.sha256()
     with files.replacing(path) as draft, draft.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        for array in arrays.values():
-            stream.write(array.data)
+        for piece in (head, *map(_bytes, arrays.values())):
+            digest.update(piece)
+            stream.write(piece)
+    return digest.hexdigest()
+
+
+def _bytes(array: np.ndarray) -> UInt8[np.ndarray, "bytes"]:
+    return array.reshape(-1).view(np.uint8)
+
+
+def _digests(stamps: Sequence[Stamp]) -> UInt8[np.ndarray, "g 32"]:
+    joined = b"".join(stamp.sha256 or bytes(_DIGEST_BYTES) for stamp in stamps)
+    return np.frombuffer(joined, np.uint8).reshape(len(stamps), _DIGEST_BYTES)
 
 
 def packed(parts: Iterator[Part], rows: int) -> Iterator[Part]:

@@ -14,7 +14,9 @@ then deletes what nothing names any more. Killed at any time, it leaves a valid 
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +25,9 @@ from typing import Any
 from data_pipeline.byte_pairs import table_files
 from fmfa_jax import files
 
-VERSION = 2
+VERSION = 3
+READABLE = (2, VERSION)
+"""Version 2 had no SHA-256 of shards, nor of index.json itself."""
 STORAGES = ("float32", "float16")
 ENGINES = ("exact", "faiss")
 RECORD, SHARDS, TOKENIZER = "index.json", "shards", "tokenizer"
@@ -41,12 +45,16 @@ class SearchError(ValueError):
 
 @dataclass(frozen=True)
 class BadFile:
-    """A file that is not a usable picture, as it was when it was tried."""
+    """A file that is not a usable picture, as it was when it was tried.
+
+    `ctime_ns` is 0 where it was not noted.
+    """
 
     file: str
     size: int
     mtime_ns: int
     reason: str
+    ctime_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -65,10 +73,14 @@ class ModelRecord:
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """A shard of the index and its number of pictures."""
+    """A shard of the index, its number of pictures, and the SHA-256 of its file.
+
+    An index of version 2 has no digests: "".
+    """
 
     name: str
     rows: int
+    sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -89,7 +101,8 @@ class FaissRecord:
 class IndexRecord:
     """What an index is: the content of index.json.
 
-    `tokenizer` is "clip" or TOKENIZER, the copy in the index. Rows are numbered across
+    `tokenizer` is "clip" or TOKENIZER, the copy in the index, and `tokenizer_sha256`
+    its fingerprint ("" in an index of version 2). Rows are numbered across
     the shards in order. What is `excluded`, files and folders, stays out until it is
     added by name. `faiss` is None with the engine "exact" and until indexing ends.
     """
@@ -104,11 +117,17 @@ class IndexRecord:
     bad: tuple[BadFile, ...] = ()
     excluded: tuple[str, ...] = ()
     faiss: FaissRecord | None = None
+    tokenizer_sha256: str = ""
 
     @property
     def rows(self) -> int:
         """Number of pictures in the index."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def undigested(self) -> int:
+        """Number of shards whose SHA-256 is not known."""
+        return sum(not shard.sha256 for shard in self.shards)
 
 
 def read_record(folder: str | Path) -> IndexRecord:
@@ -116,9 +135,12 @@ def read_record(folder: str | Path) -> IndexRecord:
     path = Path(folder) / RECORD
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
-        version = values.pop("version", None) if isinstance(values, dict) else None
-        if version == VERSION:
+        version = values.get("version") if isinstance(values, dict) else None
+        if version in READABLE:
+            _check_digest(path, values)
             return _record(values)
+    except SearchError:
+        raise
     except FileNotFoundError as error:
         raise SearchError(
             f"no index at {folder}; make one: python -m fmfa_jax.search index GALLERY "
@@ -131,12 +153,30 @@ def read_record(folder: str | Path) -> IndexRecord:
         reason = f"is damaged ({error})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
     raise SearchError(
-        f"{path} has version {version}, this code reads {VERSION}; index the "
-        "gallery again into another folder"
+        f"{path} has version {version}, this code reads {READABLE}; index the gallery "
+        "again into another folder"
     )
 
 
+def _check_digest(path: Path, values: dict[str, Any]) -> None:
+    """Take the digest out of the values of index.json, and compare it."""
+    stated = values.pop("sha256", "")
+    found = _digest(values)
+    if stated != found and (stated or values["version"] == VERSION):
+        raise SearchError(
+            f"{path} is damaged: its content has SHA-256 {found}, and {stated!r} was "
+            "written; take it from a copy, or index the gallery again into another "
+            "folder"
+        )
+
+
+def _digest(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
 def _record(values: dict[str, Any]) -> IndexRecord:
+    del values["version"]
     model, faiss = values["model"], values["faiss"]
     grid = model["source_grid"]
     typed = {
@@ -150,7 +190,16 @@ def _record(values: dict[str, Any]) -> IndexRecord:
     texts = (record.gallery, record.tokenizer, record.preprocessing, model["path"])
     right = all(isinstance(text, str) for text in texts)
     right &= record.storage in STORAGES and record.engine in ENGINES
+    right &= record.tokenizer in ("clip", TOKENIZER)
+    right &= all(isinstance(name, str) for name in record.excluded)
+    right &= all(isinstance(bad.file, str) for bad in record.bad)
     right &= all(type(shard.rows) is int for shard in record.shards)
+    # Names that could lead to files elsewhere are none of ours.
+    names = [shard.name for shard in record.shards]
+    right &= len(set(names)) == len(names)
+    right &= all(re.fullmatch(r"[0-9]+", name) for name in names)
+    if record.faiss:
+        right &= bool(re.fullmatch(r"[0-9]+\.faiss", record.faiss.file))
     if not right or not {"image_size", "stride"} <= model["config"].keys():
         raise TypeError("of another type than it should be")
     return record
@@ -158,7 +207,8 @@ def _record(values: dict[str, Any]) -> IndexRecord:
 
 def write_record(folder: Path, record: IndexRecord) -> None:
     """Replace index.json in one step, then update the list of bad files."""
-    values = {"version": VERSION, **dataclasses.asdict(record)}
+    values = files.valid_json({"version": VERSION, **dataclasses.asdict(record)})
+    values["sha256"] = _digest(values)
     files.write_json(folder / RECORD, values)
     rows = [(bad.file, bad.reason) for bad in record.bad]
     files.write_table(folder / BAD_LIST, ("file", "reason"), rows)

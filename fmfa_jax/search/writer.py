@@ -34,12 +34,25 @@ class IndexWriter:
         store.sweep(folder, record)
         self._stamps: dict[Shard, list[Stamp]] = {}
         for shard in open_shards(folder, record):
-            shard.check()
-            self._stamps[shard] = shard.stamps()
+            # An index from before there were digests gets them now.
+            verified = replace(shard, sha256=shard.verify())
+            self._stamps[verified] = verified.stamps()
 
     def known(self) -> dict[str, Stamp]:
         """Return the pictures of the index by name."""
         return {stamp.file: stamp for each in self._stamps.values() for stamp in each}
+
+    def contents(self) -> dict[bytes, tuple[Shard, int]]:
+        """Return where the embedding of each content is, by SHA-256.
+
+        What is returned stays readable after further commits.
+        """
+        return {
+            stamp.sha256: (shard, place)
+            for shard, stamps in self._stamps.items()
+            for place, stamp in enumerate(stamps)
+            if stamp.sha256
+        }
 
     def commit(
         self,
@@ -68,8 +81,9 @@ class IndexWriter:
             kept = {s: each for s, each in self._stamps.items() if s not in stale}
             old = (_without(drop, shard, self._stamps[shard]) for shard in stale)
             self._stamps = kept | dict(self._written(itertools.chain(old, parts)))
-            rows = tuple(ShardRecord(s.path.stem, len(s.rows)) for s in self._stamps)
-            record = replace(record, shards=rows, faiss=None)
+            record = replace(record, faiss=None)
+        shards = [ShardRecord(s.path.stem, len(s.rows), s.sha256) for s in self._stamps]
+        record = replace(record, shards=tuple(shards))
         if last and record.engine == "faiss" and record.rows and not record.faiss:
             name = f"{self._next():08d}.faiss"
             built = approximate.build(self.folder, name, [*self._stamps], model)
@@ -95,8 +109,8 @@ class IndexWriter:
     def _written(self, parts: Iterator[Part]) -> Iterator[tuple[Shard, list[Stamp]]]:
         for part in packed(parts, SHARD_ROWS):
             path = shard_path(self.folder, f"{self._next():08d}")
-            write_shard(path, part, self.record.storage)
-            yield open_shard(path), list(part.stamps)
+            digest = write_shard(path, part, self.record.storage)
+            yield open_shard(path, digest), list(part.stamps)
 
     def _next(self) -> int:
         """Return a number that no file of the index has."""

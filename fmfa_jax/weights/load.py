@@ -20,6 +20,7 @@ from fmfa_jax.weights.convert import (
     merge,
     parts_to_load,
 )
+from fmfa_jax.weights.native import check_digest
 from fmfa_jax.weights.report import LoadReport
 from fmfa_jax.weights.sizes import infer_config, stored_grid
 from fmfa_jax.weights.source import HINTS, Source, activation_of, open_source
@@ -76,7 +77,8 @@ def load_params(
 
     Raises:
         WeightsError: The file cannot be read or does not fit the model; tensors that
-            are missing, surplus or misshapen are listed. Or a parameter is not finite.
+            are missing, surplus or misshapen are listed. Or a parameter is not finite,
+            or the digest of a file of our own does not hold.
     """
     source = open_source(path, key)
     plan = load_plan(
@@ -90,6 +92,7 @@ def load_params(
         activation=activation,
         hints=hints,
     )
+    check_digest(source.archive)
     params, resized = fill_params(source, plan.match, plan.config, source_grid)
     check_finite(source, params)
     shapes = flatten_dict(param_shapes(plan.config), sep="/")

@@ -1,10 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Our own format: safetensors named by our paths, with the config as metadata."""
+"""Our own format: safetensors named by our paths, with the config as metadata.
+
+The metadata also has a SHA-256 over all else that the file holds: metadata, names,
+shapes and values. Files of version 1 have none.
+"""
 
 import dataclasses
+import hashlib
 import json
+import math
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +22,10 @@ from fmfa_jax.models import ModelConfig
 from fmfa_jax.weights.archive import Archive
 from fmfa_jax.weights.tensors import WeightsError, shown
 
-FORMAT = {"format": "fmfa_jax", "version": "1"}
+FORMAT = {"format": "fmfa_jax", "version": "2"}
+_READABLE = ("1", "2")  # 1 had no digest
+DIGEST = "sha256"
+_NO_DIGEST = "0" * 64
 _SHARES = ("tse_ratio",)
 # Largest sizes in a config; any other number is at most 2**16.
 _MOST = {
@@ -46,11 +55,38 @@ def save_native(
         ValueError: `extra_metadata` uses a key that the format reserves.
     """
     extra = dict(extra_metadata or {})
-    taken = extra.keys() & {*FORMAT, "config"}
+    taken = extra.keys() & {*FORMAT, "config", DIGEST}
     if taken:
         raise ValueError(f"metadata keys reserved by the format: {sorted(taken)}")
     metadata = {**FORMAT, "config": json.dumps(dataclasses.asdict(config)), **extra}
+    metadata[DIGEST] = _NO_DIGEST
     return write_safetensors(path, flatten_dict(params, sep="/"), metadata)
+
+
+def check_digest(archive: Archive) -> None:
+    """Compare the digest that `save_native` stored in a file, if it has one.
+
+    Raises:
+        WeightsError: The file has changed since it was written.
+    """
+    facts = archive.metadata
+    stated = facts.get(DIGEST)
+    ours = facts.get("format") == FORMAT["format"]
+    if not ours or (stated is None and facts.get("version") == "1"):
+        return
+    found = _digest(
+        archive.metadata,
+        {
+            name: (tensor.shape, _sha256(tensor.read()))
+            for name, tensor in archive.tensors.items()
+        },
+    )
+    if found != stated:
+        raise WeightsError(
+            f"{archive.path} is damaged, or was changed after it was written: its "
+            f"content has SHA-256 {found}, and {shown(stated)} was noted; nothing was "
+            "loaded. Copy it again, or take another file"
+        )
 
 
 def native_config(archive: Archive) -> ModelConfig:
@@ -60,10 +96,10 @@ def native_config(archive: Archive) -> ModelConfig:
         WeightsError: The format has another version, or the config is invalid.
     """
     version = archive.metadata.get("version")
-    if version != FORMAT["version"]:
+    if version not in _READABLE:
         raise WeightsError(
-            f"{archive.path} has version {version} of our format, but this code reads "
-            f"version {FORMAT['version']}"
+            f"{archive.path} has version {shown(version)} of our format, but this code "
+            f"reads the versions {' and '.join(_READABLE)}"
         )
     try:
         values = json.loads(archive.metadata["config"])
@@ -95,28 +131,52 @@ def _check_numbers(values: Mapping[str, Any]) -> None:
 def write_safetensors(
     path: str | Path, arrays: Mapping[str, Any], metadata: Mapping[str, str]
 ) -> Path:
-    """Write float32 arrays one by one, copying at most one of them at a time."""
+    """Write float32 arrays one by one, copying at most one of them at a time.
+
+    A digest among the metadata is filled in; see `check_digest`.
+    """
     path = Path(path)
-    header: dict[str, Any] = {"__metadata__": dict(metadata)}
-    offset = 0
-    for name, array in arrays.items():
-        end = offset + 4 * int(np.prod(array.shape))
-        header[name] = {
-            "dtype": "F32",
-            "shape": list(array.shape),
-            "data_offsets": [offset, end],
-        }
-        offset = end
-    text = json.dumps(header).encode()
-    # The format requires data to start at a multiple of eight bytes.
-    text += b" " * (-len(text) % 8)
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+    content = {}
     with replacing(path) as draft, draft.open("wb") as stream:
-        stream.write(struct.pack("<Q", len(text)) + text)
-        _write_arrays(stream, arrays.values())
+        stream.write(_header(metadata, shapes))
+        for name, array in arrays.items():
+            dense = np.ascontiguousarray(np.asarray(array), dtype=np.float32)
+            stream.write(_bytes(dense))
+            content[name] = shapes[name], _sha256(dense)
+        if DIGEST in metadata:
+            stream.seek(0)
+            known = {**metadata, DIGEST: _digest(metadata, content)}
+            stream.write(_header(known, shapes))
     return path
 
 
-def _write_arrays(stream: Any, arrays: Iterable[Any]) -> None:
-    for array in arrays:
-        dense = np.ascontiguousarray(np.asarray(array), dtype=np.float32)
-        stream.write(dense.reshape(-1).view(np.uint8).data)
+def _header(
+    metadata: Mapping[str, str], shapes: Mapping[str, tuple[int, ...]]
+) -> bytes:
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
+    end = 0
+    for name, shape in shapes.items():
+        place = (end, end := end + 4 * math.prod(shape))
+        header[name] = {"dtype": "F32", "shape": shape, "data_offsets": place}
+    text = json.dumps(header).encode()
+    # The format requires data to start at a multiple of eight bytes.
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text
+
+
+def _digest(
+    metadata: Mapping[str, str], content: Mapping[str, tuple[tuple[int, ...], str]]
+) -> str:
+    """Digest metadata, and shape and SHA-256 of each tensor, in whatever order."""
+    other = [(key, text) for key, text in metadata.items() if key != DIGEST]
+    whole = json.dumps([sorted(other), sorted(content.items())])
+    return hashlib.sha256(whole.encode()).hexdigest()
+
+
+def _sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(_bytes(array)).hexdigest()
+
+
+def _bytes(array: np.ndarray) -> np.ndarray:
+    return array.reshape(-1).view(np.uint8)

@@ -92,7 +92,8 @@ function showResults(answer, offset) {
   show(null);
   const last = offset + answer.results.length;
   $("status").textContent =
-    `Pictures ${offset + 1} to ${last} of ${answer.matches.toLocaleString("en")}`;
+    `Pictures ${offset + 1} to ${last} of ${answer.matches.toLocaleString("en")}`
+    + (answer.cut ? `; the sentence was cut off after ${answer.cut} words` : "");
   $("results").replaceChildren(...answer.results.map((hit, place) => tile(hit, place, answer)));
   const pages = Math.ceil(answer.reachable / limits.page);
   $("pages").hidden = pages < 2;

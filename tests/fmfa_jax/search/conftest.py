@@ -75,3 +75,17 @@ def index(shared_gallery, encoder, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def searcher(index) -> search.Searcher:
     return search.open_searcher(index)
+
+
+@pytest.fixture
+def counting(encoder, monkeypatch):
+    """The sizes of the batches that were embedded."""
+    counts = []
+    original = type(encoder).pictures
+
+    def pictures(self, pixels):
+        counts.append(len(pixels))
+        return original(self, pixels)
+
+    monkeypatch.setattr(type(encoder), "pictures", pictures)
+    return counts

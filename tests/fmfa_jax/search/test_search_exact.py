@@ -121,6 +121,8 @@ def test_a_shard_is_a_safetensors_file(tmp_path):
         "sizes": "int64",
         "mtimes": "int64",
         "names": "uint8",
+        "ctimes": "int64",
+        "digests": "uint8",
     }
     np.testing.assert_array_equal(tensors["rows"], rows.astype(np.float16))
     assert tensors["names"].tobytes() == b"0.jpg1.jpg2.jpg"

@@ -21,38 +21,9 @@ from fmfa_jax.search import gallery as files
 from fmfa_jax.search import query, store, writer
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
+from tests.fmfa_jax.search.indexes import SMALL, content, same
 
 ROOT = Path(__file__).parents[3]
-SMALL = {"batch_size": 8, "save_every": 8}
-
-
-def content(index: Path) -> dict[str, np.ndarray]:
-    """All embeddings of an index by file."""
-    gallery = search.Gallery(index)
-    rows = [row for shard in gallery.shards for row in np.asarray(shard.rows)]
-    found = {gallery.file(i): row for i, row in enumerate(rows)}
-    assert len(found) == len(gallery) == len(rows)
-    return found
-
-
-def same(first: dict, second: dict) -> bool:
-    return first.keys() == second.keys() and all(
-        np.array_equal(first[file], second[file]) for file in first
-    )
-
-
-@pytest.fixture
-def counting(encoder, monkeypatch):
-    """The sizes of the batches that were embedded."""
-    counts = []
-    original = type(encoder).pictures
-
-    def pictures(self, pixels):
-        counts.append(len(pixels))
-        return original(self, pixels)
-
-    monkeypatch.setattr(type(encoder), "pictures", pictures)
-    return counts
 
 
 def test_an_index_holds_each_picture_as_the_model_sees_it(
@@ -265,13 +236,23 @@ def test_another_preprocessing_and_another_version_are_refused(index, tmp_path):
     with pytest.raises(SearchError, match="'squares'"):
         search.reopen_model(index, manifest)
     values = json.loads((index / "index.json").read_text())
+    del values["sha256"]  # as in version 2, which had none
+    values["version"] = 2
     for text, reason in [
         (json.dumps({**values, "version": 1}), "version 1.* index the gallery again"),
-        (json.dumps({**values, "version": 3}), "version 3"),
+        (json.dumps({**values, "version": 4}), "version 4"),
+        (json.dumps({**values, "version": 3}), "is damaged: its content has SHA-256"),
         (json.dumps({"version": 2}), "lacks"),
         (json.dumps({**values, "shards": [3]}), "lacks an entry or has a wrong one"),
         (json.dumps({**values, "storage": "int8"}), "lacks an entry or has a wrong"),
         (json.dumps({**values, "gallery": 3}), "lacks an entry or has a wrong one"),
+        (json.dumps({**values, "excluded": [3]}), "lacks an entry or has a wrong one"),
+        (json.dumps({**values, "tokenizer": ".."}), "lacks an entry or has a wrong"),
+        (json.dumps({**values, "shards": 2 * values["shards"]}), "lacks an entry or"),
+        (
+            json.dumps({**values, "shards": [{"name": "../../x", "rows": 24}]}),
+            "lacks an entry or has a wrong one",
+        ),
         ("[" * 100000, "damaged"),
         ("{", "damaged"),
         ("[]", "version None"),
@@ -345,6 +326,8 @@ def test_an_index_from_before_there_was_a_choice_goes_on(encoder, gallery, tmp_p
     new = ("activation", "precision", "products", "attention", "tse_width", "tse_ratio")
     for name in new:
         del record["model"]["config"][name]
+    del record["sha256"]
+    record["version"] = 2
     (out / store.RECORD).write_text(json.dumps(record))
     assert search.index_gallery(gallery, out, encoder, **SMALL).added == 0
 
@@ -431,10 +414,10 @@ def test_a_reader_follows_a_writer_that_replaces_shards(
     search.index_gallery(gallery, out, encoder)
     original = query.open_shards
 
-    def late(folder, record):
+    def late(*arguments):
         monkeypatch.setattr(query, "open_shards", original)
         search.remove(out, [search.Gallery(out).file(0)])
-        return original(folder, record)
+        return original(*arguments)
 
     monkeypatch.setattr(query, "open_shards", late)
     assert len(search.Gallery(out)) == 23

@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """The web page in headless Chromium, as a person uses it."""
 
-import threading
+import os
+import shutil
 
 import pytest
 
+from fmfa_jax import search as search_room
 from fmfa_jax.search import service as limits
-from fmfa_jax.search.server import SearchServer
-from fmfa_jax.search.service import Service
 from tests.fmfa_jax.search import webdriver
+from tests.fmfa_jax.search.served import running
 from tests.fmfa_jax.search.webdriver import Browser
 
 pytestmark = pytest.mark.skipif(
@@ -35,12 +36,8 @@ DRAWN = (
 
 @pytest.fixture(scope="module")
 def server(searcher):
-    server = SearchServer(Service(searcher), host="127.0.0.1", port=0)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    yield server
-    server.stop()
-    thread.join()
+    with running(searcher) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
@@ -210,6 +207,51 @@ def test_a_file_that_is_no_picture_is_told_and_nothing_breaks(page, shared_galle
     assert "400" in page.next_complaint()
     search(page)
     assert not visible(page, "failure")
+
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>.jpg",
+    '"><script>alert(1)<\\script>.jpg',
+    "new\nline\x1b[2J.jpg",
+    "a'b&amp;c;.jpg",
+    "\u202egpj.exe.jpg",
+    "javascript:alert(1)#%00.jpg",
+    "{{7*7}}${7*7}.jpg",
+]
+
+
+def test_hostile_names_are_text(chromium, gallery, encoder, tmp_path):
+    """Chromium's log must stay silent: nothing runs, nothing is asked for elsewhere."""
+    source = next(path for path in gallery.rglob("*.jpg"))
+    names = [*HOSTILE, os.fsdecode(b"bad\xff\xfe.jpg")]
+    hostile = tmp_path / "<b>gallery"
+    hostile.mkdir()
+    for name in names:
+        shutil.copy(source, hostile / name)
+    search_room.index_gallery(hostile, tmp_path / "index", encoder, batch_size=8)
+    with running(search_room.open_searcher(tmp_path / "index")) as server:
+        chromium.resize(1200, 900)
+        chromium.open(server.url)
+        chromium.wait("document.getElementById('about').textContent.includes('<b>')")
+        search(chromium)
+        # As numbers: a name that is no UTF-8 has letters that JSON cannot bring.
+        codes = ".map(text => text.split('').map(each => each.charCodeAt(0)))"
+        tiles = (
+            "[...document.querySelectorAll('#results .name')].map(e => e.textContent)"
+        )
+        shown = chromium.run(f"return {tiles}{codes}")
+        assert sorted(shown) == sorted([ord(letter) for letter in n] for n in names)
+        chromium.click("#results button")
+        chromium.wait("document.getElementById('overlay').dataset.word")
+        title = "[document.getElementById('detail-title').textContent]"
+        (title,) = chromium.run(f"return {title}{codes}")
+        assert any(name in "".join(map(chr, title)) for name in names)
+        inside = (
+            "document.querySelectorAll('#results script, #results img[onerror], b')"
+        )
+        assert chromium.run(f"return {inside}.length") == 0
+        chromium.click("#close")
+        assert chromium.complaints() == []
 
 
 def test_busy_and_broken_servers_are_told(page, server):

@@ -7,55 +7,25 @@ import http.client
 import io
 import json
 import shutil
-import socket
 import ssl
 import subprocess
-import threading
-import time
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from PIL import Image
 
+from fmfa_jax.search import callers, connections
 from fmfa_jax.search import server as serving
 from fmfa_jax.search import service as limits
 from fmfa_jax.search.server import SearchServer
 from fmfa_jax.search.service import Service
 from fmfa_jax.search.store import SearchError
-
-JSON = {"Content-Type": "application/json"}
-BYTES = {"Content-Type": "application/octet-stream"}
-
-
-@contextlib.contextmanager
-def running(searcher, **settings):
-    server = SearchServer(Service(searcher), host="127.0.0.1", port=0, **settings)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.stop()
-        thread.join()
+from tests.fmfa_jax.search.served import BYTES, JSON, post, running, send, talk
 
 
 @pytest.fixture(scope="module")
 def server(searcher):
     with running(searcher) as server:
         yield server
-
-
-def send(server, method, path, body=None, headers=None):
-    connection = http.client.HTTPConnection(*server.address, timeout=20)
-    with contextlib.closing(connection):
-        connection.request(method, path, body, headers or {})
-        answer = connection.getresponse()
-        return answer.status, answer.headers, answer.read()
-
-
-def post(server, path, **values):
-    status, _, body = send(server, "POST", path, json.dumps(values), JSON)
-    return status, json.loads(body)
 
 
 def test_the_page_and_nothing_from_elsewhere(server):
@@ -199,8 +169,7 @@ def test_other_sites_pages_and_names_are_refused(server):
     assert send(server, "POST", "/api/search", b"{}", evil)[0] == 403
 
 
-def test_a_password_guards_every_address(searcher, monkeypatch):
-    monkeypatch.setattr(serving, "FAILURE_DELAY", 0)
+def test_a_password_guards_every_address(searcher):
     with running(searcher, password="grün 1") as server:
         for path in ("/", "/page.js", "/picture/V/0/small", "/api/gallery"):
             status, headers, _ = send(server, "GET", path)
@@ -244,19 +213,12 @@ def test_an_address_that_is_taken_is_told(server, searcher):
 
 
 def test_loopback_addresses():
-    assert all(map(serving.is_loopback, ("localhost", "127.0.0.1", "::1", "127.9.9.9")))
-    assert not any(map(serving.is_loopback, ("0.0.0.0", "::", "example.org", "")))
-
-
-def talk(server, data, seconds=20):
-    """Send bytes as they are; returns all that comes until the server closes."""
-    with socket.create_connection(server.address, timeout=seconds) as connection:
-        connection.sendall(data)
-        return b"".join(iter(lambda: connection.recv(65536), b""))
+    assert all(map(callers.is_loopback, ("localhost", "127.0.0.1", "::1", "127.9.9.9")))
+    assert not any(map(callers.is_loopback, ("0.0.0.0", "::", "example.org", "")))
 
 
 def test_a_connection_that_brings_no_request_is_closed(server, monkeypatch):
-    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.3)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.3)
     assert talk(server, b"") == b""
     assert talk(server, b"GET / HTTP/1.1\r\nHost: local") == b""
     whole = b"GET /icon.svg HTTP/1.1\r\nHost: localhost\r\n\r\n"
@@ -266,68 +228,12 @@ def test_a_connection_that_brings_no_request_is_closed(server, monkeypatch):
 
 def test_a_body_that_does_not_come_is_not_waited_for(server, monkeypatch):
     monkeypatch.setattr(serving, "BODY_SECONDS", 0.3)
-    monkeypatch.setattr(serving, "REQUEST_SECONDS", 0.1)
+    monkeypatch.setattr(connections, "REQUEST_SECONDS", 0.1)
     head = (
         b"POST /api/search HTTP/1.1\r\nHost: localhost\r\nContent-Length: 9\r\n"
         b"Content-Type: application/json\r\n\r\n"
     )
     assert talk(server, head + b"{").startswith(b"HTTP/1.1 408")
-
-
-def test_idle_and_slow_clients_hold_up_nobody(server):
-    with contextlib.ExitStack() as stack:
-        for number in range(100):
-            each = stack.enter_context(socket.create_connection(server.address))
-            each.sendall(b"POST /api/search HTTP/1.1\r\n"[: number % 27])
-        start = time.monotonic()
-        assert post(server, "/api/search", sentence="a")[0] == 200
-        assert time.monotonic() - start < 5
-
-
-def test_connections_beyond_the_limit_are_closed(server, monkeypatch):
-    monkeypatch.setattr(serving, "CONNECTIONS", 0)
-    with pytest.raises((ConnectionError, http.client.HTTPException)):
-        send(server, "GET", "/")
-    monkeypatch.undo()
-    assert send(server, "GET", "/")[0] == 200
-
-
-def test_too_many_example_pictures_at_once_are_told_to_come_again(server, searcher):
-    head = (
-        b"POST /api/example HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99\r\n"
-        b"Content-Type: application/octet-stream\r\n\r\n"
-    )
-    with contextlib.ExitStack() as stack:
-        for _ in range(serving.UPLOADS):
-            each = stack.enter_context(socket.create_connection(server.address))
-            each.sendall(head)
-        end = time.monotonic() + 20
-        while not server._uploads.locked():
-            assert time.monotonic() < end
-            time.sleep(0.01)
-        status, headers, _ = send(server, "POST", "/api/example", b"x", BYTES)
-        assert status == 503 and headers["Retry-After"] == "1"
-        assert post(server, "/api/search", sentence="a")[0] == 200
-    end = time.monotonic() + 20
-    while server._uploads.locked():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-    picture = searcher.gallery.read(0)
-    assert send(server, "POST", "/api/example", picture, BYTES)[0] == 200
-
-
-def test_wrong_passwords_are_answered_one_after_the_other(searcher, monkeypatch):
-    monkeypatch.setattr(serving, "FAILURE_DELAY", 0.2)
-    with running(searcher, password="right") as server:
-        right = base64.b64encode(b"me:right").decode()
-        start = time.monotonic()
-        with ThreadPoolExecutor(5) as pool:
-            guesses = [pool.submit(send, server, "GET", "/") for _ in range(5)]
-            headers = {"Authorization": f"Basic {right}"}
-            assert send(server, "GET", "/", headers=headers)[0] == 200
-            assert time.monotonic() - start < 0.9
-            assert {guess.result()[0] for guess in guesses} == {401}
-        assert time.monotonic() - start >= 1
 
 
 @pytest.mark.parametrize("origin", ["http://[", "null", "", "http://evil.example"])

@@ -174,7 +174,7 @@ def test_our_own_file_for_another_picture_size(folder, imported):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"version": "2"}, "version 2 of our format"),
+        ({"version": "3"}, "version 3 of our format"),
         ({"config": "{}"}, "no usable model config"),
         ({"config": '{"image_size": [1, 2], "wings": 2}'}, "no usable model config"),
     ],

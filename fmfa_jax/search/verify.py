@@ -1,0 +1,46 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compare an index with the digests that were noted when it was written."""
+
+from pathlib import Path
+
+from data_pipeline.tokenizer import open_tokenizer
+from fmfa_jax.search import approximate
+from fmfa_jax.search.shards import open_shard, shard_path
+from fmfa_jax.search.store import IndexRecord, SearchError, read_record
+
+
+def verify(folder: str | Path) -> IndexRecord:
+    """Read all of an index; its model is compared whenever it is opened.
+
+    Returns:
+        What the index is; see `IndexRecord.undigested`.
+
+    Raises:
+        SearchError: Something has changed since it was written; says what.
+    """
+    folder = Path(folder).resolve()
+    record = read_record(folder)
+    damage = []
+    for each in record.shards:
+        try:
+            shard = open_shard(shard_path(folder, each.name), each.sha256)
+            shard.verify()
+        except SearchError as error:
+            damage.append(str(error))
+    if record.faiss and not approximate.sound(folder, record.faiss):
+        damage.append(f"{folder / record.faiss.file} is missing or damaged")
+    if problem := _tokenizer_problem(folder, record):
+        damage.append(problem)
+    if damage:
+        raise SearchError("\n  ".join(damage))
+    return record
+
+
+def _tokenizer_problem(folder: Path, record: IndexRecord) -> str:
+    name = "clip" if record.tokenizer == "clip" else str(folder / record.tokenizer)
+    try:
+        found = open_tokenizer(name).fingerprint
+    except (OSError, ValueError) as error:
+        return str(error)
+    same = record.tokenizer_sha256 in ("", found)
+    return "" if same else f"the tokenizer {name!r} has changed: another SHA-256"
