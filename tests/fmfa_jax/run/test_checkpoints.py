@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: exact, on any number of devices, and never believed when damaged."""
 
+import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -332,6 +334,55 @@ def test_what_is_removed_while_it_is_saved_is_not_sealed(folder, monkeypatch):
         checkpoints.close()
     again, said = open_again(folder)
     assert again.restore_latest(make_state(0)).step == 5 and not said
+
+
+@contextlib.contextmanager
+def full_disk():
+    """As real as a full one: no file may have more than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_tried_again_at_the_next_step(folder):
+    checkpoints, said = open_again(folder, most_failed=1)
+    with checkpoints:
+        for failed in (6, 8):  # one that succeeds between them starts the count again
+            with full_disk():
+                checkpoints.save(failed, make_state(failed))
+                with contextlib.suppress(ValueError):
+                    checkpoints._writer.wait_until_finished()
+            checkpoints.save(failed + 1, make_state(failed + 1))
+            checkpoints.wait()
+    assert len(said) == 2
+    assert "step 6 could not be saved" in said[0] and "(1 in a row" in said[0]
+    assert "File too large" in said[0] and "\n" not in said[0]
+    assert {path.name for path in folder.iterdir()} == {"7", "9"}
+    again, _ = open_again(folder)
+    state, step = again.restore_latest(make_state(0))
+    assert step == 9
+    assert_same(state, make_state(9))
+
+
+def test_too_many_failed_saves_end_it_and_the_last_counts_at_once(folder):
+    checkpoints, said = open_again(folder, most_failed=1)
+    checkpoints.restore_latest(make_state(0))
+    with full_disk():
+        checkpoints.save(6, make_state(6))
+        checkpoints.save(7, make_state(7))
+        with pytest.raises(SaveError, match="step 7 could not be saved"):
+            checkpoints.save(8, make_state(8))
+    assert len(said) == 1
+    assert checkpoints.saved() == folder / "5"
+    with full_disk():
+        checkpoints.save(9, make_state(9))
+        with pytest.raises(SaveError, match="step 9 could not be saved"):
+            checkpoints.wait()
+    again, _ = open_again(folder)
+    assert again.restore_latest(make_state(0)).step == 5
 
 
 def test_a_folder_that_was_removed_is_not_made_again(folder):
