@@ -47,8 +47,6 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(told(ValueError(f"wanted only --flags, got {argv[1:]}")))
     speak(verbosity=verbosity())
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stopped)
     config = CONFIG.value
     set_flags(deterministic=config.run.deterministic)
     # Imported here: after the flags, and so that a mistyped one is answered at once.
@@ -133,5 +131,7 @@ def keys(argv: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, stopped)
     flags.mark_flag_as_required("config")
     app.run(main, flags_parser=parse)

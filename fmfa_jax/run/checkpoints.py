@@ -235,7 +235,7 @@ class Checkpoints:
         self._remove_old()
 
     def _forget(self) -> None:
-        """Leave a failed save; another needs another writer, since its threads ended."""
+        """Leave a failed save, and its writer, whose threads may have ended."""
         writer, self._writer = self._writer, None
         self._newest, self._error = self._before, None
         with contextlib.suppress(Exception):  # which have been told of

@@ -348,23 +348,24 @@ def full_disk():
 
 
 def test_a_full_disk_is_tried_again_at_the_next_step(folder):
-    checkpoints, said = open_again(folder, most_failed=1)
+    checkpoints, said = open_again(folder, most_failed=2)
     with checkpoints:
-        for failed in (6, 8):  # one that succeeds between them starts the count again
+        checkpoints.restore_latest(make_state(0))
+        for step in (6, 9):  # what succeeds between them starts the count again
             with full_disk():
-                checkpoints.save(failed, make_state(failed))
-                with contextlib.suppress(ValueError):
-                    checkpoints._writer.wait_until_finished()
-            checkpoints.save(failed + 1, make_state(failed + 1))
-            checkpoints.wait()
-    assert len(said) == 2
-    assert "step 6 could not be saved" in said[0] and "(1 in a row" in said[0]
-    assert "File too large" in said[0] and "\n" not in said[0]
-    assert {path.name for path in folder.iterdir()} == {"7", "9"}
+                checkpoints.save(step, make_state(step))
+                checkpoints.save(step + 1, make_state(step + 1))
+                told = said[-1]
+            assert f"step {step} could not be saved: " in told and "\n" not in told
+            assert "File too large" in told and "(1 in a row" in told
+            checkpoints.save(step + 2, make_state(step + 2))
+            assert checkpoints.saved() == folder / str(step + 2)
+    names = {path.name for path in folder.iterdir()}
+    assert "11" in names and all(name.isdecimal() for name in names)
     again, _ = open_again(folder)
     state, step = again.restore_latest(make_state(0))
-    assert step == 9
-    assert_same(state, make_state(9))
+    assert step == 11
+    assert_same(state, make_state(11))
 
 
 def test_too_many_failed_saves_end_it_and_the_last_counts_at_once(folder):
