@@ -30,7 +30,7 @@ from fmfa_jax import files
 from fmfa_jax.machines.processes import broadcast, gather, together
 from fmfa_jax.machines.trees import not_finite, some
 from fmfa_jax.run import identity, manifests, repeats, states
-from fmfa_jax.run.disk import SaveError
+from fmfa_jax.run.disk import SaveError, refusal
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
 
 CORRUPT = "corrupt"
@@ -150,10 +150,12 @@ class Checkpoints:
             self._failed += 1
             if self._failed > self._most_failed:
                 raise
+            number = refusal(error, self._folder)
+            why = "" if number is None else f" ({os.strerror(number)})"
             self._say(
-                f"warning: {shortened(str(error), 300)}; training goes on and tries "
-                f"again at the next checkpoint ({self._failed} in a row; more than "
-                f"{self._most_failed} end the run, see checkpoint.max_failed)"
+                f"warning: {shortened(str(error), 200)}{why}; training goes on and "
+                f"tries again at the next checkpoint ({self._failed} in a row; more "
+                f"than {self._most_failed} end the run, see checkpoint.max_failed)"
             )
 
     def restore_latest(self, template: Any) -> Restored | None:
