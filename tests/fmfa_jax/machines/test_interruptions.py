@@ -110,6 +110,7 @@ class Subject:
             hosts.send(number, self.random.choice([None, 0, 1]) if alone else None)
             codes = hosts.codes(*range(self.count))
             self.told[where] += 1
+            print(f"{self.run.name} {number.name} {where}: {codes}", flush=True)
             if number == signal.SIGTERM and not (starting and moment < UNREAD):
                 assert set(codes) in ({STOPPED}, {FINISHED}), f"{where} {codes}"
             assert "is corrupt" not in hosts.said(), hosts.said()
