@@ -90,6 +90,13 @@ def joined(sides: Sides) -> list[float]:
     return [100 * float(np.mean(found.average_precision))]
 
 
+def attributes(sides: Sides) -> list[float]:
+    """Those captions whose features point to one side, in the whole gallery."""
+    chosen = sides.text[:, 0] > 0
+    ranks = match_ranks(*sides.all)
+    return told(summarize(ranks.of(chosen))) if chosen.any() else [0.0]
+
+
 def distribution(sides: Sides, order: str) -> list[float]:
     return [mean_similarity_distribution(*sides.all, order=order)]
 
@@ -98,6 +105,7 @@ MEASURES = {
     "usual": Measure(usual),
     "hubness": Measure(less_hubs),
     "rerank": Measure(again, crowded=True),
+    "attributes": Measure(attributes),
     # Whichever two captions come first.
     "sentences": Measure(joined, listed=True),
     "msd": Measure(partial(distribution, order=RANKED), some=True),
