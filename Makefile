@@ -4,16 +4,21 @@ BIN := .venv/bin
 
 .PHONY: demo test soak bench lint clean
 
+# Only files whose SHA-256 is in the lock are installed.
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+LOCKED := $(INSTALL) --require-hashes -r
+
 # The stamps hold the installed state: nothing is installed twice.
 .venv/product: requirements.lock
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(LOCKED) requirements.lock
 	touch $@
 
-.venv/dev: .venv/product requirements-dev.txt requirements-onnx.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+.venv/dev: .venv/product requirements-dev.lock requirements-torch.txt requirements-onnx.txt
+	$(LOCKED) requirements-dev.lock
+	$(INSTALL) -r requirements-torch.txt
 	# Without its own pins, which would take back the locked versions.
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -r requirements-onnx.txt
+	$(LOCKED) requirements-onnx.txt --no-deps
 	touch $@
 
 demo: .venv/product

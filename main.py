@@ -61,6 +61,8 @@ def main(argv: list[str]) -> None:
         end(error, USER_ERROR)
     except DiskError as error:
         end(error, FAILURE)
+    finally:
+        leaving()
     if done is False:
         sys.exit(STOPPED)
 
@@ -74,8 +76,17 @@ def end(error: Exception, code: int) -> NoReturn:
     sys.exit(code)
 
 
+def leaving() -> None:
+    """Let no SIGTERM change the exit code while Python takes its leave.
+
+    It gives signals back to the system before it has ended.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def stopped(number: int, frame: FrameType | None) -> NoReturn:
     """End on a signal while there is nothing to save: before the first step."""
+    leaving()
     name = signal.Signals(number).name
     say(f"{name}: stopped; the same command starts again", sys.stderr)
     sys.exit(STOPPED)

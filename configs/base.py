@@ -160,6 +160,7 @@ def _run(c: ConfigDict) -> None:
     c.checkpoint.every_epochs = 1
     c.checkpoint.every_steps = 0  # 0: only every_epochs counts
     c.checkpoint.keep = 2  # training states; with 1, a damaged one has no fallback
+    c.checkpoint.max_failed = 2  # saves in a row that a full disk may refuse
 
     c.log = ConfigDict()
     c.log.every_steps = 50

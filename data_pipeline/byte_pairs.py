@@ -69,11 +69,30 @@ class BytePairs:
             return ""
 
 
-def clip_byte_pairs() -> BytePairs:
-    """Return CLIP's own vocabulary, which is embedded in a Rust package."""
-    from instant_clip_tokenizer import Tokenizer
+def clip_tokenizer() -> Any:
+    """Return the tokenizer of a Rust package, in which CLIP's vocabulary is embedded.
 
-    clip = Tokenizer()
+    Raises:
+        ValueError: If the package is not installed; not every system has a build.
+    """
+    try:
+        from instant_clip_tokenizer import Tokenizer
+    except ImportError as error:
+        raise ValueError(
+            "CLIP's vocabulary comes with the package instant-clip-tokenizer, which "
+            f"cannot be imported here ({error}): install it or, where it has no build, "
+            "name a folder with the vocab.json and merges.txt of CLIP's tokenizer"
+        ) from error
+    return Tokenizer()
+
+
+def clip_byte_pairs() -> BytePairs:
+    """Return CLIP's own vocabulary.
+
+    Raises:
+        ValueError: See `clip_tokenizer`.
+    """
+    clip = clip_tokenizer()
     mask = _CLIP_VOCABULARY - 3
 
     def encode(texts: list[str]) -> list[list[int]]:

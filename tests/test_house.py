@@ -127,6 +127,20 @@ def test_command_lines_are_taken_in_one_way():
         assert uses(r"argparse\.ArgumentParser\(|type=Path", top) == []
 
 
+CALLING = {"socket", "urllib", "http", "ftplib", "smtplib", "requests", "httpx2"}
+CALLING |= {"huggingface_hub"}
+
+
+def test_only_the_search_server_opens_connections():
+    """Nothing is fetched or sent; hosts find each other through JAX."""
+    guilty = {
+        path.relative_to(ROOT).as_posix()
+        for path in SOURCES
+        if CALLING & {name.split(".")[0] for name in imports(path)}
+    }
+    assert guilty == {"fmfa_jax/search/server.py"}
+
+
 def test_near_names_are_suggested_in_one_way():
     found = [line for top in TOPS for line in uses("difflib", top)]
     assert found == ["data_pipeline/hints.py"]

@@ -30,7 +30,7 @@ from fmfa_jax import files
 from fmfa_jax.machines.processes import broadcast, gather, together
 from fmfa_jax.machines.trees import not_finite, some
 from fmfa_jax.run import identity, manifests, repeats, states
-from fmfa_jax.run.disk import SaveError
+from fmfa_jax.run.disk import SaveError, refusal
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
 
 CORRUPT = "corrupt"
@@ -63,6 +63,7 @@ class Checkpoints:
         identity: Mapping[str, Any],
         told: Mapping[str, Any] | None = None,
         keep: int = 1,
+        most_failed: int = 0,
         say: Callable[[str], None] = say,
     ) -> None:
         """Touch nothing on disk yet.
@@ -74,7 +75,10 @@ class Checkpoints:
             told: What may have changed since a checkpoint was saved, but is said.
             keep: How many of the latest states are kept; with 1, a corrupt checkpoint
                 leaves none to fall back to.
-            say: Told about corrupt checkpoints and such changes, on process 0 only.
+            most_failed: Saves in a row that may fail before a later one raises. With
+                several processes none may: they cannot agree on what has failed.
+            say: Told about corrupt checkpoints, such changes and failed saves, on
+                process 0 only.
         """
         if keep < 1:
             raise ValueError(f"wanted to keep at least 1 checkpoint, got {keep}")
@@ -82,10 +86,18 @@ class Checkpoints:
         self._identity = manifests.as_json(identity)
         self._told = manifests.as_json(told or {})
         self._keep = keep
-        self._say = say if jax.process_index() == 0 else lambda text: None
+        self._most_failed = most_failed if jax.process_count() == 1 else 0
+        self.tell(say)
         self._writer: ocp.AsyncCheckpointer | None = None
         self._newest: Manifest | None = None
+        self._before: Manifest | None = None  # the newest, until a save is on disk
+        self._error: SaveError | None = None
+        self._failed = 0
         self._rejected: dict[int, str] = {}
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Tell `say` from now on, on process 0."""
+        self._say = say if jax.process_index() == 0 else lambda text: None
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -98,7 +110,8 @@ class Checkpoints:
     def save(self, step: int, state: Any) -> bool:
         """Start saving `state`; returns once it may be donated or changed.
 
-        Waits for the previous save and raises its error, if there was one.
+        Waits for the previous save. If that has failed this one is the next try, unless
+        too many were in vain.
 
         Returns:
             False if this very step is already saved.
@@ -106,7 +119,7 @@ class Checkpoints:
         Raises:
             ValueError: The folder holds a newer step that was not restored.
             FloatingPointError: The state holds a NaN or an infinity.
-            SaveError: This save, or the one before, could not be written.
+            SaveError: More than `most_failed` saves in a row could not be written.
             FileNotFoundError: The folder was removed.
         """
         if self._newest is not None and self._newest.step == step:
@@ -116,14 +129,34 @@ class Checkpoints:
                 f"the state after step {step} is not saved: wanted finite numbers, got "
                 f"NaN or infinity in {some(broken)}"
             )
+        self._settle()  # the running save is sealed with its own manifest
         writer = self._open(step)
-        self.wait()  # the running save is sealed with its own manifest
-        self._newest = Manifest(
-            step, self._identity, states.describe(state), self._told
+        self._before, self._newest = (
+            self._newest,
+            Manifest(step, self._identity, states.describe(state), self._told),
         )
-        with self._saving():
-            writer.save(self._folder / str(step), args=states.arguments(state))
+        try:
+            with self._saving():
+                writer.save(self._folder / str(step), args=states.arguments(state))
+        except SaveError as error:
+            self._error = error
         return True
+
+    def _settle(self) -> None:
+        """Wait for the running save; bear with it if it fails, unless too many did."""
+        try:
+            self.wait()
+        except SaveError as error:
+            self._failed += 1
+            if self._failed > self._most_failed:
+                raise
+            number = refusal(error, self._folder)
+            why = "" if number is None else f" ({os.strerror(number)})"
+            self._say(
+                f"warning: {shortened(str(error), 200)}{why}; training goes on and "
+                f"tries again at the next checkpoint ({self._failed} in a row; more "
+                f"than {self._most_failed} end the run, see checkpoint.max_failed)"
+            )
 
     def restore_latest(self, template: Any) -> Restored | None:
         """Restore the newest state that verifies; None if there is no checkpoint.
@@ -190,10 +223,25 @@ class Checkpoints:
         Raises:
             SaveError: It could not be written.
         """
-        if self._writer is not None:
+        if self._writer is None:
+            return
+        try:
+            if self._error is not None:
+                raise self._error
             with self._saving():
                 self._writer.wait_until_finished()
-            self._remove_old()
+        except SaveError:
+            self._forget()
+            raise
+        self._failed = 0
+        self._remove_old()
+
+    def _forget(self) -> None:
+        """Leave a failed save, and its writer, whose threads may have ended."""
+        writer, self._writer = self._writer, None
+        self._newest, self._error = self._before, None
+        with contextlib.suppress(Exception):  # which have been told of
+            writer.close()
 
     @contextlib.contextmanager
     def _saving(self) -> Iterator[None]:
@@ -211,12 +259,10 @@ class Checkpoints:
 
     def close(self) -> None:
         """Wait, then end the writer's threads."""
+        self.wait()
         if self._writer is not None:
-            try:
-                self.wait()
-            finally:
-                self._writer.close()
-                self._writer = None
+            self._writer.close()
+            self._writer = None
 
     def _open(self, step: int) -> ocp.AsyncCheckpointer:
         if self._writer is None:

@@ -142,6 +142,7 @@ def prepare(session: Session) -> Training:
         identity=identity,
         told=session.told(),
         keep=settings.checkpoint.keep,
+        most_failed=settings.checkpoint.max_failed,
     )
     restored = checkpoints.restore_latest(state)
     state, start = (state, 0) if restored is None else restored
@@ -195,6 +196,7 @@ def run(session: Session, training: Training) -> bool:
     plan, method, state = training.plan, training.method, training.state
     checkpoints, bad_images = training.checkpoints, BadImages()
     log = start_log(session, training)
+    checkpoints.tell(log.say)
     watchdog = Watchdog(session.settings.run.watchdog_seconds)
     judge = Judge(session, log.say, watchdog.beat, training.run)
     with (

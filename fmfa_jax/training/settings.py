@@ -159,6 +159,7 @@ class Checkpoint(Options, section="checkpoint"):
     every_epochs: NotNegative
     every_steps: NotNegative
     keep: Positive
+    max_failed: NotNegative
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from data_pipeline.byte_pairs import (
     WORD_END,
     Merge,
     byte_entries,
+    clip_tokenizer,
     read_tables,
 )
 from fmfa_jax.files import write_json, write_text
@@ -96,9 +97,7 @@ def clip_tables() -> tuple[dict[str, int], list[Merge]]:
     they decode to, and each merge is what earlier ones leave of its result, as
     byte-pair encoding is deterministic.
     """
-    from instant_clip_tokenizer import Tokenizer
-
-    decode, alone = Tokenizer().decode, byte_entries()
+    decode, alone = clip_tokenizer().decode, byte_entries()
     symbols = dict(zip(_BYTES, alone[:256], strict=True))
     entries = alone + [
         "".join(symbols[byte] for byte in raw) + WORD_END * ends

@@ -353,3 +353,11 @@ def test_captions_that_are_cut_are_counted(clip: Tokenizer) -> None:
 def test_context_of_one_is_refused(clip: Tokenizer) -> None:
     with pytest.raises(ValueError, match="context length 1: wanted at least 2"):
         clip.encode(["a"], 1)
+
+
+def test_where_the_package_has_no_build_a_folder_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "instant_clip_tokenizer", None)
+    with pytest.raises(ValueError, match=r"instant-clip-tokenizer, .* name a folder"):
+        open_tokenizer("clip")

@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoints: exact, on any number of devices, and never believed when damaged."""
 
+import contextlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -332,6 +334,56 @@ def test_what_is_removed_while_it_is_saved_is_not_sealed(folder, monkeypatch):
         checkpoints.close()
     again, said = open_again(folder)
     assert again.restore_latest(make_state(0)).step == 5 and not said
+
+
+@contextlib.contextmanager
+def full_disk():
+    """As real as a full one: no file may have more than so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_tried_again_at_the_next_step(folder):
+    checkpoints, said = open_again(folder, most_failed=2)
+    with checkpoints:
+        checkpoints.restore_latest(make_state(0))
+        for step in (6, 9):  # what succeeds between them starts the count again
+            with full_disk():
+                checkpoints.save(step, make_state(step))
+                checkpoints.save(step + 1, make_state(step + 1))
+                told = said[-1]
+            assert f"step {step} could not be saved: " in told and "\n" not in told
+            assert "File too large" in told and "(1 in a row" in told
+            checkpoints.save(step + 2, make_state(step + 2))
+            assert checkpoints.saved() == folder / str(step + 2)
+    names = {path.name for path in folder.iterdir()}
+    assert "11" in names and all(name.isdecimal() for name in names)
+    again, _ = open_again(folder)
+    state, step = again.restore_latest(make_state(0))
+    assert step == 11
+    assert_same(state, make_state(11))
+
+
+def test_too_many_failed_saves_end_it_and_the_last_counts_at_once(folder):
+    checkpoints, said = open_again(folder, most_failed=1)
+    checkpoints.restore_latest(make_state(0))
+    with full_disk():
+        checkpoints.save(6, make_state(6))
+        checkpoints.save(7, make_state(7))
+        with pytest.raises(SaveError, match="step 7 could not be saved"):
+            checkpoints.save(8, make_state(8))
+    assert len(said) == 1
+    assert checkpoints.saved() == folder / "5"
+    with full_disk():
+        checkpoints.save(9, make_state(9))
+        with pytest.raises(SaveError, match="step 9 could not be saved"):
+            checkpoints.wait()
+    again, _ = open_again(folder)
+    assert again.restore_latest(make_state(0)).step == 5
 
 
 def test_a_folder_that_was_removed_is_not_made_again(folder):

@@ -146,6 +146,17 @@ def killed(folder):
     return folder / "killed"
 
 
+def test_the_same_seed_gives_the_same_bits_in_another_process(whole, killed):
+    """All that either logs but speeds, gradients' norms among it."""
+
+    def numbers(run: Path) -> list[dict]:
+        speeds = ("_per_second", "mfu")
+        steps = [row for row in lines(run) if "total" in row and row["step"] <= 5]
+        return [{k: v for k, v in r.items() if not k.endswith(speeds)} for r in steps]
+
+    assert len(numbers(whole)) == 5 and numbers(killed) == numbers(whole)
+
+
 def test_a_killed_run_goes_on_bit_identically(folder, whole, killed, tmp_path):
     """The same command resumes from the checkpoint."""
     run = Path(shutil.copytree(killed, tmp_path / "run"))
