@@ -41,6 +41,8 @@ class Between:
     def check(self, key: str, value: Any) -> None:
         """Raise ValueError for what lies outside, is NaN or is infinite."""
         for number in value if isinstance(value, tuple | list) else (value,):
+            if not isinstance(number, int | float):
+                raise ValueError(f"{key}: wanted a number, got {number!r}")
             # NaN compares as false; infinity would pass where there is no high end.
             if number == math.inf or not self._holds(number):
                 raise ValueError(f"{key}: wanted {self}, got {value!r}")

@@ -14,13 +14,13 @@ then deletes what nothing names any more. Killed at any time, it leaves a valid 
 import contextlib
 import dataclasses
 import fcntl
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.byte_pairs import table_files
+from data_pipeline.regular import read_json
 from fmfa_jax import files
 
 VERSION = 2
@@ -28,6 +28,8 @@ STORAGES = ("float32", "float16")
 ENGINES = ("exact", "faiss")
 RECORD, SHARDS, TOKENIZER = "index.json", "shards", "tokenizer"
 BAD_LIST = "bad_images.tsv"
+LARGEST_RECORD = 128 << 20
+"""Bytes of an index.json, which names each bad file of the gallery."""
 PREPROCESSING = "upright RGB, Pillow bilinear antialiased resize, CLIP mean and std"
 """How a picture becomes the model's input; an index made otherwise is refused."""
 
@@ -115,7 +117,7 @@ def read_record(folder: str | Path) -> IndexRecord:
     """Read index.json."""
     path = Path(folder) / RECORD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, largest=LARGEST_RECORD)
         version = values.pop("version", None) if isinstance(values, dict) else None
         if version == VERSION:
             return _record(values)
@@ -127,7 +129,7 @@ def read_record(folder: str | Path) -> IndexRecord:
     except (KeyError, TypeError, AttributeError) as error:
         reason = f"lacks an entry or has a wrong one ({error})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = f"is damaged ({error})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
     raise SearchError(

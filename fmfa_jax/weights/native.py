@@ -62,7 +62,7 @@ def native_config(archive: Archive) -> ModelConfig:
     version = archive.metadata.get("version")
     if version != FORMAT["version"]:
         raise WeightsError(
-            f"{archive.path} has version {version} of our format, but this code reads "
+            f"{archive.path} has version {shown(version)} of our format, but this code reads "
             f"version {FORMAT['version']}"
         )
     try:
