@@ -135,7 +135,14 @@ def open_shard(path: Path) -> Shard:
     lengths = {len(arrays[name]) for name in ("rows", "ends", "sizes", "mtimes")}
     if not right or len(lengths) > 1 or 0 in lengths:
         raise _damaged(path, "its tensors do not fit each other")
+    if not _parted(shard.ends, len(shard.names)):
+        raise _damaged(path, "its names do not end where they should")
     return shard
+
+
+def _parted(ends: Int64[np.ndarray, "g"], total: int) -> bool:
+    """Whether these are the ends of texts that were joined to one of that length."""
+    return bool(ends[0] >= 0 and (ends[1:] >= ends[:-1]).all() and ends[-1] == total)
 
 
 def _damaged(path: Path, reason: object) -> SearchError:

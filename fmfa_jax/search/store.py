@@ -14,12 +14,16 @@ then deletes what nothing names any more. Killed at any time, it leaves a valid 
 import contextlib
 import dataclasses
 import fcntl
+import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.byte_pairs import table_files
+from data_pipeline.findings import shortened
+from data_pipeline.hints import printable
 from data_pipeline.regular import read_json
 from fmfa_jax import files
 
@@ -39,6 +43,10 @@ class SearchError(ValueError):
 
     Any function of this package that opens, reads or changes one may raise it.
     """
+
+    def __init__(self, message: str) -> None:
+        """Keep the message, safe to print."""
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 @dataclass(frozen=True)
@@ -127,13 +135,13 @@ def read_record(folder: str | Path) -> IndexRecord:
             f"--model RUN_OR_WEIGHTS --out {folder}"
         ) from error
     except (KeyError, TypeError, AttributeError) as error:
-        reason = f"lacks an entry or has a wrong one ({error})"
+        reason = f"lacks an entry or has a wrong one ({shortened(str(error), 200)})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
     except (OSError, ValueError) as error:
         reason = f"is damaged ({error})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
     raise SearchError(
-        f"{path} has version {version}, this code reads {VERSION}; index the "
+        f"{path} has version {shortened(str(version), 50)}, this code reads {VERSION}; index the "
         "gallery again into another folder"
     )
 
@@ -142,20 +150,44 @@ def _record(values: dict[str, Any]) -> IndexRecord:
     model, faiss = values["model"], values["faiss"]
     grid = model["source_grid"]
     typed = {
-        "model": ModelRecord(**{**model, "source_grid": grid and tuple(grid)}),
-        "shards": tuple(ShardRecord(**shard) for shard in values["shards"]),
-        "bad": tuple(BadFile(**bad) for bad in values["bad"]),
+        "model": _typed(ModelRecord, {**model, "source_grid": grid and tuple(grid)}),
+        "shards": tuple(_typed(ShardRecord, shard) for shard in values["shards"]),
+        "bad": tuple(_typed(BadFile, bad) for bad in values["bad"]),
         "excluded": tuple(values["excluded"]),
-        "faiss": faiss and FaissRecord(**faiss),
+        "faiss": faiss and _typed(FaissRecord, faiss),
     }
-    record = IndexRecord(**{**values, **typed})
-    texts = (record.gallery, record.tokenizer, record.preprocessing, model["path"])
-    right = all(isinstance(text, str) for text in texts)
-    right &= record.storage in STORAGES and record.engine in ENGINES
-    right &= all(type(shard.rows) is int for shard in record.shards)
+    record = _typed(IndexRecord, {**values, **typed})
+    names = [shard.name for shard in record.shards]
+    names += [record.faiss.file] if record.faiss else []
+    right = record.storage in STORAGES and record.engine in ENGINES
+    right &= isinstance(values["excluded"], list) and all(map(_is_name, names))
+    right &= all(isinstance(name, str) for name in record.excluded)
+    right &= all(type(number) is int for number in record.model.source_grid or ())
     if not right or not {"image_size", "stride"} <= model["config"].keys():
-        raise TypeError("of another type than it should be")
+        raise TypeError("a value that no index has")
     return record
+
+
+def _typed(kind: type, values: dict[str, Any]) -> Any:
+    """Fill a record from JSON.
+
+    Raises:
+        TypeError: A value is missing, surplus, or not of the type that its field has.
+    """
+    made = kind(**values)
+    for field in dataclasses.fields(kind):
+        value = getattr(made, field.name)
+        union = isinstance(field.type, types.UnionType)
+        kinds = typing.get_args(field.type) if union else (field.type,)
+        plain = tuple(typing.get_origin(each) or each for each in kinds)
+        if not isinstance(value, plain) or isinstance(value, bool):
+            raise TypeError(f"{field.name} is a {type(value).__name__}")
+    return made
+
+
+def _is_name(name: str) -> bool:
+    """Whether it is that of a file in the index's own folder."""
+    return name.isprintable() and Path(name).name == name != ""
 
 
 def write_record(folder: Path, record: IndexRecord) -> None:

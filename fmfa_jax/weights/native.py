@@ -62,8 +62,8 @@ def native_config(archive: Archive) -> ModelConfig:
     version = archive.metadata.get("version")
     if version != FORMAT["version"]:
         raise WeightsError(
-            f"{archive.path} has version {shown(version)} of our format, but this code reads "
-            f"version {FORMAT['version']}"
+            f"{archive.path} has version {shown(version)} of our format, but this code "
+            f"reads version {FORMAT['version']}"
         )
     try:
         values = json.loads(archive.metadata["config"])
