@@ -142,7 +142,8 @@ def mistyped(arguments: Iterable[str], known: Iterable[str]) -> str:
     known = list(known)
     for argument in arguments:
         name = argument.partition("=")[0]
-        key = re.sub(r"\['(\w+)'\]", r".\1", name.removeprefix("--config."))
+        name = re.sub(r"\['(\w+)'\]", r".\1", name)
+        key = name.removeprefix("--config.")
         if key == name or any(f"{each}.".startswith(f"{key}.") for each in known):
             continue
         similar = [x for x in known if x.split(".")[-1] == key.split(".")[-1]]

@@ -83,9 +83,13 @@ def read_losses(path: str | Path) -> list[str]:
     """
     if not Path(path).is_file():
         return []
-    config, prefix = read_json(path), "losses."
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: wanted the config of a run, got: {error}") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path}: wanted the config of a run")
+    prefix = "losses."
     return [key.removeprefix(prefix) for key in config if key.startswith(prefix)]
 
 

@@ -141,8 +141,8 @@ def read_record(folder: str | Path) -> IndexRecord:
         reason = f"is damaged ({error})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
     raise SearchError(
-        f"{path} has version {shortened(str(version), 50)}, this code reads {VERSION}; index the "
-        "gallery again into another folder"
+        f"{path} has version {shortened(str(version), 50)}, this code reads {VERSION}; "
+        "index the gallery again into another folder"
     )
 
 

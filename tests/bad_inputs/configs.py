@@ -144,8 +144,8 @@ KEYS = [
     ("--config.train.batch=8", "config.train.batch: there is no such key; did you"),
     ("--config.lr=1", "did you mean optimizer.lr"),
     ("--config.optimizer.learning_rate=1", "config.optimizer.learning_rate: there is"),
-    ("--config.batch_size=8", "did you mean train.batch_size or eval.batch_size"),
-    ("--config['train']['batch']=8", ""),
+    ("--config.batch_size=8", "did you mean eval.batch_size or train.batch_size"),
+    ("--config['train']['batch']=8", "config.train.batch: there is no such key"),
     ("--config.zzz=8", "all keys stand in configs/base.py"),
 ]
 

@@ -154,7 +154,7 @@ INDEXES = [
     (put(shards=[{"name": "two", "rows": 2}]), "two.safetensors is missing or damaged"),
     (
         put(shards=[{"name": "one", "rows": 3}]),
-        "2 rows of float32, 3 of float32 wanted",
+        "float32, 3 of float32 wanted",
     ),
     (put(storage="float16"), "2 rows of float32, 2 of float16 wanted"),
     (put(bad=[1]), WRONG),
@@ -186,7 +186,7 @@ def entry(dtype: str, shape: list[int], start: int, stop: int) -> dict[str, Any]
     return {"dtype": dtype, "shape": shape, "data_offsets": [start, stop]}
 
 
-def shard(ends: tuple[int, int] = (5, 10), **changes: Any) -> bytes:
+def shard(stops: tuple[int, int] = (5, 10), /, **changes: Any) -> bytes:
     header = {
         "__metadata__": {"checksum": "0"},
         "rows": entry("F32", [2, 4], 0, 32),
@@ -196,7 +196,7 @@ def shard(ends: tuple[int, int] = (5, 10), **changes: Any) -> bytes:
         "names": entry("U8", [10], 80, 90),
     }
     header = {key: v for key, v in (header | changes).items() if v is not None}
-    data = bytes(32) + np.array(ends, np.int64).tobytes() + bytes(32) + b"a.jpgb.jpg"
+    data = bytes(32) + np.array(stops, np.int64).tobytes() + bytes(32) + b"a.jpgb.jpg"
     return safetensors(header, data)
 
 

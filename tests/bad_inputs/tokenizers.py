@@ -47,7 +47,7 @@ ROWS = [
     (tables(b"{"), "vocab.json: wanted a JSON file"),
     (
         tables(b"[" * 10**5),
-        "vocab.json: wanted a JSON file, got: its values are nested",
+        "vocab.json: wanted a JSON file, got: its values",
     ),
     (tables(b'{"a":%s}' % (b"9" * 5000)), "wanted a JSON file, got: Exceeds"),
     (tables("{}".encode("utf-16")), "vocab.json: wanted a JSON file, got: 'utf-8'"),
