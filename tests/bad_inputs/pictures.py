@@ -49,7 +49,7 @@ ROWS = [
     (b"BM" + b"\xff" * 60, "cannot be decoded (62 bytes)"),
     (
         b"P6 99999 99999 255\n",
-        "more than 64000000 pixels: Image size (9999800001 pixels)",
+        "more than 64000000 pixels: Image size",
     ),
     (b"P3 2 2 255\n" + b"9" * 5000, "Token too long found in data"),
     (JPEG[:20], "20 bytes that are no picture"),
