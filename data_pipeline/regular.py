@@ -11,7 +11,7 @@ from data_pipeline.hints import printable
 LARGEST = 1 << 30
 """Larger files are refused: no picture and no annotation has a gigabyte."""
 
-LARGEST_JSON = 4 << 20
+LARGEST_JSON = 2 << 20
 """The same of configs, tables and records; Python needs 25 times as much for it."""
 
 

@@ -20,16 +20,16 @@ from safetensors import SafetensorError, safe_open
 from fmfa_jax.weights.damage import HEAD_BYTES, what_it_is
 from fmfa_jax.weights.tensors import (
     MAX_AXES,
-    MAX_TENSORS,
     StoredTensor,
     WeightsError,
+    check_names,
     dense_strides,
     shown,
 )
 from fmfa_jax.weights.torch_zip import read_zip
 
-# A header of a thousand layers has a fifth of it; Python needs 25 times as much for it.
-MAX_HEADER_BYTES = 4 * 2**20
+# A header of a thousand layers has half of it; Python needs 25 times as much for it.
+MAX_HEADER_BYTES = 2 * 2**20
 
 _SAFETENSORS_TYPES = {
     "F64": np.dtype(np.float64),
@@ -150,8 +150,7 @@ def _read_safetensors(path: Path, key: str) -> Archive:
             f"the safetensors file is truncated or damaged ({shown(error)}); download "
             "it again"
         ) from error
-    if len(names) > MAX_TENSORS:
-        raise WeightsError(f"{len(names)} tensors; the limit is {MAX_TENSORS}")
+    check_names(names)
     tensors = {name: _stored(path, name, header[name], 8 + length) for name in names}
     metadata = header.get("__metadata__") or {}
     return Archive(path, "safetensors", tensors, metadata, key=key, files=(path,))

@@ -8,9 +8,9 @@ from typing import Any
 from data_pipeline import regular
 from fmfa_jax.weights.archive import Archive, read_archive
 from fmfa_jax.weights.tensors import (
-    MAX_TENSORS,
     StoredTensor,
     WeightsError,
+    check_names,
     listed,
     shown,
 )
@@ -81,10 +81,7 @@ def _read_shards(index: Path) -> Archive:
     places = read_json(index, "an index of weights").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise WeightsError(f"{index} has no weight_map: it is no index of weights")
-    if len(places) > MAX_TENSORS:
-        raise WeightsError(
-            f"{index}: {len(places)} tensors; the limit is {MAX_TENSORS}"
-        )
+    check_names(places)
     names = sorted({_shard_name(index, name) for name in places.values()})
     if len(names) > MAX_SHARDS:
         raise WeightsError(f"{index}: {len(names)} shards; the limit is {MAX_SHARDS}")

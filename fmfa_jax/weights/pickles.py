@@ -24,8 +24,10 @@ from fmfa_jax.weights.tensors import UnsafePickleError, WeightsError, shown
 
 # Far above what the data.pkl of a model with a thousand layers has.
 MAX_PICKLE_BYTES = 16 * 2**20
-MAX_INSTRUCTIONS = 500_000
+MAX_INSTRUCTIONS = 250_000
 MAX_NAME = 500
+# Different ones: a TorchScript module has one for each of its classes.
+MAX_GLOBALS = 5000
 MAX_INT_BITS = 64
 
 STORAGE_TYPES = {
@@ -166,7 +168,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: list[Any] = []
-        self.named: dict[str, _Named] = {}
+        self.named: dict[tuple[Any, Any], _Named] = {}
 
     def run(self, data: bytes) -> Any:
         """Interpret a program and return what it leaves on the stack."""
@@ -239,9 +241,12 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         """Put a global by name, if a weight file may ask for it."""
-        wanted = check_name(module, name)
-        # One for each name, since a program may ask for the same very often.
-        self.stack.append(self.named.setdefault(wanted, _Named(wanted)))
+        # Each is checked once, since a program may ask for the same very often.
+        if (module, name) not in self.named:
+            if len(self.named) >= MAX_GLOBALS:
+                raise UnsafePickleError(f"more than {MAX_GLOBALS} different globals")
+            self.named[module, name] = _Named(check_name(module, name))
+        self.stack.append(self.named[module, name])
 
     def store(self, pairs: list[Any]) -> None:
         """Put keys and values into the mapping that is last on the stack."""

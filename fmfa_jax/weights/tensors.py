@@ -2,7 +2,7 @@
 """A tensor still in its file: validated first, memory-mapped when read."""
 
 import reprlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -24,6 +24,8 @@ MAX_LISTED, _ROW = 20, 140
 MAX_MESSAGE = 4000
 # More than any CLIP has with all its optimizer's, and than any tensor has.
 MAX_TENSORS, MAX_AXES = 20_000, 16
+# Of all names together, which are searched for dozens of patterns.
+MAX_LETTERS = 2**20
 # Values from files are shown in bounded time, however large or deeply nested.
 _VALUES = reprlib.Repr()
 _VALUES.maxlist = _VALUES.maxtuple = MAX_AXES
@@ -50,6 +52,16 @@ def shown(name: Any, most: int = 200) -> str:
     nested = isinstance(name, dict | list | tuple)
     text = _VALUES.repr(name) if nested else str(name)
     return printable(text if len(text) <= most else f"{text[:most]}...")
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse more names than any CLIP has, before they are looked at closely."""
+    letters = sum(map(len, names))
+    if len(names) > MAX_TENSORS or letters > MAX_LETTERS:
+        raise WeightsError(
+            f"{len(names)} tensors with names of {letters} letters together; the "
+            f"limits are {MAX_TENSORS} and {MAX_LETTERS}"
+        )
 
 
 def listed(rows: Sequence[str]) -> str:

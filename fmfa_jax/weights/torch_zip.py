@@ -23,6 +23,7 @@ from fmfa_jax.weights.tensors import (
     MAX_TENSORS,
     StoredTensor,
     WeightsError,
+    check_names,
     listed,
     overlaps,
     shown,
@@ -239,8 +240,7 @@ def _located(
     root: str,
 ) -> dict[str, StoredTensor]:
     tensors, problems = {}, []
-    if len(found) > MAX_TENSORS:
-        raise WeightsError(f"{len(found)} tensors; the limit is {MAX_TENSORS}")
+    check_names(found)
     for name, record in found.items():
         try:
             tensors[name] = _locate(path, record, entries, root)

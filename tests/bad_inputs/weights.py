@@ -162,7 +162,11 @@ PROGRAMS = [
     (b"", "the pickle is damaged (ValueError"),
     (b"\x80\x02X\xff\xff\xff\x7fa.", "the pickle is damaged (ValueError"),
     (b"I" + b"9" * 5000 + b"\n.", "the pickle is damaged (ValueError"),
-    (b"N0" * 250_001 + b"N.", "more than 500000 instructions"),
+    (b"N0" * 125_001 + b"N.", "more than 250000 instructions"),
+    (
+        b"".join(name("a", f"{i}") for i in range(5001)) + b".",
+        "more than 5000 different globals",
+    ),
     (under(name("torch._utils", "_rebuild_tensor_v2") + b")R"), "a tensor without"),
     (b"\x80\x02K\x01.", "but a int; save model.state_dict()"),
     (b"\x80\x02" + text("hello") + b".", "but a str; save model.state_dict()"),
@@ -323,7 +327,11 @@ SAFETENSORS = [
     ({"\x1b[2J": ENTRY_F32}, r"begin with \x1b[2J"),
     (
         {f"w{i}": EMPTY for i in range(20_001)} | {"w": ENTRY_F32},
-        "20002 tensors; the limit is 20000",
+        "20002 tensors with names of",
+    ),
+    (
+        {"w" * (2**20 + 1): ENTRY_F32},
+        "1 tensors with names of 1048577 letters together; the limits are",
     ),
     ({"visual.trunk.x": ENTRY_F32}, "this is open_clip with an image tower of timm"),
     ({"visual.layer1.x": ENTRY_F32}, "this is CLIP with a ResNet image tower"),
@@ -341,8 +349,8 @@ SAFETENSORS = [
     ),
 ]
 OTHER_SAFETENSORS = [
-    (struct.pack("<Q", 2**63) + b"{}", "the limit is 4194304"),
-    (struct.pack("<Q", 4 * 2**20 + 1) + b"{}", "the limit is 4194304"),
+    (struct.pack("<Q", 2**63) + b"{}", "the limit is 2097152"),
+    (struct.pack("<Q", 2 * 2**20 + 1) + b"{}", "the limit is 2097152"),
     (struct.pack("<Q", 100) + b"{}", "truncated or damaged"),
 ]
 

@@ -55,7 +55,7 @@ def read_prepared(name: str, data_dir: str) -> PersonDataset:
         str(folder),
         entries,
         image_folder=str(folder),
-        person_names=tuple(metadata.get("person_names") or ()),
+        person_names=_names(path, metadata.get("person_names"), entries),
         sources=_sources(builder, entries),
     )
     if dataset.fingerprint != metadata.get("fingerprint"):
@@ -65,6 +65,15 @@ def read_prepared(name: str, data_dir: str) -> PersonDataset:
             "prepare it again"
         )
     return dataset
+
+
+def _names(path: str, names: Any, entries: list[Entry]) -> tuple[str, ...]:
+    """Return the people's names, none if they have numbers only."""
+    texts = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    largest = max((e.person for e in entries if e.split == "train"), default=-1)
+    if not texts or 0 < len(names) <= largest:
+        raise AnnotationError(f"{path}: wanted person_names, a name of each person")
+    return tuple(names)
 
 
 def _entries(path: str, rows: Any) -> list[Entry]:
@@ -91,12 +100,14 @@ def _sources(
 ) -> dict[str, ImageSource]:
     random_access = builder.info.file_format == tfds.core.FileFormat.ARRAY_RECORD
     source = _RandomAccess if random_access else _InMemory
+    splits = builder.info.splits
     files = {
         split: [e.file for e in entries if e.split == split]
-        for split in builder.info.splits
+        for split in {*splits, *(e.split for e in entries)}
     }
     for split, names in files.items():
-        if (count := builder.info.splits[split].num_examples) != len(names):
+        count = splits[split].num_examples if split in splits else 0
+        if count != len(names):
             raise AnnotationError(
                 f"{builder.data_dir}: wanted {len(names)} records of split {split!r}, "
                 f"as metadata.json lists, got {count}: prepare it again"
