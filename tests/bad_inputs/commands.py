@@ -83,7 +83,7 @@ ROWS = [
     ("evaluation", "arguments are required"),
     ("evaluation magic {}", "invalid choice: 'magic'"),
     ("evaluation hubness {}", "is no run folder: say where to write"),
-    ("evaluation hubness {}/m --out {}/out", "no weight file at"),
+    ("evaluation hubness {}/m --out {}/out", "no run folder or weight file"),
     ("evaluation hubness {} cuhk --out {}/out", "wanted NAME:ROOT"),
     (
         "evaluation hubness {} nothing:{} --out {}/out",

@@ -96,7 +96,7 @@ ROWS = [
     ((METADATA, first(2, None)), "field 'person': wanted a person's number, or -1"),
     ((METADATA, first(3, "abc")), "field 'captions': wanted a list of texts"),
     ((METADATA, first(3, [5])), "field 'captions': wanted a list of texts"),
-    ((METADATA, first(2, 7)), "wanted records with fingerprint"),
+    ((METADATA, first(2, 7)), "wanted person_names, a name of each person"),
     ((METADATA, put(person_names=["a"])), "wanted person_names, a name"),
     ((METADATA, put(person_names=5)), "wanted person_names, a name"),
     (
@@ -105,7 +105,7 @@ ROWS = [
     ),
     ((METADATA, put(fingerprint=None)), "wanted records with fingerprint None"),
     ((METADATA, put(fingerprint="x" * 10**5)), "wanted records with fingerprint xxx"),
-    ((METADATA, renamed), "wanted 3 records of split 'train', as metadata.json lists"),
+    ((METADATA, renamed), "as metadata.json lists, got"),
 ]
 
 READERS = [Reader("TFDS folders", read, (AnnotationError, OSError), ROWS)]

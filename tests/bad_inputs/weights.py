@@ -79,7 +79,7 @@ PROGRAMS = [
         + b"q\x00("
         + b"N" * 50_000
         + b"tq\x010"
-        + b"h\x01R0h\x00" * 50_000
+        + b"h\x01R0h\x00" * 40_000
         + b"e.",
         "no state dict in this file, but a list",
     ),

@@ -103,7 +103,7 @@ def _sources(
     splits = builder.info.splits
     files = {
         split: [e.file for e in entries if e.split == split]
-        for split in {*splits, *(e.split for e in entries)}
+        for split in dict.fromkeys((*splits, *(e.split for e in entries)))
     }
     for split, names in files.items():
         count = splits[split].num_examples if split in splits else 0
