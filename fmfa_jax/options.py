@@ -11,12 +11,19 @@ steers; what a field may be stands beside it, once:
 import dataclasses
 import math
 import re
+import reprlib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from data_pipeline.hints import near, unknown
+from data_pipeline.hints import near, printable, unknown
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    str: (str, "a text"),
+    bool: (bool, "True or False"),
+    tuple: (tuple | list, "several numbers"),
+}
 
 
 @dataclass(frozen=True)
@@ -42,10 +49,10 @@ class Between:
         """Raise ValueError for what lies outside, is NaN or is infinite."""
         for number in value if isinstance(value, tuple | list) else (value,):
             if not isinstance(number, int | float):
-                raise ValueError(f"{key}: wanted a number, got {number!r}")
+                raise ValueError(f"{key}: wanted a number, got {_shown(number)}")
             # NaN compares as false; infinity would pass where there is no high end.
             if number == math.inf or not self._holds(number):
-                raise ValueError(f"{key}: wanted {self}, got {value!r}")
+                raise ValueError(f"{key}: wanted {self}, got {_shown(value)}")
 
     def _holds(self, number: int | float) -> bool:
         return self.low <= number <= self.high
@@ -84,15 +91,29 @@ class Options:
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self), include_extras=True)
         for field in dataclasses.fields(self):
-            for rule in getattr(hints[field.name], "__metadata__", ()):
-                key = f"config.{self.section}.{field.name}"
-                rule.check(key, getattr(self, field.name))
+            kind, value = hints[field.name], getattr(self, field.name)
+            key = f"config.{self.section}.{field.name}"
+            _check_kind(key, kind, value)
+            for rule in getattr(kind, "__metadata__", ()):
+                rule.check(key, value)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Options":
         """The section of a whole config, which may have keys for others as well."""
         values = config[cls.section]
         return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+
+
+def _check_kind(key: str, kind: Any, value: Any) -> None:
+    """Refuse a value of another kind than its field's, where rules take it for sure."""
+    plain = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+    wanted = _KINDS.get(typing.get_origin(plain) or plain)
+    if wanted and not isinstance(value, wanted[0]):
+        raise ValueError(f"{key}: wanted {wanted[1]}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return printable(reprlib.repr(value))
 
 
 def section_names(cls: type) -> dict[str, str]:

@@ -29,7 +29,7 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
         ValueError: Another line is not a JSON object with a step.
         OSError: The file cannot be read.
     """
-    lines = read_regular(path).splitlines()
+    lines = read_regular(path).split(b"\n")
     records = []
     for number, line in enumerate(lines, 1):
         values = entry(line)

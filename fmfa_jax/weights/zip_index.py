@@ -126,7 +126,8 @@ def _wide(extra: bytes, *numbers: int) -> tuple[int, ...]:
         kind, length = struct.unpack_from("<HH", extra, place)
         if kind == _EXTRA_64:
             values = extra[place + 4 : place + 4 + length]
-            wide = iter(struct.unpack(f"<{len(values) // 8}Q", values[: length & ~7]))
+            count = len(values) // 8  # fewer than it says where the field is cut
+            wide = iter(struct.unpack_from(f"<{count}Q", values))
             return tuple(next(wide, n) if n == _FULL else n for n in numbers)
         place += 4 + length
     return numbers

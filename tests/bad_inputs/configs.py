@@ -98,6 +98,12 @@ KINDS = {
     "seed": ("0", None),
     "losses.id": ("1",),
     "augment.flip": (None, "half"),
+    "data.name": (5, None),
+    "data.root": (5, ["data"]),
+    "init.path": (None,),
+    "init.drop_classifier": ("no", None),
+    "log.tensorboard": (1,),
+    "run.deterministic": ("yes",),
 }
 WORDS = {
     "method": ("fmf", "method='fmf' is not known; did you mean fmfa"),

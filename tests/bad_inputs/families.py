@@ -409,9 +409,7 @@ def options(draw: Random) -> Files:
     whole = cuhk.get_config(preset).to_dict()
     for _ in range(draw.choice((1, 1, 2))):
         section = draw.choice([key for key in whole if isinstance(whole[key], dict)])
-        if section == "data" or not whole[section]:
-            continue
-        key = draw.choice(list(whole[section]))
+        key = draw.choice(sorted(whole[section].keys() - {"options"}))
         whole[section][key] = mutations.mutated_value(draw, whole[section][key])
     return {"config": json.dumps([preset, whole]).encode()}
 
@@ -419,9 +417,11 @@ def options(draw: Random) -> Files:
 def read_options(folder: Path) -> object:
     preset, whole = json.loads((folder / "config").read_text())
     config = cuhk.get_config(preset).copy_and_resolve_references()
-    with config.unlocked(), config.ignore_type():
+    # What Python cannot put into a config is not the project's to refuse.
+    with contextlib.suppress(OverflowError), config.unlocked(), config.ignore_type():
         config.update(whole)
-    return asdict(settings.read(config).train)
+        return asdict(settings.read(config).train)
+    return None
 
 
 def families(folder: Path) -> list[Family]:

@@ -83,8 +83,8 @@ def mutated_value(draw: Random, value: Any) -> Any:
     if isinstance(value, str) and chance > 0.5:
         changes = (value + "\0", value * 50, value.upper(), "../" + value, value[::-1])
         return draw.choice((*changes, value + "\ud800", value[:-1], [value]))
-    if type(value) is int and chance > 0.5:
-        return draw.choice((value + 1, -value, value * 10**9, str(value), value / 2))
+    if type(value) is int and abs(value) < 10**300 and chance > 0.5:
+        return draw.choice((value + 1, -value, value * 10**9, str(value), value + 0.5))
     return draw.choice(VALUES)
 
 

@@ -253,7 +253,9 @@ def read_metrics(folder: Path, content: bytes) -> object:
 STEP = b'{"step": 1, "epoch": 1}\n'
 METRICS = [
     (b"", "has no record yet: nothing to plot"),
-    (b"{\n", "has no record yet: nothing to plot"),
+    (b"{", "has no record yet: nothing to plot"),
+    (b"{\n", "line 1: expected a JSON object with a step, got {"),
+    (b"\r\x1b[2J\n" + STEP, r"line 1: expected a JSON object with a step, got \r\x1b"),
     (b"none\n" + STEP, "line 1: expected a JSON object with a step, got none"),
     (STEP + b"[]\n" + STEP, "line 2: expected a JSON object with a step, got []"),
     (b"{}\n" + STEP, "line 1: expected a JSON object with a step, got {}"),

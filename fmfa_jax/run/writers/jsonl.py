@@ -54,7 +54,9 @@ def entry(line: bytes) -> dict[str, Any]:
     """Return what a line holds; empty if that is no entry, a mapping with a step."""
     try:
         found = json.loads(line.decode("utf-8"))
-        return found if type(found["step"]) in (int, float) else {}
+        step = found["step"]
+        # False for NaN, infinities and what no counter reaches.
+        return found if type(step) in (int, float) and abs(step) < 2**53 else {}
     except (ValueError, LookupError, TypeError, RecursionError):
         return {}
 
