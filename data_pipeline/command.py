@@ -48,8 +48,8 @@ def local(path: str, *, what: str) -> str:
     if path.startswith("~") and expanded == path and not os.path.exists(path):
         user = printable(path.split("/")[0][:100])
         raise ValueError(
-            f"{what}: wanted a path, got {printable(path[:500])!r}, but there is no home "
-            f"folder of {user}; write ./{user} for a name that begins with ~"
+            f"{what}: wanted a path, got {printable(path[:500])!r}, but there is no "
+            f"home folder of {user}; write ./{user} for a name that begins with ~"
         )
     return expanded
 

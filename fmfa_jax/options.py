@@ -89,19 +89,24 @@ class Options:
         cls.section = section or cls.section
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        for field in dataclasses.fields(self):
-            kind, value = hints[field.name], getattr(self, field.name)
-            key = f"config.{self.section}.{field.name}"
-            _check_kind(key, kind, value)
-            for rule in getattr(kind, "__metadata__", ()):
+        self.check({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        """Raise ValueError for a value that its field does not take."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        for name, value in values.items():
+            key = f"config.{cls.section}.{name}"
+            _check_kind(key, hints[name], value)
+            for rule in getattr(hints[name], "__metadata__", ()):
                 rule.check(key, value)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Options":
         """The section of a whole config, which may have keys for others as well."""
-        values = config[cls.section]
-        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+        own = {f.name: config[cls.section][f.name] for f in dataclasses.fields(cls)}
+        cls.check(own)
+        return cls(**own)
 
 
 def _check_kind(key: str, kind: Any, value: Any) -> None:

@@ -125,7 +125,7 @@ def open_shard(path: Path) -> Shard:
     try:
         archive = read_archive(path)
         arrays = {name: archive.tensors[name].read() for name in _TENSORS}
-        shard = Shard(path, **arrays, checksum=archive.metadata["checksum"])
+        written = archive.metadata["checksum"]
     except (OSError, ValueError) as error:
         raise _damaged(path, error) from error
     except KeyError as error:
@@ -135,9 +135,9 @@ def open_shard(path: Path) -> Shard:
     lengths = {len(arrays[name]) for name in ("rows", "ends", "sizes", "mtimes")}
     if not right or len(lengths) > 1 or 0 in lengths:
         raise _damaged(path, "its tensors do not fit each other")
-    if not _parted(shard.ends, len(shard.names)):
+    if not _parted(arrays["ends"], len(arrays["names"])):
         raise _damaged(path, "its names do not end where they should")
-    return shard
+    return Shard(path, **arrays, checksum=written)
 
 
 def _parted(ends: Int64[np.ndarray, "g"], total: int) -> bool:

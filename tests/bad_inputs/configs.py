@@ -96,7 +96,6 @@ KINDS = {
     "optimizer.lr": ("1e-5", None),
     "model.image_size": ("384x128", (384, None)),
     "seed": ("0", None),
-    "losses.id": ("1",),
     "augment.flip": (None, "half"),
     "data.name": (5, None),
     "data.root": (5, ["data"]),

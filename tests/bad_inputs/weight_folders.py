@@ -122,7 +122,7 @@ ROWS = [
     (raw_open_clip(b'{"model_cfg": {"vision_cfg": {}}}'), "KeyError: 'text_cfg'"),
     (
         raw_open_clip(b'{"model_cfg":{"vision_cfg":[],"text_cfg":{}}}'),
-        "AttributeError",
+        "is not an open_clip config",
     ),
     (open_clip({"timm_model_name": "vit"}), "vision_cfg.timm_model_name is vit"),
     (open_clip({"mlp_ratio": 3}), "vision_cfg.mlp_ratio is 3, expected 4.0"),
