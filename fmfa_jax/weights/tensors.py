@@ -19,9 +19,8 @@ FLOAT_TYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 # A command that takes what the caller's own may not.
 IMPORT = "python -m fmfa_jax.weights import FILE OUT"
-# Names in one error, and letters of each; the first ones tell what is wrong.
-MAX_LISTED, _ROW = 20, 140
-MAX_MESSAGE = 4000
+# Names in one error, and letters of all of it; the first ones tell what is wrong.
+MAX_LISTED, MAX_MESSAGE = 20, 4000
 # More than any CLIP has with all its optimizer's, and than any tensor has.
 MAX_TENSORS, MAX_AXES = 20_000, 16
 # Of all names together, which are searched for dozens of patterns.
@@ -66,9 +65,13 @@ def check_names(names: Collection[str]) -> None:
 
 def listed(rows: Sequence[str]) -> str:
     """Return at most `MAX_LISTED` rows, one a line, and how many more there are."""
-    lines = [f"  {shown(row, _ROW)}" for row in rows[:MAX_LISTED]]
-    if len(rows) > MAX_LISTED:
-        lines.append(f"  and {len(rows) - MAX_LISTED} more")
+    lines: list[str] = []
+    room = MAX_MESSAGE - 1000
+    while len(lines) < min(len(rows), MAX_LISTED) and room > 0:
+        lines.append(f"  {shown(rows[len(lines)], 500)}")
+        room -= len(lines[-1])
+    if len(rows) > len(lines):
+        lines.append(f"  and {len(rows) - len(lines)} more")
     return "\n".join(lines)
 
 

@@ -7,6 +7,7 @@ reads may be wrong only in the ways that its readers declare.
 
 import contextlib
 import functools
+import hashlib
 import json
 import struct
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ from fmfa_jax.run.writers import jsonl
 from fmfa_jax.search import shards, store
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.training import settings
+from fmfa_jax.weights.native import write_safetensors
 from fmfa_jax.weights.opened import run_config
 from fmfa_jax.weights.tokenizer_files import tokenizer_of
 from tests.bad_inputs import mutations, prepared, records, tokenizers
@@ -82,6 +84,13 @@ def weight_files(folder: Path) -> dict[str, bytes]:
     files = {name: (folder / name).read_bytes() for name in names}
     official = weights.read_archive(folder / "official").tensors
     tensors = {name: tensor.read() for name, tensor in official.items()}
+    towers = {
+        name.removeprefix("base_model."): tensor
+        for name, tensor in tensors.items()
+        if name.startswith("base_model.")
+    }
+    write_safetensors(folder / "open_clip", towers, {})
+    files["open_clip"] = (folder / "open_clip").read_bytes()
     files["archive"] = archive(*state_dict(tensors))
     program, storages = state_dict({f"module.{n}": t for n, t in tensors.items()})
     inside = program[2:-1]
@@ -148,9 +157,9 @@ class WeightFamilies:
         sizes = {"image_size": [32, 16], "patch_size": 8, "width": 64, "layers": 1}
         text = {"context_length": 12, "vocab_size": 80, "width": 64, "heads": 1}
         model = {"embed_dim": 64, "vision_cfg": sizes, "text_cfg": text}
-        whole = {"model_cfg": model, "preprocess_cfg": {"mean": [0.5] * 3}}
+        whole = {"model_cfg": model, "preprocess_cfg": {"interpolation": "bicubic"}}
         return {
-            "open_clip_model.safetensors": self.files["official"],
+            "open_clip_model.safetensors": self.files["open_clip"],
             "open_clip_config.json": mutated_json(draw, whole),
         }
 
@@ -351,7 +360,7 @@ def read_index(folder: Path) -> object:
 
 def sealed(draw: Random) -> Files:
     """A step whose manifest was damaged, or changed and sealed again."""
-    files = {"a": records.FILE | {"bytes": 1}}
+    files = {"a": {"bytes": 1, "sha256": hashlib.sha256(b"x").hexdigest()}}
     body = records.BODY | {"files": files, "arrays": {"w": "float32[2]"}}
     if draw.random() < 0.5:
         body = mutations.mutated_value(draw, body)
