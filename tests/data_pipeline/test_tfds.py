@@ -14,18 +14,19 @@ from data_pipeline.datasets.tfds.__main__ import main as prepare
 from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 CUHK = LAYOUTS["cuhk_pedes"]
+# Enough for two shards to share a split.
+ENTRIES = [
+    entry | {"file_path": f"{copy}/{entry['file_path']}"}
+    for copy in range(3)
+    for entry in tiny_entries(CUHK)
+]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A data set in CUHK's layout, large enough for two shards to share a split."""
+    """A data set in CUHK's layout."""
     root = tmp_path_factory.mktemp("files")
-    entries = [
-        entry | {"file_path": f"{copy}/{entry['file_path']}"}
-        for copy in range(3)
-        for entry in tiny_entries(CUHK)
-    ]
-    write_layout(root, CUHK, entries)
+    write_layout(root, CUHK, ENTRIES)
     return root
 
 
@@ -65,8 +66,7 @@ def test_shards_of_other_data_are_noticed(prepared, tmp_path):
     with pytest.raises(AnnotationError, match=r"metadata.json: wanted records with"):
         open_dataset("tfds:cuhk_pedes", str(tmp_path / "copy"))
 
-    entries = tiny_entries(CUHK)
-    other = write_layout(tmp_path / "other", CUHK, entries[::-1])
+    other = write_layout(tmp_path / "other", CUHK, ENTRIES[::-1])
     out = tmp_path / "out"
     prepare(["cuhk_pedes", f"--manual_dir={other}", f"--data_dir={out}"])
     there = out / "cuhk_pedes/1.0.0/metadata.json"
