@@ -84,6 +84,7 @@ ROWS = [
     (vision(fmfa_image_size=5), "is not a CLIP config"),
     (vision(fmfa_image_size=[224, 224, 3]), "is not a CLIP config (too many values"),
     (vision(fmfa_image_size=[32, 32]), "fmfa_image_size 32 x 32 does not fit its grid"),
+    (vision(fmfa_image_size=[224, 31]), "224 x 31 does not fit its grid"),
     (vision(hidden_size="768"), "is not a CLIP config"),
     (vision(hidden_size=[768]), "is not a CLIP config"),
     (vision(hidden_size=1280), "num_attention_heads is 12, expected 20"),
