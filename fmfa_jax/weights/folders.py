@@ -20,7 +20,8 @@ _PLAIN = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 INDEX = ".index.json"
 FILES = (*RUN_FILES, *_PLAIN, *(name + INDEX for name in _PLAIN), *_OPEN_CLIP)
-MAX_SHARDS = 100
+# Each costs what a file may cost; a CLIP of 2.5 billion parameters has three.
+MAX_SHARDS = 16
 
 
 def open_archive(path: str | Path, key: str = "") -> Archive:
