@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import regular
 from data_pipeline.hints import printable
-from data_pipeline.regular import read_regular
 
 START, END, MASK = "<|startoftext|>", "<|endoftext|>", "<|mask|>"
 WORD_END = "</w>"
@@ -19,7 +19,7 @@ _JOINT = "tokenizer.json"
 TABLES = (("vocab.json", "merges.txt"), (_JOINT,))
 """The files that hold the tables of a folder; the first that are there are read."""
 
-LARGEST_TABLE = 64 << 20
+LARGEST_TABLE = 16 << 20
 """Larger files are refused; CLIP's have 1 MB."""
 
 _CLIP_VOCABULARY = 49408
@@ -204,8 +204,8 @@ def read_tables(folder: Path) -> tuple[dict[str, int], list[Merge]]:
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(read_regular(path, largest=LARGEST_TABLE).decode("utf-8"))
-    except (ValueError, RecursionError) as error:
+        return regular.read_json(path, largest=LARGEST_TABLE)
+    except ValueError as error:
         raise ValueError(f"{path}: wanted a JSON file, got: {error}") from error
 
 
@@ -225,24 +225,29 @@ def _joint_tables(path: Path, tables: Any) -> tuple[dict[str, int], list[Placed]
     if not isinstance(vocabulary, dict) or not isinstance(merges, list):
         raise ValueError(f"{path}: wanted model.vocab, an object, and model.merges")
     added = tables.get("added_tokens") or []
-    if not all(isinstance(token, dict) for token in added):
+    if not isinstance(added, list) or not all(map(_is_token, added)):
         raise ValueError(f"{path}: wanted added_tokens to be a list of objects")
-    extra = {str(token.get("content")): token.get("id") for token in added}
+    extra = {token["content"]: token.get("id") for token in added}
     # Early files write a merge as one text, later ones as two.
     pairs = (each.split(" ") if isinstance(each, str) else each for each in merges)
     placed = [
-        (
-            f"{path}, merge {number}",
-            tuple(map(str, pair)) if isinstance(pair, list) else (),
-        )
+        (f"{path}, merge {number}", tuple(pair) if _is_texts(pair) else ())
         for number, pair in enumerate(pairs)
     ]
     return vocabulary | extra, placed
 
 
+def _is_token(token: Any) -> bool:
+    return isinstance(token, dict) and isinstance(token.get("content"), str)
+
+
+def _is_texts(pair: Any) -> bool:
+    return isinstance(pair, list) and all(isinstance(each, str) for each in pair)
+
+
 def _read_merges(path: Path) -> list[Placed]:
     try:
-        text = read_regular(path, largest=LARGEST_TABLE).decode("utf-8")
+        text = regular.read_regular(path, largest=LARGEST_TABLE).decode("utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: wanted UTF-8, got: {error}") from error
     lines = list(enumerate(text.split("\n"), start=1))

@@ -41,14 +41,15 @@ def local(path: str, *, what: str) -> str:
         way = f"mount the {scheme}:// address or copy its files"
         way = f"leave out {scheme}://" if scheme == "file" else way
         raise ValueError(
-            f"{what}: wanted a path on a mounted disk, got {printable(path)!r}; {way}"
+            f"{what}: wanted a path on a mounted disk, got {printable(path[:500])!r}; "
+            f"{way}"
         )
     expanded = os.path.expanduser(path)
     if path.startswith("~") and expanded == path and not os.path.exists(path):
-        user = printable(path.split("/")[0])
+        user = printable(path.split("/")[0][:100])
         raise ValueError(
-            f"{what}: wanted a path, got {printable(path)!r}, but there is no home "
-            f"folder of {user}; write ./{user} for a name that begins with ~"
+            f"{what}: wanted a path, got {printable(path[:500])!r}, but there is no "
+            f"home folder of {user}; write ./{user} for a name that begins with ~"
         )
     return expanded
 

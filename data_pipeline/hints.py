@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 def near(got: str, known: Iterable[str]) -> list[str]:
     """Return up to three of the known names that resemble a mistyped one."""
-    return difflib.get_close_matches(got.lower(), list(known), n=3, cutoff=0.5)
+    return difflib.get_close_matches(got[:99].lower(), list(known), n=3, cutoff=0.5)
 
 
 def unknown(what: str, got: str, known: Iterable[str]) -> str:
@@ -19,6 +19,7 @@ def unknown(what: str, got: str, known: Iterable[str]) -> str:
         known: The names that exist: similar ones are suggested, and all are listed.
     """
     known = [str(each) for each in known]
+    got = got if len(got) < 200 else f"{got[:200]}..."
     similar = near(got, known)
     hint = f"; did you mean {' or '.join(similar)}?" if similar else "."
     return f"{what}={got!r} is not known{hint} Possible: {', '.join(known) or 'none'}"

@@ -2,6 +2,7 @@
 """JPEG files as rows of segments: to drop metadata, or to supply a missing end."""
 
 import random
+import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ _CODING = (0xE0, 0xEE)
 """APP0 and APP14 say how colours are coded."""
 _USEFUL = (0xE1, 0xE2)
 """APP1 has EXIF with the orientation, APP2 the colour profile."""
+_MARKER = re.compile(rb"\xff[^\x00\xff\xd0-\xd7]")
 _TAILS, _TAIL_BYTES = 10, 64
 
 
@@ -71,12 +73,8 @@ def endings(encoded: bytes) -> Iterator[bytes]:
 
 def _next_marker(encoded: bytes, place: int) -> int:
     """Return where the next marker is that is no restart and no stuffed byte."""
-    while (place := encoded.find(b"\xff", place)) >= 0:
-        follows = encoded[place + 1 : place + 2]
-        if follows and follows[0] not in (0x00, 0xFF, *_RESTARTS):
-            return place
-        place += 1
-    return len(encoded)
+    found = _MARKER.search(encoded, place)
+    return found.start() if found else len(encoded)
 
 
 def _has_all_scans(encoded: bytes) -> bool:

@@ -27,6 +27,7 @@ LONGEST_WORD = 4096
 """Letters that are kept of a word, since byte pairs cost the square of its length. More
 would only matter beyond the largest number of text positions."""
 
+_MOST_MARKS = 30
 _LITERAL = re.compile("|".join(map(re.escape, (START, END))))
 
 
@@ -146,10 +147,26 @@ def clean(caption: str) -> str:
     """
     if len(caption) > LONGEST_WORD:
         caption = _cut_words(caption, 16 * LONGEST_WORD)  # entities shrink
+        caption = _cut_marks(caption)
     # Printable ASCII without entities needs no repair, which takes 3/4 of the time.
     if not caption.isascii() or not caption.isprintable() or "&" in caption:
         caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
     return _cut_words(caption, LONGEST_WORD).lower()
+
+
+def _cut_marks(text: str) -> str:
+    """Return a text with at most 30 marks on a letter, as Unicode's annex 15 advises.
+
+    To bring them into their order costs the square of their number.
+    """
+    if text.isascii():
+        return text
+    kept, marks = [], 0
+    for letter in text:
+        marks = marks + 1 if unicodedata.combining(letter) else 0
+        if marks <= _MOST_MARKS:
+            kept.append(letter)
+    return "".join(kept)
 
 
 def _cut_words(text: str, length: int) -> str:

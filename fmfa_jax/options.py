@@ -11,12 +11,19 @@ steers; what a field may be stands beside it, once:
 import dataclasses
 import math
 import re
+import reprlib
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
-from data_pipeline.hints import near, unknown
+from data_pipeline.hints import near, printable, unknown
+
+_KINDS: dict[Any, tuple[Any, str]] = {
+    str: (str, "a text"),
+    bool: (bool, "True or False"),
+    tuple: (tuple | list, "several numbers"),
+}
 
 
 @dataclass(frozen=True)
@@ -41,9 +48,11 @@ class Between:
     def check(self, key: str, value: Any) -> None:
         """Raise ValueError for what lies outside, is NaN or is infinite."""
         for number in value if isinstance(value, tuple | list) else (value,):
+            if not isinstance(number, int | float):
+                raise ValueError(f"{key}: wanted a number, got {_shown(number)}")
             # NaN compares as false; infinity would pass where there is no high end.
             if number == math.inf or not self._holds(number):
-                raise ValueError(f"{key}: wanted {self}, got {value!r}")
+                raise ValueError(f"{key}: wanted {self}, got {_shown(value)}")
 
     def _holds(self, number: int | float) -> bool:
         return self.low <= number <= self.high
@@ -80,17 +89,36 @@ class Options:
         cls.section = section or cls.section
 
     def __post_init__(self) -> None:
-        hints = typing.get_type_hints(type(self), include_extras=True)
-        for field in dataclasses.fields(self):
-            for rule in getattr(hints[field.name], "__metadata__", ()):
-                key = f"config.{self.section}.{field.name}"
-                rule.check(key, getattr(self, field.name))
+        self.check({f.name: getattr(self, f.name) for f in dataclasses.fields(self)})
+
+    @classmethod
+    def check(cls, values: Mapping[str, Any]) -> None:
+        """Raise ValueError for a value that its field does not take."""
+        hints = typing.get_type_hints(cls, include_extras=True)
+        for name, value in values.items():
+            key = f"config.{cls.section}.{name}"
+            _check_kind(key, hints[name], value)
+            for rule in getattr(hints[name], "__metadata__", ()):
+                rule.check(key, value)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Options":
         """The section of a whole config, which may have keys for others as well."""
-        values = config[cls.section]
-        return cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+        own = {f.name: config[cls.section][f.name] for f in dataclasses.fields(cls)}
+        cls.check(own)
+        return cls(**own)
+
+
+def _check_kind(key: str, kind: Any, value: Any) -> None:
+    """Refuse a value of another kind than its field's, where rules take it for sure."""
+    plain = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
+    wanted = _KINDS.get(typing.get_origin(plain) or plain)
+    if wanted and not isinstance(value, wanted[0]):
+        raise ValueError(f"{key}: wanted {wanted[1]}, got {_shown(value)}")
+
+
+def _shown(value: Any) -> str:
+    return printable(reprlib.repr(value))
 
 
 def section_names(cls: type) -> dict[str, str]:
@@ -140,7 +168,8 @@ def mistyped(arguments: Iterable[str], known: Iterable[str]) -> str:
     known = list(known)
     for argument in arguments:
         name = argument.partition("=")[0]
-        key = re.sub(r"\['(\w+)'\]", r".\1", name.removeprefix("--config."))
+        name = re.sub(r"\['(\w+)'\]", r".\1", name)
+        key = name.removeprefix("--config.")
         if key == name or any(f"{each}.".startswith(f"{key}.") for each in known):
             continue
         similar = [x for x in known if x.split(".")[-1] == key.split(".")[-1]]

@@ -12,12 +12,15 @@ from pathlib import Path
 
 from data_pipeline.datasets.paths import is_inside
 from data_pipeline.hints import printable
-from data_pipeline.regular import read_regular
+from data_pipeline.regular import LARGEST, read_json
 
 SPLITS = ("train", "val", "test")
 _SPLIT_NAMES = {"training": "train", "testing": "test", "valid": "val"}
 _SPLIT_NAMES |= {"validation": "val"} | {name: name for name in SPLITS}
 LARGEST_PERSON = 2**31 - 1  # ids travel as int32
+LONGEST_PATH = 4096  # no file system takes more, and to follow it costs its square
+LONGEST_NAME = 1000
+"""Letters of a person's name: Unicode's forms may cost the square of their number."""
 # Values are shown in bounded time, however large or deeply nested they are.
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 70
@@ -90,6 +93,8 @@ class RawEntry:
             return str(value)
         if not isinstance(value, str) or not _is_unicode(value):
             raise self.error(name, "a text or a whole number")
+        if len(value) > LONGEST_NAME:
+            raise self.error(name, f"at most {LONGEST_NAME} letters")
         return unicodedata.normalize("NFC", value).strip() or None
 
     def person(self, name: str) -> int | None:
@@ -116,6 +121,8 @@ class RawEntry:
         inside the image folder are followed.
         """
         value = self.text(name)
+        if len(value) > LONGEST_PATH:
+            raise self.error(name, f"a path of at most {LONGEST_PATH} letters")
         if not is_inside(value):
             raise self.error(name, "a relative path inside the image folder, no '..'")
         return value
@@ -128,9 +135,8 @@ def read_json_list(path: Path) -> list[RawEntry]:
         AnnotationError: If it is not JSON, not a list of objects, or empty.
     """
     try:
-        entries = json.loads(read_regular(path).decode("utf-8-sig"))
-    # ValueError: also numbers of thousands of digits, which Python does not convert.
-    except (OSError, ValueError, RecursionError) as error:
+        entries = read_json(path, largest=LARGEST)
+    except (OSError, ValueError) as error:
         raise AnnotationError(f"{path}: wanted a JSON file, got: {error}") from error
     if not isinstance(entries, list) or not entries:
         raise AnnotationError(

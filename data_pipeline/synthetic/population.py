@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_pipeline import hints
+from data_pipeline.regular import read_json
 from data_pipeline.synthetic import scene
 from data_pipeline.synthetic.attributes import Identity, identity_attributes
 from data_pipeline.synthetic.captions import write_caption
@@ -131,7 +132,7 @@ def recorded_options(root: str | os.PathLike[str]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: There is none.
-        ValueError: It was drawn by another edition of the code.
+        ValueError: It was drawn by another edition of the code, or is damaged.
     """
     record = Path(root).expanduser() / RECORD
     if not record.is_file():
@@ -139,13 +140,31 @@ def recorded_options(root: str | os.PathLike[str]) -> dict[str, Any]:
             f"no drawn people in {root}: {record} is missing; draw them with python -m "
             "data_pipeline.synthetic, or name the folder of a run's data.root"
         )
-    found = json.loads(record.read_text(encoding="utf-8"))
+    found = _recorded(record)
     if (edition := found.pop("edition", None)) != EDITION:
         raise ValueError(
             f"{record}: wanted people drawn by edition {EDITION}, got {edition}; draw "
             "them again, into another folder"
         )
-    return found | {"image_size": tuple(found["image_size"])}
+    size = found.get("image_size")
+    if found.keys() != set(OPTIONS) or not isinstance(size, list):
+        raise ValueError(f"{record}: wanted the options {', '.join(OPTIONS)}")
+    return found | {"image_size": tuple(size)}
+
+
+def _recorded(record: Path) -> dict[str, Any]:
+    """Return what a population.json holds.
+
+    Raises:
+        ValueError: It cannot be read.
+    """
+    try:
+        found = read_json(record)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{record}: wanted a JSON file, got: {error}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{record}: wanted an object with the options")
+    return found
 
 
 def people_of(root: str | os.PathLike[str]) -> dict[int, Identity]:
@@ -235,7 +254,7 @@ def _is_there(target: Path, options: Options) -> bool:
             "wanted an empty or absent folder for a synthetic population, but "
             f"{target} holds something else; choose another folder"
         )
-    found = json.loads(record.read_text(encoding="utf-8"))
+    found = _recorded(record)
     wanted = json.loads(json.dumps(asdict(options)))
     keys = sorted(found.keys() | wanted.keys())
     differing = [

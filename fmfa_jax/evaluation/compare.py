@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from data_pipeline.hints import printable
+from data_pipeline.regular import read_json
 from fmfa_jax import weights
 from fmfa_jax.evaluation.runs import Run
 from fmfa_jax.evaluation.tables import FIGURES, SIZES, Cell, Spread, Table, read_table
@@ -163,7 +164,7 @@ def _evaluated(path: Path) -> Table:
         ValueError: It is something else.
     """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
         what = f"{record['dataset']} {record['split']}"
         rows = tuple(
             (what, name, *_figures(record[key])) for key, name in _DIRECTIONS.items()

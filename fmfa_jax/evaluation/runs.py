@@ -121,10 +121,19 @@ class Run:
             ValueError: It does not say; or see `open_dataset`.
         """
         config, prefix = self.config, "data.options."
-        if missing := {"data.name", "data.root"} - config.keys():
+        told = {key: config.get(key) for key in ("data.name", "data.root")}
+        if missing := [key for key, value in told.items() if not value]:
             raise ValueError(
                 f"{self.folder / 'config.json'}: wanted the run's data set, but "
-                f"{' and '.join(sorted(missing))} is missing"
+                f"{' and '.join(missing)} is missing"
+            )
+        people = config.get("data.people", 1.0)
+        if not isinstance(people, int | float) or not all(
+            isinstance(value, str) for value in told.values()
+        ):
+            raise ValueError(
+                f"{self.folder / 'config.json'}: wanted data.name and data.root as "
+                "texts and data.people as a number"
             )
         # JSON has lists where configs have tuples.
         options = {
@@ -132,9 +141,8 @@ class Run:
             for key, value in config.items()
             if key.startswith(prefix)
         }
-        root = self.root or config["data.root"]
-        people = config.get("data.people", 1.0)
-        return open_dataset(config["data.name"], root, people=people, **options)
+        root = self.root or told["data.root"]
+        return open_dataset(told["data.name"], root, people=people, **options)
 
     def features(self, split: Split) -> SplitFeatures:
         """Encode a split."""
@@ -171,7 +179,8 @@ class Run:
 
     @property
     def _batch(self) -> int:
-        return int(weights.run_config(self.path).get("eval.batch_size", _BATCH))
+        told = weights.run_config(self.path).get("eval.batch_size")
+        return told if type(told) is int and told > 0 else _BATCH
 
 
 def open_data(text: str) -> PersonDataset:

@@ -2,13 +2,13 @@
 """A table of results: as Markdown to read, as CSV and JSON for other programs."""
 
 import csv
-import json
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.regular import read_json
 from fmfa_jax.evaluation.metrics import RetrievalMetrics
 from fmfa_jax.evaluation.published import Published
 from fmfa_jax.files import write_json, write_text, writing
@@ -61,6 +61,20 @@ class Table:
     notes: tuple[str, ...] = ()
     lines: bool = False
 
+    def is_sound(self) -> bool:
+        """Whether each row has as many cells as there are columns, and of their kinds.
+
+        A table that was read from a file may be anything.
+        """
+        texts = (self.title, *self.labels, *self.figures, *self.notes)
+        width = len(self.labels) + len(self.figures)
+        cells = [cell for row in self.rows for cell in row]
+        return (
+            all(isinstance(text, str) for text in texts)
+            and all(len(row) == width for row in self.rows)
+            and all(isinstance(cell, Cell) for cell in cells)
+        )
+
     @property
     def markdown(self) -> str:
         """The aligned table, with title and notes."""
@@ -96,11 +110,14 @@ def read_table(path: str | Path) -> Table:
         OSError: It cannot be read.
     """
     try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = read_json(path)
         rows = tuple(tuple(row) for row in found.pop("rows"))
         names = ("labels", "figures", "notes")
         known = {name: tuple(found.pop(name)) for name in names}
-        return Table(**found | known, rows=rows)
+        table = Table(**found | known, rows=rows)
+        if not table.is_sound():
+            raise TypeError("rows of other lengths or kinds")
+        return table
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path}: wanted a table that a protocol wrote") from error
 

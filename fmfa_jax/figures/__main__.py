@@ -23,6 +23,7 @@ from jaxtyping import UInt8
 from data_pipeline import images
 from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.records import Split
+from data_pipeline.regular import read_regular
 from fmfa_jax import evaluation, figures, models
 from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.evaluation.runs import Run
@@ -180,7 +181,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
     if args.pair is None:
         if args.query is None or args.image is None:
             raise ValueError("expected --pair N, or both --query TEXT and --image FILE")
-        return Asked(args.query, args.image.read_bytes(), args.image.name)
+        return Asked(args.query, read_regular(args.image), args.image.name)
     split = run.data.evaluation_split(args.split)
     if not 0 <= args.pair < len(split.pairs):
         raise ValueError(
@@ -190,7 +191,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
     pair = split.pairs[args.pair]
     caption = pair.caption if args.query is None else args.query
     if args.image is not None:
-        return Asked(caption, args.image.read_bytes(), args.image.name)
+        return Asked(caption, read_regular(args.image), args.image.name)
     file = split.images[pair.image].file
     origin = f"{split.name}, pair {args.pair}, {file}"
     return Asked(caption, split.read(pair.image), origin)

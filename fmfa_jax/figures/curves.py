@@ -1,16 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Curves of a run: losses, learning rate and retrieval over the epochs."""
 
-import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from data_pipeline.hints import printable
+from data_pipeline.regular import read_json, read_regular
 from fmfa_jax.figures import plots
+from fmfa_jax.run.writers.jsonl import entry
 
 _SHOWN = ("r1", "mAP")
+_LARGEST = sys.float_info.max
 
 Record = Mapping[str, float]
 
@@ -22,21 +26,26 @@ def read_metrics(path: str | Path) -> list[dict[str, float]]:
     were not finite, which are stored as null.
 
     Raises:
-        ValueError: Another line is not a JSON object.
+        ValueError: Another line is not a JSON object with a step.
+        OSError: The file cannot be read.
     """
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_regular(path).split(b"\n")
     records = []
-    for number, text in enumerate(lines, 1):
-        try:
-            values = dict(json.loads(text))
-        except (ValueError, TypeError) as error:
-            if number == len(lines):
-                break
+    for number, line in enumerate(lines, 1):
+        values = entry(line)
+        if not values and number < len(lines):
+            came = printable(line[:60].decode(errors="replace"))
             raise ValueError(
-                f"{path}, line {number}: expected a JSON object, got {text[:60]!r}"
-            ) from error
-        records.append({k: float(v) for k, v in values.items() if v is not None})
+                f"{path}, line {number}: expected a JSON object with a step, got {came}"
+            )
+        if values:
+            records.append({k: float(v) for k, v in values.items() if _is_number(v)})
     return records
+
+
+def _is_number(value: object) -> bool:
+    # JSON has whole numbers that no float holds.
+    return isinstance(value, int | float) and abs(value) <= _LARGEST
 
 
 def write_curves(metrics: str | Path, path: str | Path) -> Path:
@@ -67,10 +76,19 @@ def write_curves(metrics: str | Path, path: str | Path) -> Path:
 
 
 def read_losses(path: str | Path) -> list[str]:
-    """Return the names of the losses in a run's config.json, none if it is missing."""
+    """Return the names of the losses in a run's config.json, none if it is missing.
+
+    Raises:
+        ValueError: It is no config.
+    """
     if not Path(path).is_file():
         return []
-    config = json.loads(Path(path).read_text(encoding="utf-8"))
+    try:
+        config = read_json(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: wanted the config of a run, got: {error}") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path}: wanted the config of a run")
     prefix = "losses."
     return [key.removeprefix(prefix) for key in config if key.startswith(prefix)]
 

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 from data_pipeline.hints import unknown
 from data_pipeline.records import Split
 from fmfa_jax import models
+from fmfa_jax.options import Between
 
 Batch = Mapping[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
@@ -281,9 +282,6 @@ def check_weights(weights: Mapping[str, float], terms: Sequence[str]) -> None:
     for name, weight in weights.items():
         if name not in terms:
             raise ValueError(unknown("config.losses", name, terms))
-        if not (np.isfinite(weight) and weight >= 0):
-            raise ValueError(
-                f"config.losses.{name}: wanted a weight of at least 0, got {weight}"
-            )
+        Between(0).check(f"config.losses.{name}", weight)
     if not any(weights.values()):
         raise ValueError("all weights in config.losses are 0; wanted at least one loss")

@@ -17,6 +17,7 @@ from typing import Any
 
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
+from data_pipeline.regular import read_json
 
 MANIFEST = "manifest.json"
 # Bookkeeping that Orbax still rewrites after the digests are taken; no array is read
@@ -24,7 +25,7 @@ MANIFEST = "manifest.json"
 UNSEALED = frozenset({MANIFEST, "_CHECKPOINT_METADATA", "commit_success.txt"})
 # What systems leave in folders that were looked at, besides hidden files.
 DROPPINGS = frozenset({"Thumbs.db", "desktop.ini"})
-LARGEST_MANIFEST = 64 << 20
+LARGEST_MANIFEST = 8 << 20
 
 
 class CorruptCheckpointError(ValueError):
@@ -103,13 +104,11 @@ def _read_body(path: Path) -> dict[str, Any]:
         raise CorruptCheckpointError(
             f"it has no {MANIFEST}: the save did not finish or files were removed"
         )
-    if path.stat().st_size > LARGEST_MANIFEST:
-        raise CorruptCheckpointError(f"{MANIFEST} has more than {LARGEST_MANIFEST} B")
     try:
-        text = json.loads(path.read_text(encoding="utf-8"))
+        text = read_json(path, largest=LARGEST_MANIFEST)
         body, digest = text["body"], text["sha256"]
         own = _digest_of(body)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise CorruptCheckpointError(
             f"{MANIFEST} is unreadable: {shortened(str(error), 200)}"
         ) from error

@@ -23,6 +23,7 @@ from PIL import Image
 from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
+from data_pipeline.regular import read_regular
 from fmfa_jax.figures.rankings import save
 from fmfa_jax.search import index, store
 from fmfa_jax.search.encoder import open_model, reopen_model
@@ -99,7 +100,7 @@ def _query(args: argparse.Namespace) -> None:
     if args.sheet:
         _check_sheet(Path(args.sheet))
     searcher = _open(args)
-    picture = Path(args.image).read_bytes() if args.image else b""
+    picture = read_regular(args.image) if args.image else b""
     found = searcher.search(searcher.vector(args.sentence, picture), args.top)
     if words := searcher.cut(args.sentence):
         note = f"note: the model reads the first {count(words, 'word')} of the sentence"

@@ -199,7 +199,14 @@ def open_shard(path: Path, sha256: str = "") -> Shard:
     arrays.setdefault("digests", np.zeros((count, _DIGEST_BYTES), np.uint8))
     if arrays["digests"].shape[1] != _DIGEST_BYTES:
         raise _damaged(path, "its digests are of another kind")
+    if not _parted(arrays["ends"], len(arrays["names"])):
+        raise _damaged(path, "its names do not end where they should")
     return Shard(path, **arrays, checksum=stated, tensors=tuple(names), sha256=sha256)
+
+
+def _parted(ends: Int64[np.ndarray, "g"], total: int) -> bool:
+    """Whether these are the ends of texts that were joined to one of that length."""
+    return bool(ends[0] >= 0 and (ends[1:] >= ends[:-1]).all() and ends[-1] == total)
 
 
 def _damaged(path: Path, reason: object) -> SearchError:

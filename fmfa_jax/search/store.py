@@ -17,12 +17,17 @@ import fcntl
 import hashlib
 import json
 import re
+import types
+import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from data_pipeline.byte_pairs import table_files
+from data_pipeline.findings import shortened
+from data_pipeline.hints import printable
+from data_pipeline.regular import read_json
 from fmfa_jax import files
 
 VERSION = 3
@@ -32,6 +37,8 @@ STORAGES = ("float32", "float16")
 ENGINES = ("exact", "faiss")
 RECORD, SHARDS, TOKENIZER = "index.json", "shards", "tokenizer"
 BAD_LIST = "bad_images.tsv"
+LARGEST_RECORD = 128 << 20
+"""Bytes of an index.json, which names each bad file of the gallery."""
 PREPROCESSING = "upright RGB, Pillow bilinear antialiased resize, CLIP mean and std"
 """How a picture becomes the model's input; an index made otherwise is refused."""
 
@@ -41,6 +48,10 @@ class SearchError(ValueError):
 
     Any function of this package that opens, reads or changes one may raise it.
     """
+
+    def __init__(self, message: str) -> None:
+        """Keep the message, safe to print."""
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 @dataclass(frozen=True)
@@ -134,7 +145,7 @@ def read_record(folder: str | Path) -> IndexRecord:
     """Read index.json."""
     path = Path(folder) / RECORD
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path, largest=LARGEST_RECORD)
         version = values.get("version") if isinstance(values, dict) else None
         if version in READABLE:
             _check_digest(path, values)
@@ -147,14 +158,14 @@ def read_record(folder: str | Path) -> IndexRecord:
             f"--model RUN_OR_WEIGHTS --out {folder}"
         ) from error
     except (KeyError, TypeError, AttributeError) as error:
-        reason = f"lacks an entry or has a wrong one ({error})"
+        reason = f"lacks an entry or has a wrong one ({shortened(str(error), 200)})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         reason = f"is damaged ({error})"
         raise SearchError(f"{path} {reason}; index the gallery again") from error
     raise SearchError(
-        f"{path} has version {version}, this code reads {READABLE}; index the gallery "
-        "again into another folder"
+        f"{path} has version {shortened(str(version), 50)}, this code reads "
+        f"{READABLE}; index the gallery again into another folder"
     )
 
 
@@ -164,7 +175,7 @@ def _check_digest(path: Path, values: dict[str, Any]) -> None:
     found = _digest(values)
     if stated != found and (stated or values["version"] == VERSION):
         raise SearchError(
-            f"{path} is damaged: its content has SHA-256 {found}, and {stated!r} was "
+            f"{path} is damaged: its content has SHA-256 {found}, and {shortened(str(stated), 70)} was "
             "written; take it from a copy, or index the gallery again into another "
             "folder"
         )
@@ -180,20 +191,18 @@ def _record(values: dict[str, Any]) -> IndexRecord:
     model, faiss = values["model"], values["faiss"]
     grid = model["source_grid"]
     typed = {
-        "model": ModelRecord(**{**model, "source_grid": grid and tuple(grid)}),
-        "shards": tuple(ShardRecord(**shard) for shard in values["shards"]),
-        "bad": tuple(BadFile(**bad) for bad in values["bad"]),
+        "model": _typed(ModelRecord, {**model, "source_grid": grid and tuple(grid)}),
+        "shards": tuple(_typed(ShardRecord, shard) for shard in values["shards"]),
+        "bad": tuple(_typed(BadFile, bad) for bad in values["bad"]),
         "excluded": tuple(values["excluded"]),
-        "faiss": faiss and FaissRecord(**faiss),
+        "faiss": faiss and _typed(FaissRecord, faiss),
     }
-    record = IndexRecord(**{**values, **typed})
-    texts = (record.gallery, record.tokenizer, record.preprocessing, model["path"])
-    right = all(isinstance(text, str) for text in texts)
-    right &= record.storage in STORAGES and record.engine in ENGINES
+    record = _typed(IndexRecord, {**values, **typed})
+    right = record.storage in STORAGES and record.engine in ENGINES
     right &= record.tokenizer in ("clip", TOKENIZER)
+    right &= isinstance(values["excluded"], list)
     right &= all(isinstance(name, str) for name in record.excluded)
-    right &= all(isinstance(bad.file, str) for bad in record.bad)
-    right &= all(type(shard.rows) is int for shard in record.shards)
+    right &= all(type(number) is int for number in record.model.source_grid or ())
     # Names that could lead to files elsewhere are none of ours.
     names = [shard.name for shard in record.shards]
     right &= len(set(names)) == len(names)
@@ -201,8 +210,25 @@ def _record(values: dict[str, Any]) -> IndexRecord:
     if record.faiss:
         right &= bool(re.fullmatch(r"[0-9]+\.faiss", record.faiss.file))
     if not right or not {"image_size", "stride"} <= model["config"].keys():
-        raise TypeError("of another type than it should be")
+        raise TypeError("a value that no index has")
     return record
+
+
+def _typed(kind: type, values: dict[str, Any]) -> Any:
+    """Fill a record from JSON.
+
+    Raises:
+        TypeError: A value is missing, surplus, or not of the type that its field has.
+    """
+    made = kind(**values)
+    for field in dataclasses.fields(kind):
+        value = getattr(made, field.name)
+        union = isinstance(field.type, types.UnionType)
+        kinds = typing.get_args(field.type) if union else (field.type,)
+        plain = tuple(typing.get_origin(each) or each for each in kinds)
+        if not isinstance(value, plain) or isinstance(value, bool):
+            raise TypeError(f"{field.name} is a {type(value).__name__}")
+    return made
 
 
 def write_record(folder: Path, record: IndexRecord) -> None:

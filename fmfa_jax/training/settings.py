@@ -269,7 +269,8 @@ def read(config: ConfigDict) -> Settings:
     values = config.to_dict()
     for section, key in PATHS:
         given = values[section][key]
-        values[section][key] = local(given, what=f"config.{section}.{key}")
+        if isinstance(given, str):
+            values[section][key] = local(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]

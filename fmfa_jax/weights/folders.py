@@ -1,20 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Folders of weights: runs of ours, Hugging Face's and open_clip's, sharded or not."""
 
-import json
+import os
 from pathlib import Path
 from typing import Any
 
+from data_pipeline import regular
 from fmfa_jax.weights.archive import Archive, read_archive
-from fmfa_jax.weights.tensors import StoredTensor, WeightsError, listed, shown
+from fmfa_jax.weights.tensors import (
+    StoredTensor,
+    WeightsError,
+    check_names,
+    listed,
+    shown,
+)
 
 RUN_FILES = ("model_best.safetensors", "model_last.safetensors")
 _PLAIN = ("model.safetensors", "pytorch_model.bin")
 _OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 INDEX = ".index.json"
 FILES = (*RUN_FILES, *_PLAIN, *(name + INDEX for name in _PLAIN), *_OPEN_CLIP)
-MAX_SHARDS = 1000
-MAX_JSON_BYTES = 8 * 2**20
+# Each costs what a file may cost; a CLIP of 2.5 billion parameters has three.
+MAX_SHARDS = 16
 
 
 def open_archive(path: str | Path, key: str = "") -> Archive:
@@ -23,10 +30,10 @@ def open_archive(path: str | Path, key: str = "") -> Archive:
     Raises:
         WeightsError: There are none, or `read_archive` refuses them.
     """
-    place = Path(path).expanduser()
-    if place.is_dir():
+    place = Path(os.path.expanduser(path))
+    if os.path.isdir(place):
         place = _in_folder(place)
-    elif not place.is_file():
+    elif not os.path.isfile(place):
         raise WeightsError(_nothing_at(str(path)))
     return (
         _read_shards(place) if place.name.endswith(INDEX) else read_archive(place, key)
@@ -34,7 +41,7 @@ def open_archive(path: str | Path, key: str = "") -> Archive:
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
-    """Read a JSON object of at most `MAX_JSON_BYTES`.
+    """Read a JSON object of bounded size; see `data_pipeline.regular`.
 
     Args:
         path: The file.
@@ -44,12 +51,8 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         WeightsError: It is missing, too large, or something else.
     """
     try:
-        with path.open("rb") as stream:
-            text = stream.read(MAX_JSON_BYTES + 1)
-        if len(text) > MAX_JSON_BYTES:
-            raise ValueError(f"more than {MAX_JSON_BYTES} bytes")
-        value = json.loads(text)
-    except (OSError, ValueError, RecursionError) as error:
+        value = regular.read_json(path)
+    except (OSError, ValueError) as error:
         raise WeightsError(f"{path} is not {what} ({shown(error)})") from error
     if not isinstance(value, dict):
         raise WeightsError(f"{path} is not {what}, but a {type(value).__name__}")
@@ -67,7 +70,7 @@ def _nothing_at(path: str) -> str:
 
 def _in_folder(folder: Path) -> Path:
     for name in FILES:
-        if (folder / name).is_file():
+        if os.path.isfile(folder / name):
             return folder / name
     raise WeightsError(
         f"no weights in the folder {folder}; expected one of {', '.join(FILES)}"
@@ -79,6 +82,7 @@ def _read_shards(index: Path) -> Archive:
     places = read_json(index, "an index of weights").get("weight_map")
     if not isinstance(places, dict) or not places:
         raise WeightsError(f"{index} has no weight_map: it is no index of weights")
+    check_names(places)
     names = sorted({_shard_name(index, name) for name in places.values()})
     if len(names) > MAX_SHARDS:
         raise WeightsError(f"{index}: {len(names)} shards; the limit is {MAX_SHARDS}")
@@ -89,7 +93,7 @@ def _read_shards(index: Path) -> Archive:
         if name in shards[shard].tensors:
             tensors[name] = shards[shard].tensors[name]
         else:
-            missing.append(f"{name} is not in {shard}")
+            missing.append(f"{shown(name)} is not in {shown(shard)}")
     if missing:
         raise WeightsError(f"{index} does not fit its shards:\n{listed(missing)}")
     return Archive(

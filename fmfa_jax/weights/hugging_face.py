@@ -146,7 +146,7 @@ def _facts(vision: Mapping[str, Any]) -> FolderFacts:
         return FolderFacts(activation, stored, None, (side, side))
     height, width = (_pixel_count(n) for n in vision[IMAGE_SIZE_KEY])
     meant = (height // patch, width // patch)
-    if max(meant) != stored[0]:
+    if max(meant) != stored[0] or not min(meant):
         raise ValueError(f"{IMAGE_SIZE_KEY} {height} x {width} does not fit its grid")
     return FolderFacts(activation, stored, meant, (height, width))
 

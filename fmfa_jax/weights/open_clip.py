@@ -71,7 +71,8 @@ def read_config(path: Path) -> OpenClipFacts:
         raise
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WeightsError(
-            f"{path} is not an open_clip config ({type(error).__name__}: {error})"
+            f"{path} is not an open_clip config ({type(error).__name__}: "
+            f"{shown(error)})"
         ) from error
 
 
@@ -96,18 +97,18 @@ def _facts(
 def _differences(name: str, part: Mapping[str, Any]) -> list[str]:
     checks = [(key, part.get(key, wanted), wanted) for key, wanted in _TOWER.items()]
     rows = [
-        f"{name}.{key} is {given}, expected {wanted}"
+        f"{name}.{key} is {shown(given)}, expected {wanted}"
         for key, given, wanted in checks
         if given != wanted and given is not None and given != {}
     ]
     pool = part.get("pool_type")
     if pool not in _POOLS[name]:
-        rows.append(f"{name}.pool_type is {pool}, expected {_POOLS[name][0]}")
+        rows.append(f"{name}.pool_type is {shown(pool)}, expected {_POOLS[name][0]}")
     return rows
 
 
 def _heads(text: Mapping[str, Any]) -> list[str]:
-    width, heads = text.get("width", 512), text.get("heads", 8)
+    width, heads = _count(text.get("width", 512)), _count(text.get("heads", 8))
     if width == HEAD_WIDTH * heads:
         return []
     return [f"text_cfg.heads is {heads}, expected {width // HEAD_WIDTH}"]
@@ -116,7 +117,7 @@ def _heads(text: Mapping[str, Any]) -> list[str]:
 def _pixels(preprocess: Mapping[str, Any]) -> list[str]:
     wanted = {"mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
     return [
-        f"preprocess_cfg.{key} is {preprocess[key]}, expected CLIP's {value}"
+        f"preprocess_cfg.{key} is {shown(preprocess[key])}, expected CLIP's {value}"
         for key, value in wanted.items()
         if preprocess.get(key) is not None and list(preprocess[key]) != value
     ]

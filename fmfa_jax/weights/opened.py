@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A model opened together with the tokenizer that belongs to it."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_pipeline.regular import read_json
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax.models import Retriever
 from fmfa_jax.weights.load import load_model
@@ -80,8 +80,8 @@ def run_config(path: str | Path) -> dict[str, Any]:
     """
     folder = Path(path) if Path(path).is_dir() else Path(path).parent
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        values = read_json(folder / "config.json")
+    except (OSError, ValueError):
         return {}
     # Hugging Face's folders have a config.json, too, without sections.
     is_run = isinstance(values, dict) and any("." in key for key in values)

@@ -23,9 +23,11 @@ from fmfa_jax.weights.permitted import check_name
 from fmfa_jax.weights.tensors import UnsafePickleError, WeightsError, shown
 
 # Far above what the data.pkl of a model with a thousand layers has.
-MAX_PICKLE_BYTES = 32 * 2**20
-MAX_INSTRUCTIONS = 500_000
-MAX_NAME = 1000
+MAX_PICKLE_BYTES = 16 * 2**20
+MAX_INSTRUCTIONS = 250_000
+MAX_NAME = 500
+# Different ones: a TorchScript module has one for each of its classes.
+MAX_GLOBALS = 5000
 MAX_INT_BITS = 64
 
 STORAGE_TYPES = {
@@ -100,27 +102,29 @@ _OTHER = Inert("object")
 _OTHER_KEY = Inert("a key that is no name")
 
 
-def _tensor(*args: Any) -> Any:
+# They are given their arguments as the tuple that they came as: to spread one over a
+# call copies it, and the program may call again and again.
+def _tensor(args: tuple[Any, ...]) -> Any:
     if len(args) < 4:
         raise UnsafePickleError("a tensor without storage, offset, sizes and strides")
     return TensorRecord(*args[:4])
 
 
-def _first(*args: Any) -> Any:
+def _first(args: tuple[Any, ...]) -> Any:
     return args[0] if args else _OTHER
 
 
-def _typed(*args: Any) -> Any:
+def _typed(args: tuple[Any, ...]) -> Any:
     """`_rebuild_from_type_v2`: a tensor to which Python attributes were given."""
-    match args:
-        case (_Named(name="torch._utils._rebuild_tensor_v2"), _, tuple(inner), *_):
-            return _tensor(*inner)
-        case (_Named(name="torch._utils._rebuild_parameter"), _, tuple(inner), *_):
-            return _first(*inner)
+    match args[:3]:
+        case (_Named(name="torch._utils._rebuild_tensor_v2"), _, tuple(inner)):
+            return _tensor(inner)
+        case (_Named(name="torch._utils._rebuild_parameter"), _, tuple(inner)):
+            return _first(inner)
     return _OTHER
 
 
-_BUILDERS: dict[str, Callable[..., Any]] = {
+_BUILDERS: dict[str, Callable[[tuple[Any, ...]], Any]] = {
     "torch.Size": _first,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _first,
@@ -164,6 +168,7 @@ class _Machine:
         self.stack: list[Any] = []
         self.marked: list[list[Any]] = []
         self.memo: list[Any] = []
+        self.named: dict[tuple[Any, Any], _Named] = {}
 
     def run(self, data: bytes) -> Any:
         """Interpret a program and return what it leaves on the stack."""
@@ -236,7 +241,12 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         """Put a global by name, if a weight file may ask for it."""
-        self.stack.append(_Named(check_name(module, name)))
+        # Each is checked once, since a program may ask for the same very often.
+        if (module, name) not in self.named:
+            if len(self.named) >= MAX_GLOBALS:
+                raise UnsafePickleError(f"more than {MAX_GLOBALS} different globals")
+            self.named[module, name] = _Named(check_name(module, name))
+        self.stack.append(self.named[module, name])
 
     def store(self, pairs: list[Any]) -> None:
         """Put keys and values into the mapping that is last on the stack."""
@@ -262,7 +272,7 @@ class _Machine:
         if function.name in STORAGE_TYPES:
             raise UnsafePickleError(f"the pickle calls {function.name}")
         if function.name in _BUILDERS:
-            self.stack.append(_BUILDERS[function.name](*args))
+            self.stack.append(_BUILDERS[function.name](args))
         elif function.name.startswith("__torch__."):
             if args:
                 raise UnsafePickleError("a TorchScript module with arguments")
@@ -290,7 +300,7 @@ class _Machine:
         """Put a storage by its reference: key, dtype and length."""
         match self.stack.pop():
             case ("storage", _Named(name=kind), str(key), _, int(numel)) if (
-                kind in STORAGE_TYPES and numel >= 0
+                kind in STORAGE_TYPES and numel >= 0 and len(key) <= MAX_NAME
             ):
                 self.stack.append(StorageRecord(key, STORAGE_TYPES[kind], numel))
             case _:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A tensor still in its file: validated first, memory-mapped when read."""
 
-from collections.abc import Sequence
+import reprlib
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -10,18 +11,35 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from data_pipeline.hints import printable
+
 # Dtypes that weights are stored in; all are converted to float32.
 FLOAT_TYPES = (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)
 
 
 # A command that takes what the caller's own may not.
 IMPORT = "python -m fmfa_jax.weights import FILE OUT"
-# Names in one error; the first ones tell what is wrong.
-MAX_LISTED = 20
+# Names in one error, and letters of all of it; the first ones tell what is wrong.
+MAX_LISTED, MAX_MESSAGE = 20, 4000
+# More than any CLIP has with all its optimizer's, and than any tensor has.
+MAX_TENSORS, MAX_AXES = 20_000, 16
+# Of all names together, which are searched for dozens of patterns.
+MAX_LETTERS = 2**20
+# Values from files are shown in bounded time, however large or deeply nested.
+_VALUES = reprlib.Repr()
+_VALUES.maxlist = _VALUES.maxtuple = MAX_AXES
 
 
 class WeightsError(ValueError):
     """A weight file that cannot be used as it is; the message says what to do."""
+
+    def __init__(self, message: str) -> None:
+        """Keep the message, safe to print, with its middle left out if it is long."""
+        text = "\n".join(map(printable, message.split("\n")))
+        if len(text) > MAX_MESSAGE:
+            half = MAX_MESSAGE // 2 - 2
+            text = f"{text[:half]}...{text[-half:]}"
+        super().__init__(text)
 
 
 class UnsafePickleError(WeightsError):
@@ -29,17 +47,31 @@ class UnsafePickleError(WeightsError):
 
 
 def shown(name: Any, most: int = 200) -> str:
-    """Return a name from a file for people: short, and without control characters."""
-    text = str(name)
-    text = text if len(text) <= most else f"{text[:most]}..."
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+    """Return a name or value from a file for people: short, and safe to print."""
+    nested = isinstance(name, dict | list | tuple)
+    text = _VALUES.repr(name) if nested else str(name)
+    return printable(text if len(text) <= most else f"{text[:most]}...")
+
+
+def check_names(names: Collection[str]) -> None:
+    """Refuse more names than any CLIP has, before they are looked at closely."""
+    letters = sum(map(len, names))
+    if len(names) > MAX_TENSORS or letters > MAX_LETTERS:
+        raise WeightsError(
+            f"{len(names)} tensors with names of {letters} letters together; the "
+            f"limits are {MAX_TENSORS} and {MAX_LETTERS}"
+        )
 
 
 def listed(rows: Sequence[str]) -> str:
     """Return at most `MAX_LISTED` rows, one a line, and how many more there are."""
-    lines = [f"  {shown(row, 500)}" for row in rows[:MAX_LISTED]]
-    if len(rows) > MAX_LISTED:
-        lines.append(f"  and {len(rows) - MAX_LISTED} more")
+    lines: list[str] = []
+    room = MAX_MESSAGE - 1000
+    while len(lines) < min(len(rows), MAX_LISTED) and room > 0:
+        lines.append(f"  {shown(rows[len(lines)], 500)}")
+        room -= len(lines[-1])
+    if len(rows) > len(lines):
+        lines.append(f"  and {len(rows) - len(lines)} more")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from data_pipeline.byte_pairs import (
     clip_tokenizer,
     read_tables,
 )
+from data_pipeline.regular import read_json
 from fmfa_jax.files import write_json, write_text
 from fmfa_jax.weights.tensors import WeightsError
 
@@ -34,9 +35,8 @@ def tokenizer_of(source: str | Path, vocab_size: int) -> str:
     if all((folder / name).is_file() for name in _FILES):
         return str(folder)
     try:
-        named = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        name = named.get("data.tokenizer")
-    except (OSError, ValueError, AttributeError, RecursionError):
+        name = read_json(folder / "config.json").get("data.tokenizer")
+    except (OSError, ValueError, AttributeError):
         name = None
     fallback = "clip" if vocab_size == CLIP_VOCABULARY else ""
     return name if isinstance(name, str) and name else fallback

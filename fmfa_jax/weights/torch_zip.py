@@ -19,8 +19,11 @@ from fmfa_jax.weights.pickles import (
     read_pickle,
 )
 from fmfa_jax.weights.tensors import (
+    MAX_AXES,
+    MAX_TENSORS,
     StoredTensor,
     WeightsError,
+    check_names,
     listed,
     overlaps,
     shown,
@@ -30,7 +33,7 @@ from fmfa_jax.weights.zip_index import Entry, read_index
 
 # What is read: the pickle, the byte order and the storages. TorchScript's code is not.
 _WANTED = re.compile(r"[^/]+/(data\.pkl|byteorder|data/[^/]*)")
-MAX_MODULES = 100_000
+MAX_MODULES = 2 * MAX_TENSORS
 # Folders within folders: a state dict lies at most so deep.
 MAX_DEPTH = 4
 
@@ -237,11 +240,12 @@ def _located(
     root: str,
 ) -> dict[str, StoredTensor]:
     tensors, problems = {}, []
+    check_names(found)
     for name, record in found.items():
         try:
             tensors[name] = _locate(path, record, entries, root)
         except WeightsError as error:
-            problems.append(f"{name}: {error}")
+            problems.append(f"{shown(name)}: {error}")
     if problems:
         raise WeightsError(
             f"tensors that do not fit their storage:\n{listed(problems)}"
@@ -266,8 +270,8 @@ def _locate(
     size = entry.size if entry else 0
     if size < storage.numel * storage.dtype.itemsize:
         raise WeightsError(
-            f"storage {storage.key} should hold {storage.numel} x {storage.dtype}, but "
-            f"the archive has {size} bytes"
+            f"storage {shown(storage.key)} should hold {storage.numel} x "
+            f"{storage.dtype}, but the archive has {size} bytes"
         )
     if record.offset + span(tuple(shape), tuple(strides)) > storage.numel:
         raise WeightsError(
@@ -290,6 +294,6 @@ def _locate(
 
 
 def _ints(value: Any) -> tuple[Any, ...]:
-    if not isinstance(value, tuple | list) or len(value) > 16:
+    if not isinstance(value, tuple | list) or len(value) > MAX_AXES:
         raise WeightsError("its sizes or strides are not a short tuple")
     return tuple(value)

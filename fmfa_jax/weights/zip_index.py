@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from fmfa_jax.weights.tensors import WeightsError, shown
+from fmfa_jax.weights.tensors import MAX_TENSORS, WeightsError, shown
 
-# More tensors than any CLIP has, with all its optimizer's.
-MAX_ENTRIES = 100_000
-MAX_TABLE_BYTES = 16 * 2**20
+# A storage each, and what else an archive holds.
+MAX_ENTRIES = 2 * MAX_TENSORS
+MAX_TABLE_BYTES = 8 * 2**20
 _END, _END_64, _PLACE_64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 _RECORD, _HEADER = b"PK\x01\x02", b"PK\x03\x04"
 # Sizes and offsets that do not fit 32 bits stand in an extra field of this kind.
@@ -126,7 +126,8 @@ def _wide(extra: bytes, *numbers: int) -> tuple[int, ...]:
         kind, length = struct.unpack_from("<HH", extra, place)
         if kind == _EXTRA_64:
             values = extra[place + 4 : place + 4 + length]
-            wide = iter(struct.unpack(f"<{len(values) // 8}Q", values[: length & ~7]))
+            count = len(values) // 8  # fewer than it says where the field is cut
+            wide = iter(struct.unpack_from(f"<{count}Q", values))
             return tuple(next(wide, n) if n == _FULL else n for n in numbers)
         place += 4 + length
     return numbers

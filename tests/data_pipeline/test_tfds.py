@@ -14,18 +14,19 @@ from data_pipeline.datasets.tfds.__main__ import main as prepare
 from tests.data_pipeline.tiny_sets import tiny_entries, write_layout, write_lines
 
 CUHK = LAYOUTS["cuhk_pedes"]
+# Enough for two shards to share a split.
+ENTRIES = [
+    entry | {"file_path": f"{copy}/{entry['file_path']}"}
+    for copy in range(3)
+    for entry in tiny_entries(CUHK)
+]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """A data set in CUHK's layout, large enough for two shards to share a split."""
+    """A data set in CUHK's layout."""
     root = tmp_path_factory.mktemp("files")
-    entries = [
-        entry | {"file_path": f"{copy}/{entry['file_path']}"}
-        for copy in range(3)
-        for entry in tiny_entries(CUHK)
-    ]
-    write_layout(root, CUHK, entries)
+    write_layout(root, CUHK, ENTRIES)
     return root
 
 
@@ -65,8 +66,7 @@ def test_shards_of_other_data_are_noticed(prepared, tmp_path):
     with pytest.raises(AnnotationError, match=r"metadata.json: wanted records with"):
         open_dataset("tfds:cuhk_pedes", str(tmp_path / "copy"))
 
-    entries = tiny_entries(CUHK)
-    other = write_layout(tmp_path / "other", CUHK, entries[::-1])
+    other = write_layout(tmp_path / "other", CUHK, ENTRIES[::-1])
     out = tmp_path / "out"
     prepare(["cuhk_pedes", f"--manual_dir={other}", f"--data_dir={out}"])
     there = out / "cuhk_pedes/1.0.0/metadata.json"
@@ -126,3 +126,26 @@ def test_command_reports_and_repeats(tmp_path, capsys):
     assert "prepared differently" in capsys.readouterr().err
     assert prepare([*flags, "--file_format=tfrecord"]) == 2
     assert "wanted tfrecord, got array_record" in capsys.readouterr().err
+
+
+def test_nothing_that_features_json_names_is_imported(prepared, tmp_path, monkeypatch):
+    """TFDS's own reader of folders would import it, to learn of its class."""
+    shutil.copytree(prepared, tmp_path / "copy")
+    (tmp_path / "guest.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.syspath_prepend(tmp_path)
+    features = {"pythonClassName": "guest.Feature", "featuresDict": {"features": {}}}
+    path = tmp_path / "copy/cuhk_pedes/1.0.0/features.json"
+    assert path.is_file()
+    path.write_text(json.dumps(features))
+    data = open_dataset("tfds:cuhk_pedes", str(tmp_path / "copy"))
+    assert len(data.train.read(0)) and not (tmp_path / "ran").exists()
+
+
+def test_damaged_shards_are_unreadable_pictures(prepared, tmp_path):
+    shutil.copytree(prepared, tmp_path / "copy")
+    for path in (tmp_path / "copy").rglob("*train*-of-*"):
+        whole = path.read_bytes()
+        path.write_bytes(bytes(len(whole)))
+    data = open_dataset("tfds:cuhk_pedes", str(tmp_path / "copy"))
+    with pytest.raises(OSError, match="shards of split 'train' are damaged"):
+        data.train.read(0)

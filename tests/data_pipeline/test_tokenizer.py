@@ -338,6 +338,14 @@ def test_endless_words_are_cut_before_they_are_merged(
     assert tokenizer.clean(text) == text.strip()
 
 
+def test_marks_on_a_letter_are_cut_where_they_have_no_end() -> None:
+    """In turns, a million of them would take an hour to be put into order."""
+    marks = "\u0316\u0301"
+    assert tokenizer.clean("e" + marks * 10**6) == tokenizer.clean("e" + marks * 15)
+    text = "e" + marks * 2000
+    assert len(tokenizer.clean(text)) >= len(text) - 1
+
+
 def test_captions_that_are_cut_are_counted(clip: Tokenizer) -> None:
     captions = ["red " * n for n in (0, 1, 5, 6, 7, 30, 300)] + ["!!!! " * 3]
     wanted = {

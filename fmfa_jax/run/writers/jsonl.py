@@ -50,12 +50,23 @@ class JsonLines:
         self._stream.close()
 
 
+def entry(line: bytes) -> dict[str, Any]:
+    """Return what a line holds; empty if that is no entry, a mapping with a step."""
+    try:
+        found = json.loads(line.decode("utf-8"))
+        step = found["step"]
+        # False for NaN, infinities and what no counter reaches.
+        return found if type(step) in (int, float) and abs(step) < 2**53 else {}
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return {}
+
+
 def recorded(folder: Path, name: str, *, step: int) -> bool:
     """Whether metrics.jsonl of a run has a value of that name at a step."""
     path = folder / METRICS
     lines = path.read_bytes().split(b"\n") if path.is_file() else []
-    found = [entry for entry in map(_entry, lines) if entry.get("step") == step]
-    return any(name in entry for entry in found)
+    found = [each for each in map(entry, lines) if each.get("step") == step]
+    return any(name in each for each in found)
 
 
 def _drop_lines_after(step: int, path: Path, say: Callable[[str], None]) -> None:
@@ -63,9 +74,9 @@ def _drop_lines_after(step: int, path: Path, say: Callable[[str], None]) -> None
         return
     lines = path.read_bytes().split(b"\n") if path.is_file() else [b"none", b""]
     torn = lines.pop()  # by a kill, unless it is empty
-    entries = [line for line in lines if _entry(line)]
-    kept = [line for line in entries if _entry(line)["step"] <= step]
-    broken = [line for line in lines if line.strip() and not _entry(line)]
+    entries = [line for line in lines if entry(line)]
+    kept = [line for line in entries if entry(line)["step"] <= step]
+    broken = [line for line in lines if line.strip() and not entry(line)]
     if broken:
         aside = files.set_aside(path, path.with_name(f"{METRICS}.damaged"))
         say(
@@ -79,12 +90,3 @@ def _drop_lines_after(step: int, path: Path, say: Callable[[str], None]) -> None
             f"{METRICS}: dropped {dropped} lines after step {step}, which are computed "
             "again"
         )
-
-
-def _entry(line: bytes) -> dict[str, Any]:
-    """What a line holds; empty if that is no entry."""
-    try:
-        found = json.loads(line.decode("utf-8"))
-        return found if type(found["step"]) in (int, float) else {}
-    except (ValueError, LookupError, TypeError, RecursionError):
-        return {}
