@@ -176,8 +176,8 @@ def _check_digest(path: Path, values: dict[str, Any]) -> None:
     if stated != found and (stated or values["version"] == VERSION):
         raise SearchError(
             f"{path} is damaged: its content has SHA-256 {found}, and "
-            f"{shortened(str(stated), 70)!r} was written; take it from a copy, or index "
-            "the gallery again into another folder"
+            f"{shortened(str(stated), 70)!r} was written; take it from a copy, or "
+            "index the gallery again into another folder"
         )
 
 
