@@ -138,7 +138,8 @@ def test_only_the_search_server_opens_connections():
         for path in SOURCES
         if CALLING & {name.split(".")[0] for name in imports(path)}
     }
-    assert guilty == {"fmfa_jax/search/server.py"}
+    # The second is its client under load.
+    assert guilty == {"fmfa_jax/search/server.py", "benchmarks/serve.py"}
 
 
 def test_near_names_are_suggested_in_one_way():

@@ -30,9 +30,13 @@ def runs_of(file: str) -> dict[str, set[str]]:
     """Which of `make test` and `make soak` run each test of a file; "": of any."""
     found = {}
     paths = [path for path in FILES if file in ("", path.name)]
-    for node in (n for path in paths for n in ast.walk(ast.parse(path.read_text()))):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            marks = [ast.unparse(each) for each in node.decorator_list]
+    for path in paths:
+        text = path.read_text()
+        whole = ["pytest.mark.soak"] * ("pytestmark = pytest.mark.soak" in text)
+        for node in ast.walk(ast.parse(text)):
+            if not isinstance(node, ast.FunctionDef):
+                continue
+            marks = whole + [ast.unparse(each) for each in node.decorator_list]
             both = any(m == "TRIES" or "marks=pytest.mark.soak" in m for m in marks)
             found[node.name] = {"test", "soak"} if both else {"test"}
             if "pytest.mark.soak" in marks:
