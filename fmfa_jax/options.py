@@ -22,6 +22,9 @@ from data_pipeline.hints import near, printable, unknown
 _KINDS: dict[Any, tuple[Any, str]] = {
     str: (str, "a text"),
     bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    int | float: (int | float, "a number"),
     tuple: (tuple | list, "several numbers"),
 }
 
@@ -115,6 +118,8 @@ def _check_kind(key: str, kind: Any, value: Any) -> None:
     wanted = _KINDS.get(typing.get_origin(plain) or plain)
     if wanted and not isinstance(value, wanted[0]):
         raise ValueError(f"{key}: wanted {wanted[1]}, got {_shown(value)}")
+    for each in value if typing.get_origin(plain) is tuple else ():
+        _check_kind(key, typing.get_args(plain)[0], each)
 
 
 def _shown(value: Any) -> str:
