@@ -115,7 +115,7 @@ class Options:
 def _check_kind(key: str, kind: Any, value: Any) -> None:
     """Refuse a value of another kind than its field's, where rules take it for sure."""
     plain = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-    wanted = _KINDS.get(typing.get_origin(plain) or plain)
+    wanted = _KINDS.get(plain) or _KINDS.get(typing.get_origin(plain))
     if wanted and not isinstance(value, wanted[0]):
         raise ValueError(f"{key}: wanted {wanted[1]}, got {_shown(value)}")
     for each in value if typing.get_origin(plain) is tuple else ():
