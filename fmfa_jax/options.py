@@ -22,6 +22,9 @@ from data_pipeline.hints import near, printable, unknown
 _KINDS: dict[Any, tuple[Any, str]] = {
     str: (str, "a text"),
     bool: (bool, "True or False"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    int | float: (int | float, "a number"),
     tuple: (tuple | list, "several numbers"),
 }
 
@@ -112,9 +115,11 @@ class Options:
 def _check_kind(key: str, kind: Any, value: Any) -> None:
     """Refuse a value of another kind than its field's, where rules take it for sure."""
     plain = typing.get_args(kind)[0] if typing.get_origin(kind) is Annotated else kind
-    wanted = _KINDS.get(typing.get_origin(plain) or plain)
+    wanted = _KINDS.get(plain) or _KINDS.get(typing.get_origin(plain))
     if wanted and not isinstance(value, wanted[0]):
         raise ValueError(f"{key}: wanted {wanted[1]}, got {_shown(value)}")
+    for each in value if typing.get_origin(plain) is tuple else ():
+        _check_kind(key, typing.get_args(plain)[0], each)
 
 
 def _shown(value: Any) -> str:

@@ -92,9 +92,11 @@ RDE_RANGES = {
 }
 # Values of another kind, as a config file of one's own can hold.
 KINDS = {
-    "train.batch_size": ("64", None, (64, "x")),
-    "optimizer.lr": ("1e-5", None),
-    "model.image_size": ("384x128", (384, None)),
+    "train.batch_size": ("64", None, (64, "x"), 64.5),
+    "train.epochs": (1.5,),
+    "optimizer.lr": ("1e-5", None, (1e-5,)),
+    "data.noise": ([0.1],),
+    "model.image_size": ("384x128", (384, None), (384, 128.5)),
     "seed": ("0", None),
     "augment.flip": (None, "half"),
     "data.name": (5, None),

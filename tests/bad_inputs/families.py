@@ -427,10 +427,12 @@ def read_options(folder: Path) -> object:
     preset, whole = json.loads((folder / "config").read_text())
     config = cuhk.get_config(preset).copy_and_resolve_references()
     # What Python cannot put into a config is not the project's to refuse.
-    with contextlib.suppress(OverflowError), config.unlocked(), config.ignore_type():
-        config.update(whole)
-        return asdict(settings.read(config).train)
-    return None
+    try:
+        with config.unlocked():
+            config.update(whole)
+    except (OverflowError, TypeError, ValueError):
+        return None
+    return asdict(settings.read(config).train)
 
 
 def families(folder: Path) -> list[Family]:
