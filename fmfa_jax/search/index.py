@@ -61,7 +61,7 @@ def index_gallery(
         preprocessing=store.PREPROCESSING,
         storage=storage,
         engine=engine,
-        tokenizer_sha256=model.tokenizer.fingerprint,
+        tokenizer_sha256=model.tokenizer.fingerprint(),
     )
     with store.writing(out):
         begun = (out / store.RECORD).exists()
@@ -120,7 +120,7 @@ def add(
                 f"{folder} was made with another model (SHA-256 {record.model.sha256}) "
                 f"than {model.record.path} (SHA-256 {model.record.sha256})"
             )
-        record = replace(record, tokenizer_sha256=model.tokenizer.fingerprint)
+        record = replace(record, tokenizer_sha256=model.tokenizer.fingerprint())
         listing = list_gallery(root, below, leave=folder, follow_links=follow_links)
         if paths:
             kept = tuple(e for e in record.excluded if not is_below(e, below))

@@ -39,7 +39,7 @@ def verify(folder: str | Path) -> IndexRecord:
 def _tokenizer_problem(folder: Path, record: IndexRecord) -> str:
     name = "clip" if record.tokenizer == "clip" else str(folder / record.tokenizer)
     try:
-        found = open_tokenizer(name).fingerprint
+        found = open_tokenizer(name).fingerprint()
     except (OSError, ValueError) as error:
         return str(error)
     same = record.tokenizer_sha256 in ("", found)
