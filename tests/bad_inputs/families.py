@@ -333,7 +333,7 @@ def read_prepared(folder: Path) -> object:
 @functools.cache
 def index_files(folder: Path) -> dict[str, bytes]:
     records.write_index(folder / "index")
-    names = ("index.json", "shards/one.safetensors")
+    names = ("index.json", "shards/1.safetensors")
     return {name: (folder / "index" / name).read_bytes() for name in names}
 
 
@@ -344,11 +344,13 @@ class IndexFamilies:
         self.files = index_files(folder)
 
     def records(self, draw: Random) -> Files:
-        record = mutated_json(draw, json.loads(self.files["index.json"]))
+        whole = json.loads(self.files["index.json"])
+        del whole["sha256"]  # as version 2 had none: else it would be all that is read
+        record = mutated_json(draw, whole | {"version": 2})
         return self.files | {"index.json": record}
 
     def shards(self, draw: Random) -> Files:
-        name = "shards/one.safetensors"
+        name = "shards/1.safetensors"
         whole = self.files[name]
         return self.files | {name: mutated(draw, whole, header_regions(whole))}
 

@@ -402,7 +402,7 @@ NATIVE = [
     (native("{}"), "no usable model config: 'image_size'"),
     (native("9" * 5000), "no usable model config"),
     (native("\\"), "no usable model config"),
-    (native("{}", version="2"), "has version 2 of our format"),
+    (native("{}", version="3"), "has version 3 of our format"),
     (native("{}", version="\x1b" * 9999), r"has version \x1b"),
 ]
 

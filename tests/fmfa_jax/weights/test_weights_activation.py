@@ -16,6 +16,7 @@ from fmfa_jax import models, weights
 from fmfa_jax.models import layers
 from fmfa_jax.models.heads import TokenHead
 from fmfa_jax.weights.__main__ import main
+from fmfa_jax.weights.native import DIGEST
 from tests.tiny_model import TINY
 
 SIZE = {"image_size": (32, 16), "stride": 8}
@@ -182,7 +183,8 @@ def test_our_files_from_before_there_was_a_choice(tmp_path, epoch):
         arrays = {name: torch.tensor(file.get_tensor(name)) for name in file.keys()}
     config = json.loads(metadata["config"])
     del config["activation"]
-    metadata["config"] = json.dumps(config)
+    metadata |= {"config": json.dumps(config), "version": "1"}
+    del metadata[DIGEST]
     safetensors.torch.save_file(arrays, path, metadata)
     assert weights.load_params(path).config == loaded.config
 

@@ -356,7 +356,7 @@ def test_outputs_that_cannot_be_written(tmp_path, towers, capsys, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("fmfa_jax.weights.native._write_arrays", full)
+    monkeypatch.setattr("fmfa_jax.weights.native._header", full)
     for out in (["import", "new.safetensors"], ["export", "new", "--to", "hf"]):
         command, name, *rest = out
         arguments = [command, str(source), str(tmp_path / name), *rest, *sizes]
