@@ -7,6 +7,7 @@ holding connections open.
 """
 
 import asyncio
+import time
 from typing import Any
 
 import uvicorn
@@ -100,7 +101,8 @@ class Connection(H11Protocol):
         self._stop_clock()
         if self.transport.is_closing():
             return
-        self._answering, self._since = answering, self.loop.time()
+        # The loop's own clock counts in milliseconds where uvloop runs it.
+        self._answering, self._since = answering, time.monotonic()
         seconds = ANSWER_SECONDS if answering else REQUEST_SECONDS
         self._clock = self.loop.call_later(seconds, self.transport.abort)
 
