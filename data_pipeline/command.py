@@ -126,6 +126,7 @@ class _Lines(logging.Handler):
     """Writes records as lines of the program, in place of an open line of progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """See `logging.Handler`."""
         clear = "\r\033[K" if sys.stderr.isatty() else ""
         print(end=clear, file=sys.stderr)
         say(f"{record.levelname.lower()}: {record.getMessage()}", sys.stderr)

@@ -11,8 +11,7 @@ from scipy import stats
 
 from benchmarks.ablation.rows import ROWS
 from benchmarks.ablation.runs import Run
-from fmfa_jax import files
-from fmfa_jax.figures import plots
+from fmfa_jax import files, plots
 
 HEADER = (
     "row",

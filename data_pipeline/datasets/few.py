@@ -60,6 +60,7 @@ class _Some:
     images: tuple[int, ...]
 
     def read(self, index: int) -> bytes:
+        """See `ImageSource`."""
         return self.source.read(self.images[index])
 
 

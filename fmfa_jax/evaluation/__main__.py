@@ -20,13 +20,13 @@ from typing import Any
 from data_pipeline.command import Parser, path, run, say, told_of
 from data_pipeline.images import ImageError
 from fmfa_jax.evaluation.attributes import WORDS
+from fmfa_jax.evaluation.charts import write_chart
 from fmfa_jax.evaluation.compare import EVALUATION, compare, protocol_folder
 from fmfa_jax.evaluation.incomplete import WAYS
 from fmfa_jax.evaluation.protocols import PROTOCOLS, Subject
 from fmfa_jax.evaluation.rerank import Reciprocal
 from fmfa_jax.evaluation.runs import FILES, Run, open_data, split_to_measure
 from fmfa_jax.evaluation.tables import Table
-from fmfa_jax.figures.charts import write_chart
 from fmfa_jax.weights import WeightsError, run_config
 from fmfa_jax.weights.arguments import add_model_arguments, stated
 

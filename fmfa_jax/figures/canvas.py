@@ -10,7 +10,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-INK, FAINT, PAPER = "#000000", "#5a5a5a", "#ffffff"
+from fmfa_jax.plots import INK, PAPER
+
+FAINT = "#5a5a5a"
 RIGHT, WRONG, NEUTRAL = "#007a3d", "#c8102e", "#1f4e9e"
 SIGNS = {RIGHT: "\u2713", WRONG: "\u2717", NEUTRAL: ""}
 """Right and wrong never differ only by colour, but also by a tick and a cross."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from data_pipeline.hints import printable
 from data_pipeline.regular import read_json, read_regular
-from fmfa_jax.figures import plots
+from fmfa_jax import plots
 from fmfa_jax.run.writers.jsonl import entry
 
 _SHOWN = ("r1", "mAP")

@@ -8,9 +8,9 @@ from jaxtyping import Float, Float32, Int
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fmfa_jax import plots
 from fmfa_jax.evaluation import SplitFeatures
 from fmfa_jax.evaluation.blocks import unit_rows
-from fmfa_jax.figures import plots
 
 _BINS = 80
 _QUERIES = 2000

@@ -229,6 +229,7 @@ class _Pages(StaticFiles):
     """The page's files; browsers revalidate them on every use."""
 
     def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        """See `StaticFiles`."""
         response = super().file_response(*args, **kwargs)
         response.headers["Cache-Control"] = "no-cache"
         return response

@@ -103,6 +103,8 @@ def test_whoever_does_not_take_an_answer_is_cut_off(server, monkeypatch):
         with contextlib.suppress(OSError):
             greedy.sendall(2000 * asked)
         until(lambda: open_now(server) == 0)
+        assert open_now(server) == 0
+    assert get(server, "/health")[0] == 200
 
 
 def test_example_pictures_have_places_for_each_address(server, searcher):

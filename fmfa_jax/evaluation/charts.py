@@ -8,11 +8,10 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fmfa_jax import plots
 from fmfa_jax.evaluation.tables import DRAWN, Table, deviation_of, mean_of
-from fmfa_jax.figures import plots
-from fmfa_jax.figures.canvas import INK, PAPER
 
-_FILLS = (("#8c8c8c", ""), (PAPER, "////"), ("#dcdcdc", ".."))
+_FILLS = (("#8c8c8c", ""), (plots.PAPER, "////"), ("#dcdcdc", ".."))
 _LONGEST = 60  # letters of a label
 
 
@@ -48,9 +47,9 @@ def _draw_bars(axes: Axes, table: Table, shown: list[str]) -> None:
             [np.nan if cell is None else mean_of(cell) for cell in cells],
             thick,
             xerr=spread if any(spread) else None,
-            error_kw={"ecolor": INK, "capsize": 2},
+            error_kw={"ecolor": plots.INK, "capsize": 2},
             facecolor=fill,
-            edgecolor=INK,
+            edgecolor=plots.INK,
             hatch=hatch,
             label=name,
         )

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from fmfa_jax.files import replacing
 
+INK, PAPER = "#000000", "#ffffff"
 # From dark to light, distinct in greyscale and to colour-blind readers.
 COLOURS = ("#000000", "#0060ad", "#c8102e", "#00855a", "#8a5a00", "#7a3fa0", "#707070")
 DASHES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)))
