@@ -4,7 +4,7 @@ BIN := .venv/bin
 
 .PHONY: demo test soak bench lint clean
 
-# Only files whose SHA-256 is in the lock are installed.
+# Only files whose SHA-256 is in a lock are installed, PyTorch for the tests excepted.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 LOCKED := $(INSTALL) --require-hashes -r
 

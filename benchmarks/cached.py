@@ -29,7 +29,7 @@ from benchmarks import common
 from benchmarks.loader import LENGTH, SIZE, cpu_seconds, read_split, write_pictures
 from data_pipeline.bad_images import BadImages
 from data_pipeline.disk_cache import DiskCache
-from data_pipeline.loader import train_batches
+from data_pipeline.loader import Material, train_batches
 from data_pipeline.pictures import Pictures
 from data_pipeline.records import Split
 from data_pipeline.tokenizer import open_tokenizer
@@ -39,18 +39,21 @@ OURS, PEERS = ("ours, disk", "ours, memory"), ("DataLoader", "DataLoader, gather
 
 def our_counts(split: Split, batch: int, cache: str, folder: Path) -> Iterator[int]:
     """Yield the sizes of endless batches of our loader."""
-    batches = train_batches(
+    material = Material.of(
         split,
         tokenizer=open_tokenizer("clip"),
         image_size=SIZE,
         context_length=LENGTH,
+        cache=cache,
+        cache_dir=str(folder),
+    )
+    batches = train_batches(
+        material,
         batch_size=batch,
         seed=0,
         start_step=0,
         stop_step=10**7,
         bad_images=BadImages(),
-        cache=cache,
-        cache_dir=str(folder),
     )
     return (len(each["image"]) for each in batches)
 

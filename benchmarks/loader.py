@@ -99,17 +99,17 @@ def read_split(folder: Path) -> Split:
 def our_pass(split: Split, batch: int) -> Callable[[], int]:
     """Return a function that loads every picture once and counts them."""
     # Imported here: the check of a card has no tokenizer, and only draws pictures.
-    from data_pipeline.loader import train_batches
+    from data_pipeline.loader import Material, train_batches
     from data_pipeline.tokenizer import open_tokenizer
 
     tokenizer = open_tokenizer("clip")
 
     def run() -> int:
+        material = Material.of(
+            split, tokenizer=tokenizer, image_size=SIZE, context_length=LENGTH
+        )
         batches = train_batches(
-            split,
-            tokenizer=tokenizer,
-            image_size=SIZE,
-            context_length=LENGTH,
+            material,
             batch_size=batch,
             seed=0,
             start_step=0,

@@ -9,6 +9,7 @@ import argparse
 import logging
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -100,14 +101,15 @@ def say(text: object, stream: Any = None) -> None:
 def told(error: BaseException, *, verbosity: int = 0) -> int:
     """Say on standard error what is wrong, in one paragraph.
 
+    Args:
+        error: What is wrong.
+        verbosity: Above 0 the traceback of what is being handled comes first.
+
     Returns:
         The exit code of user errors.
-
-    Raises:
-        BaseException: `error`, if the verbosity is more than 0.
     """
     if verbosity > 0:
-        raise error
+        traceback.print_exc()
     say(f"error: {error}", sys.stderr)
     return USER_ERROR
 

@@ -6,6 +6,7 @@ files, an evaluation batch of its number. Pictures leave as uint8.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +23,7 @@ __all__ = [
     "CACHES",
     "NOTHING",
     "BadImages",
+    "Material",
     "gallery_batches",
     "query_batches",
     "train_batches",
@@ -31,12 +33,55 @@ NOTHING = -1
 """Person, image id and pair of a padded row in an evaluation batch."""
 
 
+@dataclass(frozen=True)
+class Material:
+    """What all passes over the training pairs of a split draw from, opened once.
+
+    Attributes:
+        pictures: Its pictures, and the cache that they are kept in.
+        captions: Its captions, encoded.
+    """
+
+    pictures: Pictures
+    captions: Captions
+
+    @classmethod
+    def of(
+        cls,
+        split: Split,
+        *,
+        tokenizer: Tokenizer,
+        image_size: tuple[int, int],
+        context_length: int,
+        cache: str = "none",
+        cache_dir: str | None = None,
+        caption_buckets: tuple[int, ...] = (),
+    ) -> "Material":
+        """Open the cache and encode the captions.
+
+        Args:
+            split: The pictures and captions.
+            tokenizer: Tokenizer for the captions.
+            image_size: (height, width) of the pictures.
+            context_length: Number of text positions, l.
+            cache: Where decoded pictures are cached, one of `CACHES`.
+            cache_dir: Folder of the disk cache; None for the user's cache folder.
+            caption_buckets: Lengths below l; a batch is cut to the smallest that fits.
+
+        Raises:
+            ValueError: An unknown cache, or buckets that do not fit.
+            OSError: The cache does not fit.
+        """
+        pictures = Pictures(
+            split, image_size, open_cache(cache, split, image_size, cache_dir)
+        )
+        encoded = tokenizer.encode(split.captions, context_length)
+        return cls(pictures, Captions.of(encoded, caption_buckets))
+
+
 def train_batches(
-    split: Split,
+    material: Material,
     *,
-    tokenizer: Tokenizer,
-    image_size: tuple[int, int],
-    context_length: int,
     batch_size: int,
     seed: int,
     start_step: int,
@@ -46,9 +91,6 @@ def train_batches(
     process_count: int = 1,
     sampler: str = "shuffle",
     per_identity: int = 4,
-    cache: str = "none",
-    cache_dir: str | None = None,
-    caption_buckets: tuple[int, ...] = (),
 ) -> Iterator[Batch]:
     """Return the training batches of the steps [start_step, stop_step).
 
@@ -60,10 +102,7 @@ def train_batches(
     with another pair, which depends only on (seed, step, position).
 
     Args:
-        split: The pictures and captions.
-        tokenizer: Tokenizer for the captions.
-        image_size: (height, width) of the pictures.
-        context_length: Number of text positions, l.
+        material: The pictures and captions; several passes at once may share it.
         batch_size: Size of the global batch, over all processes.
         seed: Seed of the order.
         start_step: The first step.
@@ -73,27 +112,20 @@ def train_batches(
         process_count: Number of processes that share a global batch.
         sampler: One of `order.SAMPLERS`; "identity" draws P identities x K pairs.
         per_identity: Number of pairs per identity, K.
-        cache: Where decoded pictures are cached, one of `CACHES`.
-        cache_dir: Folder of the disk cache; None for the user's cache folder.
-        caption_buckets: Lengths below l; a batch is cut to the smallest that fits.
 
     Raises:
         ValueError: At once, if the settings do not fit the data or each other.
-        OSError: At once, if the cache does not fit.
         TooManyBadImagesError: While iterating, above 1 % of unreadable pictures.
     """
     rows = _process_rows(batch_size, process_index, process_count)
+    pictures, captions = material.pictures, material.captions
     ids = batch_order(
         sampler,
-        split.pair_labels,
+        pictures.split.pair_labels,
         seed=seed,
         batch_size=batch_size,
         per_identity=per_identity,
     )
-    kept = open_cache(cache, split, image_size, cache_dir)
-    pictures = Pictures(split, image_size, kept)
-    encoded = tokenizer.encode(split.captions, context_length)
-    captions = Captions.of(encoded, caption_buckets)
 
     def begin(step: int) -> Draft:
         batch = ids(step)
@@ -101,7 +133,7 @@ def train_batches(
         reader = StepPictures(pictures, seed, step, batch, fitting, bad_images)
         return _train_draft(reader, captions, rows)
 
-    sizes = _sizes(rows, image_size)
+    sizes = _sizes(rows, pictures.image_size)
     return map_steps(begin, start=start_step, stop=stop_step, **sizes)
 
 

@@ -80,7 +80,7 @@ class WordTokenizer(Tokenizer, Protocol):
     def fingerprint(self) -> str:
         """Return the hex SHA-256 of what it does; where its files lie does not count.
 
-        It takes seconds: every entry is encoded.
+        It takes up to a second: every entry is encoded.
         """
         ...
 

@@ -153,8 +153,8 @@ def test_a_user_s_error_is_one_paragraph(
     assert "Traceback" not in said.err and "\n\n" not in said.err
     assert not {"\x1b", "\u202e"} & set(said.err)
     assert [path.name for path in tmp_path.iterdir()] == ["other.txt"]
-    with pytest.raises(Exception):  # noqa: B017  # for its traceback
-        program.main([*shlex.split(line), "--verbosity=1"])
+    assert program.main([*shlex.split(line), "--verbosity=1"]) == 2
+    assert "Traceback (most recent call last)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

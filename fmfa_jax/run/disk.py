@@ -76,13 +76,23 @@ def refusal(error: BaseException | None, folder: Path) -> int | None:
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         own, name = getattr(error, "errno", None), getattr(error, "filename", None)
-        ours = str(folder) in f"{error} {name}"
+        ours = _is_in(folder, error, name)
         known = _REFUSALS | _GONE if ours else _REFUSALS if name is None else {}
         for number in known:
             if own == number or (own is None and os.strerror(number) in str(error)):
                 return number
         error = error.__cause__ or error.__context__
     return None
+
+
+def _is_in(folder: Path, error: BaseException, name: object) -> bool:
+    """Whether an error is about a file of a folder, by its name or else in words."""
+    here = folder.absolute()
+    if isinstance(name, str | os.PathLike):
+        return Path(name).absolute().is_relative_to(here)
+    return (
+        re.search(re.escape(str(here)) + r"(?![^\s/'\",:;)\]])", str(error)) is not None
+    )
 
 
 def _told(error: Exception, number: int | None, folder: Path) -> str:

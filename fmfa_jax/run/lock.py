@@ -20,6 +20,7 @@ from typing import Any
 
 import jax
 
+from data_pipeline.command import say
 from data_pipeline.hints import printable
 from fmfa_jax.machines.processes import together
 
@@ -64,7 +65,7 @@ class FolderLock:
     other user; `take` makes the folder and takes the lock, unless that is done.
     """
 
-    def __init__(self, folder: str | Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, folder: str | Path, say: Callable[[str], None] = say) -> None:
         """Touch nothing yet.
 
         Args:

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data_pipeline.command import say
 from data_pipeline.findings import Finding
 from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages
@@ -17,7 +18,12 @@ from fmfa_jax import files
 from fmfa_jax.figures import write_curves
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
-from fmfa_jax.machines.processes import broadcast, initialize_distributed
+from fmfa_jax.machines.processes import (
+    agree,
+    broadcast,
+    initialize_distributed,
+    together,
+)
 from fmfa_jax.methods.method import Batch, Epoch, Method, State
 from fmfa_jax.run import disk
 from fmfa_jax.run.checkpoints import Checkpoints
@@ -137,6 +143,7 @@ def prepare(session: Session) -> Training:
     writes = session.processes.index == 0
     interval = Interval(model_flops(method, state, mesh) if writes else lambda batch: 0)
     identity = session.identity(origin)
+    agree({"identity": identity})
     checkpoints = Checkpoints(
         session.workdir / "checkpoints",
         identity=identity,
@@ -195,7 +202,8 @@ def run(session: Session, training: Training) -> bool:
     """Train from the first step that is left; see `train`."""
     plan, method, state = training.plan, training.method, training.state
     checkpoints, bad_images = training.checkpoints, BadImages()
-    log = start_log(session, training)
+    with together("opening the log"):
+        log = start_log(session, training)
     checkpoints.tell(log.say)
     watchdog = Watchdog(session.settings.run.watchdog_seconds)
     judge = Judge(session, log.say, watchdog.beat, training.run)
@@ -206,7 +214,8 @@ def run(session: Session, training: Training) -> bool:
         StopSignal() as stop,
         bad_images_kept(session, bad_images),
     ):
-        judge.set_foreign_aside()
+        with together("setting foreign weights aside"):
+            judge.set_foreign_aside()
         if evaluation_is_missing(session, plan, training.start):
             evaluate_now(judge, log, state, plan, training.start)
         feed = device_batches(session, method, training.start, plan.stop, bad_images)
@@ -303,7 +312,8 @@ def bad_images_kept(session: Session, bad_images: BadImages) -> Iterator[None]:
         yield
     finally:
         rows = [[bad.path, bad.reason] for bad in bad_images.entries]
-        files.write_table(session.workdir / name, ("path", "reason"), rows)
+        if session.workdir.is_dir():  # one that has vanished is not made anew
+            files.write_table(session.workdir / name, ("path", "reason"), rows)
 
 
 def oddities(session: Session) -> list[Finding]:
@@ -365,7 +375,9 @@ def evaluate(
         FileNotFoundError: There is neither.
     """
     session = open_session(config, workdir, devices=devices)
-    judge, path = Judge(session), session.settings.init.path
+    writes = session.processes.index == 0
+    judge = Judge(session, say if writes else lambda text: None)
+    path, record = session.settings.init.path, session.workdir / "init.json"
     if not session.reported_on:
         raise ValueError(judge.unmeasured)
     if any((session.workdir / name).is_file() for name in (LAST, BEST)):
@@ -373,8 +385,8 @@ def evaluate(
     elif path:
         activation = session.settings.init.activation
         loaded = judge.measure_file(path, path, activation=activation)
-        if session.processes.index == 0:
-            files.write_json(session.workdir / "init.json", loaded.as_dict())
+        if writes and not record.exists():  # a run that has begun has its own
+            files.write_json(record, loaded.as_dict())
     else:
         raise FileNotFoundError(
             f"nothing to evaluate: {session.workdir} holds neither {LAST} nor {BEST}, "

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.datasets import open_dataset
 from data_pipeline.examine import check_evaluation
-from data_pipeline.loader import BadImages, train_batches
+from data_pipeline.loader import BadImages, Material, train_batches
 from data_pipeline.noise import with_noise
 from data_pipeline.order import steps_per_epoch
 from data_pipeline.records import PersonDataset, Split
@@ -74,6 +75,20 @@ class Session:
         """Steps in an epoch."""
         pairs, batch = len(self.data.train.pairs), self.settings.train.batch_size
         return steps_per_epoch(size=pairs, batch_size=batch)
+
+    @cached_property
+    def material(self) -> Material:
+        """What every pass over the training pairs draws from; opened at its first."""
+        data = self.settings.data
+        return Material.of(
+            self.data.train,
+            tokenizer=self.tokenizer,
+            image_size=self.model.image_size,
+            context_length=self.model.context_length,
+            cache=data.cache,
+            cache_dir=data.cache_dir or None,
+            caption_buckets=tuple(data.caption_buckets),
+        )
 
     @property
     def chosen_on(self) -> str:
@@ -224,10 +239,7 @@ def batches(
     """This process's rows of the batches of the steps `start` + 1 to `stop`."""
     settings, data = session.settings, session.settings.data
     return train_batches(
-        session.data.train,
-        tokenizer=session.tokenizer,
-        image_size=session.model.image_size,
-        context_length=session.model.context_length,
+        session.material,
         batch_size=settings.train.batch_size,
         seed=settings.seed,
         start_step=start,
@@ -236,9 +248,6 @@ def batches(
         process_count=session.processes.count,
         sampler=data.sampler,
         per_identity=data.per_identity,
-        cache=data.cache,
-        cache_dir=data.cache_dir or None,
-        caption_buckets=tuple(data.caption_buckets),
         bad_images=bad_images,
     )
 
@@ -285,9 +294,7 @@ def first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         resized, ignored and newly initialised.
     """
     with together("loading the first weights"):
-        params, origin = _first_params(session)
-    agree({"weights": origin.get("sha256", "")})
-    return params, origin
+        return _first_params(session)
 
 
 def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:

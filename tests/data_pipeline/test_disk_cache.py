@@ -17,7 +17,7 @@ from data_pipeline import disk_cache, image_cache, images
 from data_pipeline.bad_images import BadImages
 from data_pipeline.disk_cache import DiskCache
 from data_pipeline.images import ImageError, decode_resized
-from data_pipeline.loader import train_batches
+from data_pipeline.loader import Material, train_batches
 from data_pipeline.pictures import Pictures
 from data_pipeline.records import Pair, Picture, Split
 from data_pipeline.tokenizer import open_tokenizer
@@ -296,18 +296,21 @@ def test_unreadable_pictures_are_listed_in_each_run(folder: Path, split: Split) 
     listed = []
     for _ in range(2):
         bad = BadImages()
-        for batch in train_batches(
+        material = Material.of(
             split,
             tokenizer=open_tokenizer("clip"),
             image_size=SIZE,
             context_length=4,
+            cache="disk",
+            cache_dir=str(folder / "cache"),
+        )
+        for batch in train_batches(
+            material,
             batch_size=50,
             seed=0,
             start_step=0,
             stop_step=2,
             bad_images=bad,
-            cache="disk",
-            cache_dir=str(folder / "cache"),
         ):
             assert 2 not in batch["pair"]
         listed.append([entry.path for entry in bad.entries])

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Batches against a slow reader that uses only Pillow and the order."""
 
+import inspect
 import logging
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from PIL import Image
 from data_pipeline import image_cache, loader, order, prefetch, room
 from data_pipeline.bad_images import BadImage, BadImages, TooManyBadImagesError
 from data_pipeline.images import ImageError
+from data_pipeline.loader import Material
 from data_pipeline.pictures import Pictures
 from data_pipeline.records import Pair, Picture, Split
 from data_pipeline.tokenizer import Tokenizer, open_tokenizer
@@ -53,19 +55,17 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Split:
     return write_split(tmp_path_factory.mktemp("imgs"))
 
 
+ORDER = inspect.signature(loader.train_batches).parameters
+
+
 def train(split: Split, tokenizer: Tokenizer, **changes: object) -> Batches:
-    settings: dict[str, object] = {
-        "image_size": SIZE,
-        "context_length": LENGTH,
-        "batch_size": 8,
-        "seed": 3,
-        "start_step": 0,
-        "stop_step": 5,
-        "bad_images": BadImages(),
-    }
-    return list(
-        loader.train_batches(split, tokenizer=tokenizer, **{**settings, **changes})
-    )
+    drawn = {"image_size": SIZE, "context_length": LENGTH}
+    order = {"batch_size": 8, "seed": 3, "start_step": 0, "stop_step": 5}
+    for name, value in changes.items():
+        (order if name in ORDER else drawn)[name] = value
+    order.setdefault("bad_images", BadImages())
+    material = Material.of(split, tokenizer=tokenizer, **drawn)
+    return list(loader.train_batches(material, **order))
 
 
 def oracle(
@@ -479,10 +479,7 @@ def test_settings_that_do_not_fit_are_refused_at_once(
 
 def test_leaving_early_ends_the_work(split: Split, tokenizer: Tokenizer) -> None:
     batches = loader.train_batches(
-        split,
-        tokenizer=tokenizer,
-        image_size=SIZE,
-        context_length=LENGTH,
+        Material.of(split, tokenizer=tokenizer, image_size=SIZE, context_length=LENGTH),
         batch_size=8,
         seed=0,
         start_step=0,

@@ -25,11 +25,15 @@ REFUSED = {
     "in words": (ValueError(FULL), errno.ENOSPC),
     "deep": (nested(OSError(errno.EDQUOT, "x"), ValueError("y"), KeyError("z")), 122),
     "ours": (FileNotFoundError(errno.ENOENT, "gone", "/mnt/run/metrics.jsonl"), 2),
+    "ours in words": (ValueError("'/mnt/run/a': Permission denied"), errno.EACCES),
     "read-only": (OSError(errno.EROFS, "x", "/mnt/run/a"), errno.EROFS),
 }
 NOT_REFUSED = {
     "another file": FileNotFoundError(errno.ENOENT, "gone", "/data/1.jpg"),
     "another disk": OSError(errno.ENOSPC, "full", "/cache/pixels"),
+    "a neighbour": FileNotFoundError(errno.ENOENT, "gone", "/mnt/run2/1.jpg"),
+    "a neighbour in words": ValueError("/mnt/run2/a: No such file or directory"),
+    "below one of its name": PermissionError(errno.EACCES, "no", "/data/mnt/run/1.jpg"),
     "no disk": ValueError("a bad value in /mnt/run"),
     "unknown": OSError("the disk is gone"),
 }
