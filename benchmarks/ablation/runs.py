@@ -56,7 +56,8 @@ class Run:
     @property
     def workdir(self) -> Path:
         """Folder of this run, by its name in words."""
-        words = "".join(c if c.isalnum() or c in ".+" else "-" for c in self.row)
+        name = " ".join([self.row, *map("=".join, self.changes)])
+        words = "".join(c if c.isalnum() or c in ".+" else "-" for c in name)
         return self.folder / f"{words}-noise{self.noise}-seed{self.seed}"
 
     def command(self) -> list[str]:

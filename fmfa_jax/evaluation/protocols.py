@@ -111,7 +111,7 @@ def cross_domain(subject: Subject) -> Iterator[Row]:
 
 def incomplete(subject: Subject, *, seed: int, way: str) -> Iterator[Row]:
     """Hide 0 to 50 percent of each caption's words; see `HidingTokenizer`."""
-    _, image, _, image_person = subject.sides
+    image, image_person = subject.run.images(subject.split)
     for share in SHARES:
         reader = HidingTokenizer(subject.run.tokenizer, share / 100, seed, way)
         text, person = subject.run.texts(subject.split, reader)
@@ -183,7 +183,8 @@ PROTOCOLS = {
         ("model",),
         notes=(
             "Published rows stand beside a whole test split only, and are from models "
-            "that learned from the same data set as this one.",
+            "that learned from the same data set as this one, or from the measured one "
+            "where nothing says what this one learned from.",
         ),
     ),
     "incomplete": Protocol(

@@ -67,12 +67,13 @@ class Table:
         A table that was read from a file may be anything.
         """
         texts = (self.title, *self.labels, *self.figures, *self.notes)
-        width = len(self.labels) + len(self.figures)
+        labels, width = len(self.labels), len(self.labels) + len(self.figures)
         cells = [cell for row in self.rows for cell in row]
         return (
             all(isinstance(text, str) for text in texts)
             and all(len(row) == width for row in self.rows)
             and all(isinstance(cell, Cell) for cell in cells)
+            and not any(isinstance(x, str) for r in self.rows for x in r[labels:])
         )
 
     @property

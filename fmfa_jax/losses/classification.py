@@ -30,21 +30,14 @@ def identity_loss(
         text_logits: Scores of the captions, from the same classifier.
         person: Identity of each pair, 0..k-1.
     """
-    both = [_cross_entropy(x, person) for x in (image_logits, text_logits)]
+    both = [token_losses(x, person).mean() for x in (image_logits, text_logits)]
     return sum(both) / 2
 
 
-def _cross_entropy(
-    logits: Float[Array, "b k"], label: Int[Array, " b"]
-) -> Float[Array, ""]:
-    log_p = jax.nn.log_softmax(wide(logits), axis=1)
-    return -jnp.take_along_axis(log_p, label[:, None], axis=1).mean()
-
-
 def token_losses(
-    logits: Float[Array, "b c v"], labels: Int[Array, "b c"]
-) -> Float[Array, "b c"]:
-    """Cross-entropy of each row; entries with label 0 are undefined."""
+    logits: Float[Array, "*rows v"], labels: Int[Array, "*rows"]
+) -> Float[Array, "*rows"]:
+    """Cross-entropy of each row of scores."""
     log_p = jax.nn.log_softmax(wide(logits), axis=-1)
     return -jnp.take_along_axis(log_p, labels[..., None], axis=-1)[..., 0]
 

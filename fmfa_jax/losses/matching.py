@@ -5,6 +5,8 @@ Throughout, row i of the features is a pair, c_ij = cos(text_i, image_j), y_ij =
 i and j show one person, and q_ij = y_ij / sum_k y_ik.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -31,13 +33,17 @@ def sdm(
     image: Float[Array, "b d"],
     text: Float[Array, "b d"],
     person: Int[Array, " b"],
-    *,
-    scale: float = 50.0,
-    weight: str = "none",
-    alpha: float | None = None,
+    **options: Any,
 ) -> Float[Array, ""]:
-    """Similarity distribution matching, plain or adaptive: the mean of `pair_sdm`."""
-    return pair_sdm(image, text, person, scale=scale, weight=weight, alpha=alpha).mean()
+    """Similarity distribution matching, plain or adaptive: the mean of `pair_sdm`.
+
+    Args:
+        image: See `pair_sdm`.
+        text: See `pair_sdm`.
+        person: See `pair_sdm`.
+        options: Further arguments of `pair_sdm`.
+    """
+    return pair_sdm(image, text, person, **options).mean()
 
 
 def pair_sdm(

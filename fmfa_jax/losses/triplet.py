@@ -15,8 +15,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fmfa_jax.losses.arithmetic import cosines, same_person
 
-Direction = Callable[[Array], Array]
-"""From cosines, rows the anchors, to one value for each row."""
+Rival = Callable[[Array, Array], Array]
+"""From cosines, and where they are of one person, to each row's negative."""
 
 
 def tal(
@@ -41,18 +41,15 @@ def tal(
         tau: Temperature; as it goes to 0, only the hardest negative counts.
         margin: By how much a positive should beat the negatives.
     """
-    same = same_person(person)
 
-    def direction(scores: Float[Array, "b b"]) -> Float[Array, " b"]:
-        rivals = ~same
-        some = rivals.any(axis=1)
+    def rival(scores: Float[Array, "b b"], same: Bool[Array, "b b"]) -> Array:
+        some = (~same).any(axis=1)
         # Over something finite where there is no negative, so that its gradient is too.
-        counted = rivals | ~some[:, None]
+        counted = ~same | ~some[:, None]
         summed = jax.nn.logsumexp(scores / tau, axis=1, where=counted)
-        gap = margin - _soft_positive(scores, same, tau) + tau * summed
-        return jnp.where(some, jax.nn.relu(gap), 0)
+        return jnp.where(some, tau * summed, -jnp.inf)
 
-    return _both(direction, cosines(text, image))
+    return _triplet(image, text, person, rival, tau=tau, margin=margin)
 
 
 def trl(
@@ -75,13 +72,28 @@ def trl(
         tau: Temperature of the positives' mean, see `tal`.
         margin: By how much a positive should beat the negative.
     """
-    same = same_person(person)
 
-    def direction(scores: Float[Array, "b b"]) -> Float[Array, " b"]:
-        hardest = jnp.where(same, 0, scores).max(axis=1)
-        return jax.nn.relu(margin - _soft_positive(scores, same, tau) + hardest)
+    def rival(scores: Float[Array, "b b"], same: Bool[Array, "b b"]) -> Array:
+        return jnp.where(same, 0, scores).max(axis=1)
 
-    return _both(direction, cosines(text, image))
+    return _triplet(image, text, person, rival, tau=tau, margin=margin)
+
+
+def _triplet(
+    image: Float[Array, "b d"],
+    text: Float[Array, "b d"],
+    person: Int[Array, " b"],
+    rival: Rival,
+    *,
+    tau: float,
+    margin: float,
+) -> Float[Array, " b"]:
+    """The hinge with captions as anchors, and that with pictures."""
+    same, scores = same_person(person), cosines(text, image)
+    return sum(
+        jax.nn.relu(margin - _soft_positive(x, same, tau) + rival(x, same))
+        for x in (scores, scores.T)
+    )
 
 
 def _soft_positive(
@@ -90,8 +102,3 @@ def _soft_positive(
     """Mean of each row's positives, the best of them heaviest; weights are constant."""
     weight = lax.stop_gradient(jax.nn.softmax(scores / tau, axis=1, where=same))
     return jnp.sum(weight * scores, axis=1, where=same)
-
-
-def _both(direction: Direction, scores: Float[Array, "b b"]) -> Float[Array, " b"]:
-    """Captions as anchors, and pictures."""
-    return direction(scores) + direction(scores.T)

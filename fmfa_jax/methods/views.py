@@ -224,7 +224,7 @@ def edit_tokens(
     numbers = jnp.split(row_numbers(key, rows, 2 * drawn), 2, axis=1)
     what, word = (part[:, :length] for part in numbers)
     # Outside of every range: start, end, padding and the mask stay as they are.
-    what = jnp.where((tokens > 0) & (tokens < mask_id), what, 1)
+    what = jnp.where((tokens > 0) & (tokens < mask_id), what, jnp.inf)
     words = 1 + below(word, mask_id - 1)
     edited = jnp.where(what < mask + replace, words, tokens)
     edited = jnp.where(what < mask, mask_id, edited)

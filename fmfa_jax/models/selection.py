@@ -133,7 +133,8 @@ def select_words(
 
 def _select(tokens: Array, scores: Array, k: int, count: Array) -> Selected:
     """Take the k highest scores; of equal ones those that stand first."""
-    position = lax.top_k(scores, k)[1]  # the first wins a tie
+    # A stable sort: the first wins a tie. `lax.top_k` would gather the global batch.
+    position = jnp.argsort(-scores, axis=1, stable=True)[:, :k]
     chosen = jnp.take_along_axis(tokens, position[..., None], axis=1)
     return Selected(unit_rows(chosen), count)
 

@@ -92,9 +92,14 @@ def test_the_table_holds_what_the_runs_came_to(tmp_path, capsys):
 def test_a_run_that_fails_is_named_and_ends_no_other(tmp_path):
     done = finished(tmp_path, "irra", 0, 1, 50.0)
     broken = Run("irra", 0, 0, done.folder, changes=(("model.preset", "nothing"),))
-    with pytest.raises(RuntimeError, match=r"irra-noise0-seed0\.log"):
+    with pytest.raises(
+        RuntimeError, match=r"irra-model\.preset-nothing-noise0-seed0\.log"
+    ):
         train([broken, done], jobs=2)
-    assert "model.preset" in (done.folder / "irra-noise0-seed0.log").read_text()
+    assert (
+        "model.preset"
+        in (done.folder / "irra-model.preset-nothing-noise0-seed0.log").read_text()
+    )
     assert not broken.figures() and done.figures()["last"]["r1"] == 50.0
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float32, Int
 
-from fmfa_jax.methods.rde.division import FITTINGS, coins, division
+from fmfa_jax.methods.rde.division import FITTINGS, check_finite, coins, division
 
 
 class PairLosses(NamedTuple):
@@ -71,6 +71,8 @@ def weights(
         epoch: 0 for the first.
     """
     met = found.met
+    for losses in (found.bge, found.tse):
+        check_finite(losses[met], np.flatnonzero(met))
     tossed = coins(seed, epoch, len(met))[met]
     kept = division(found.bge[met], found.tse[met], tossed, FITTINGS[mixture])
     logging.info(

@@ -9,7 +9,7 @@ disagree. Everything is deterministic, in float64 on the host.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from data_pipeline.order import COINS, random_words
 
@@ -66,6 +66,25 @@ class Mixture:
         return _expect(self, x)[0][:, 0]
 
 
+def check_finite(losses: Float[np.ndarray, " p"], pairs: Int[np.ndarray, " p"]) -> None:
+    """Refuse losses that no mixture can be fitted to.
+
+    Args:
+        losses: Of some pairs.
+        pairs: Their numbers, for the message.
+
+    Raises:
+        ValueError: If a loss is not finite.
+    """
+    broken = np.flatnonzero(~np.isfinite(losses))
+    if len(broken):
+        raise ValueError(
+            f"the losses of {len(broken)} of {len(losses)} pairs are not finite, "
+            f"first that of pair {pairs[broken[0]]}: the division of the pairs wants "
+            "finite losses; lower the learning rate, or resume before the model broke"
+        )
+
+
 def unit_range(losses: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
     """Losses moved to 0..1; all 0 where they are one value.
 
@@ -73,13 +92,7 @@ def unit_range(losses: Float[np.ndarray, " p"]) -> Float[np.ndarray, " p"]:
         ValueError: If a loss is not finite.
     """
     losses = np.asarray(losses, np.float64)
-    broken = np.flatnonzero(~np.isfinite(losses))
-    if len(broken):
-        raise ValueError(
-            f"the losses of {len(broken)} of {len(losses)} pairs are not finite, "
-            f"first that of pair {broken[0]}: the division of the pairs wants finite "
-            "losses; lower the learning rate, or resume before the model broke"
-        )
+    check_finite(losses, np.arange(len(losses)))
     span = np.ptp(losses)
     return (losses - losses.min()) / span if span > 0 else np.zeros_like(losses)
 

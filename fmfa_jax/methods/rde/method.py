@@ -150,7 +150,8 @@ class RDEMethod(Method):
         pairs = {"bge": self._loss(image, text, person)}
         if not self.model.tse_width:
             return pairs, {}
-        heads = models.bind(self.model, params).tse
+        with encoding(self.mesh):  # the head's parameters travel, never rows
+            heads = models.bind(self.model, params).tse
         patches, words = (
             Selected(features[name], notes[name]) for name in ("patches", "words")
         )

@@ -66,6 +66,15 @@ class RDEOptions(Options, section="rde"):
     replace: Annotated[float, Between(0, 1)] = 0.04
     remove: Annotated[float, Between(0, 1)] = 0.04
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        edited = self.mask + self.replace + self.remove
+        if edited > 1:
+            raise ValueError(
+                "config.rde.mask + replace + remove: wanted shares of the words that "
+                f"sum to at most 1, got {edited:g}"
+            )
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:

@@ -165,8 +165,8 @@ def collectives(program: str):
             yield found[2], [tuple(map(int, x.split(","))) for x in shapes if x]
 
 
-@pytest.fixture(scope="module")
-def sharded_program():
+@pytest.fixture(scope="module", params=["fmfa", "rde"])
+def sharded_program(request):
     """A step of three-layer towers on four devices that share the parameters."""
     mesh = make_mesh(fsdp=4, devices=jax.devices()[:4])
     layers = {"image_layers": 3, "text_layers": 3, "irr_layers": 2}
@@ -174,6 +174,9 @@ def sharded_program():
     learns = fmfa.FMFAMethod(
         model, fmfa.Recipe(losses={"sdm": 1.0, "id": 1.0, "mlm": 1.0}), mesh=mesh
     )
+    if request.param == "rde":
+        model = rde.RDEMethod.sized(DOUBTED, model)
+        learns = rde.RDEMethod(model, DOUBTED, mesh, pairs=PAIRS)
     optimizer = make_optimizer(lambda step: 1e-5, AdamOptions())
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sharding, "SMALLEST_SHARDED", 64)
@@ -187,12 +190,13 @@ def sharded_program():
 
 
 def test_devices_that_share_parameters_exchange_no_activations(sharded_program):
-    """20 rows, 5 a device; 9 image and 12 text tokens, or 8 patches."""
+    """20 rows, 5 a device; 9 image and 12 text tokens, or 8 patches; 2 and 3 chosen."""
     carried = {shape for _, shapes in collectives(sharded_program) for shape in shapes}
     activations = {
         shape
         for shape in carried
-        if {5, 20} & set(shape) and {8, 9, 12, 45, 60, 180, 240} & set(shape)
+        if ({5, 20} & set(shape) and {8, 9, 12, 45, 60, 180, 240} & set(shape))
+        or shape[:2] in {(rows, chosen) for rows in (5, 20) for chosen in (2, 3)}
     }
     assert activations == set()
 
