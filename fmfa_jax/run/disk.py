@@ -90,9 +90,8 @@ def _is_in(folder: Path, error: BaseException, name: object) -> bool:
     here = folder.absolute()
     if isinstance(name, str | os.PathLike):
         return Path(name).absolute().is_relative_to(here)
-    return (
-        re.search(re.escape(str(here)) + r"(?![^\s/'\",:;)\]])", str(error)) is not None
-    )
+    whole = rf"(?<![\w./-]){re.escape(str(here))}(?![\w.-])"
+    return re.search(whole, str(error)) is not None
 
 
 def _told(error: Exception, number: int | None, folder: Path) -> str:

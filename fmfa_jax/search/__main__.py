@@ -88,12 +88,11 @@ def _verify(args: argparse.Namespace) -> None:
 
 
 def _tell_undigested(record: IndexRecord) -> None:
-    if record.undigested:
-        shards = count(record.undigested, "shard")
-        note = (
-            f"note: the index has no SHA-256 of {shards}; `add` notes what is missing"
-        )
-        say(note, sys.stderr)
+    missing = [count(record.undigested, "shard")] * bool(record.undigested)
+    missing += ["its tokenizer"] * (not record.tokenizer_sha256)
+    if missing:
+        note = f"note: the index has no SHA-256 of {' and '.join(missing)}"
+        say(f"{note}; `add` notes what is missing", sys.stderr)
 
 
 def _query(args: argparse.Namespace) -> None:

@@ -143,7 +143,7 @@ def reopen_model(
         # Indexes from before there was a choice do not state it.
         activation=config.get("activation", "quick_gelu"),
     )
-    name = "clip" if record.tokenizer == "clip" else str(folder / record.tokenizer)
+    name = store.tokenizer_name(folder, record)
     tokenizer = fitting_tokenizer(name, model.config.vocab_size)
     # CLIP's own is no file of the index; `search verify` looks at it, too.
     stated = record.tokenizer_sha256 if name != "clip" else ""

@@ -87,6 +87,8 @@ class _Walk:
             try:
                 with os.scandir(folder) as entries:
                     visible = [each for each in entries if each.name[0] != "."]
+                # Which of two links to a folder is followed must not hang on the disk.
+                visible.sort(key=lambda each: each.name)
             except OSError as error:
                 self._skip(folder, error.strerror or str(error))
                 continue

@@ -10,7 +10,7 @@ from fmfa_jax.models import ModelConfig
 from fmfa_jax.search import approximate, store
 from fmfa_jax.search.encoder import IndexModel, reopen_model
 from fmfa_jax.search.gallery import is_below, is_gone, list_gallery, relative_name
-from fmfa_jax.search.shards import open_shards
+from fmfa_jax.search.shards import Shard, open_shards
 from fmfa_jax.search.store import IndexRecord, SearchError
 from fmfa_jax.search.update import Change, Progress, Work, update
 from fmfa_jax.search.writer import IndexWriter
@@ -109,6 +109,7 @@ def add(
         progress: See there.
     """
     folder = Path(index).resolve()
+    store.read_record(folder)  # before a lock makes the folder
     with store.writing(folder):
         record = moved(folder, store.read_record(folder), gallery)
         root = Path(record.gallery)
@@ -120,13 +121,24 @@ def add(
                 f"{folder} was made with another model (SHA-256 {record.model.sha256}) "
                 f"than {model.record.path} (SHA-256 {model.record.sha256})"
             )
-        record = replace(record, tokenizer_sha256=model.tokenizer.fingerprint())
+        record = replace(record, tokenizer_sha256=_fingerprint(folder, record, model))
         listing = list_gallery(root, below, leave=folder, follow_links=follow_links)
         if paths:
             kept = tuple(e for e in record.excluded if not is_below(e, below))
             record = replace(record, excluded=kept)
         work = Work(folder, model, batch_size, save_every, progress)
         return update(work, record, listing, named=bool(paths))
+
+
+def _fingerprint(folder: Path, record: IndexRecord, model: IndexModel) -> str:
+    """The fingerprint of the index's tokenizer, which the model has to share."""
+    own = record.tokenizer_sha256 or store.own_tokenizer(folder, record).fingerprint()
+    if model.tokenizer.fingerprint() != own:
+        raise SearchError(
+            f"{folder} was made with another tokenizer than {model.tokenizer_name}: "
+            "open the model as the index has it (`reopen_model`)"
+        )
+    return own
 
 
 def remove(
@@ -151,6 +163,7 @@ def remove(
             refused, because a disk that is away for a moment looks the same.
     """
     folder = Path(index).resolve()
+    store.read_record(folder)
     with store.writing(folder):
         old = moved(folder, store.read_record(folder), gallery)
         root, writer = Path(old.gallery), IndexWriter(folder, old)
@@ -195,8 +208,19 @@ def _not_there(root: Path) -> str:
     )
 
 
-def moved(folder: Path, record: IndexRecord, gallery: str | Path | None) -> IndexRecord:
+def moved(
+    folder: Path,
+    record: IndexRecord,
+    gallery: str | Path | None,
+    opened: Sequence[Shard] | None = None,
+) -> IndexRecord:
     """Return the record with the gallery's new place; with None as it is.
+
+    Args:
+        folder: Folder of the index.
+        record: Its record.
+        gallery: The new place.
+        opened: Its shards; None: they are opened.
 
     Raises:
         SearchError: There is no folder, or none of the index's pictures in it.
@@ -206,7 +230,7 @@ def moved(folder: Path, record: IndexRecord, gallery: str | Path | None) -> Inde
     root = Path(gallery).resolve()
     if not root.is_dir():
         raise SearchError(f"--gallery: no folder at {gallery}")
-    shards = open_shards(folder, record)
+    shards = open_shards(folder, record) if opened is None else opened
     names = (stamp.file for shard in shards for stamp in shard.stamps())
     if shards and all(is_gone(root, name) for name in names):
         raise SearchError(

@@ -49,7 +49,7 @@ class Gallery:
             opened: Shards that need not be opened again.
         """
         self.folder = Path(folder).resolve()
-        self._written = _written(self.folder)
+        self._written = written(self.folder)
         self.record = read_record(self.folder)
         while True:
             try:
@@ -57,18 +57,18 @@ class Gallery:
                 break
             except SearchError:
                 # A writer may have replaced shards since the record was read.
-                self._written, newer = _written(self.folder), read_record(self.folder)
+                self._written, newer = written(self.folder), read_record(self.folder)
                 if newer == self.record:
                     raise
                 self.record = newer
         self.given = root
-        self.root = Path(moved(self.folder, self.record, root).gallery)
+        self.root = Path(moved(self.folder, self.record, root, self.shards).gallery)
         starts = np.cumsum([0, *(len(shard.rows) for shard in self.shards)])
         self._starts: list[int] = starts.tolist()
 
     def stale(self) -> bool:
         """Whether the index has been written since it was opened, or is gone."""
-        return _written(self.folder) != self._written
+        return written(self.folder) != self._written
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -100,7 +100,7 @@ class Gallery:
             ) from error
 
 
-def _written(folder: Path) -> tuple[int, ...]:
+def written(folder: Path) -> tuple[int, ...]:
     """Tell one content of index.json from the next; () if there is none."""
     try:
         status = (folder / RECORD).stat()
@@ -111,11 +111,12 @@ def _written(folder: Path) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Searcher:
-    """An index with its model."""
+    """An index with its model; `given` is where the latter lies, if not where noted."""
 
     gallery: Gallery
     model: IndexModel
     find: ExactSearch | ApproximateSearch
+    given: str | None = None
 
     def vector(
         self, sentence: str = "", picture: bytes = b""
@@ -158,12 +159,12 @@ class Searcher:
         gallery = Gallery(old.folder, old.given, old.shards)
         model, record = self.model, gallery.record
         if not _same_model(record, old.record):
-            model = reopen_model(gallery.folder, record)
+            model = reopen_model(gallery.folder, record, self.given)
         sound = self.find.checked if isinstance(self.find, ExactSearch) else ()
         find = _finder(gallery, sound)
         if isinstance(find, ExactSearch):
             find.check()
-        return Searcher(gallery, model, find)
+        return Searcher(gallery, model, find, self.given)
 
     def explain(self, sentence: str, row: int) -> WordMaps:
         """Tell which regions of a picture each word of a sentence goes with.
@@ -202,7 +203,7 @@ def open_searcher(
     if not len(opened):
         raise SearchError(f"the index {folder} holds no pictures; `add` some")
     retriever = reopen_model(opened.folder, opened.record, model)
-    return Searcher(opened, retriever, _finder(opened))
+    return Searcher(opened, retriever, _finder(opened), model)
 
 
 def _finder(

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
-from anyio import CapacityLimiter, to_thread
+from anyio import CapacityLimiter, fail_after, to_thread
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -104,6 +104,7 @@ class SearchServer:
         self._uploads = Places(UPLOADS, UPLOADS_EACH)
         self._requests = Places(REQUESTS, REQUESTS_EACH)
         self._drawing = CapacityLimiter(2)
+        self._looking = CapacityLimiter(4)  # they wait where an index is reopened
         # Threads that wait for the model keep none of the others' from their work.
         self._thinking = CapacityLimiter(WAITING + 2)
         tls = {"ssl_certfile": certificate, "ssl_keyfile": key}
@@ -151,13 +152,13 @@ class SearchServer:
             Mount("/", _Pages(directory=_PAGE, html=True)),
         ]
         routes = [
-            Route("/health", lambda _: _json({"status": "ok"})),
+            Route("/health", _health),
             Route("/ready", self._ready),
             Mount("/", routes=private, middleware=[Middleware(self._with_password)]),
         ]
         if root:
             # Some proxies strip the prefix before they pass a request on, some do not.
-            to_folder = Route(f"/{root}", lambda _: RedirectResponse(f"/{root}/"))
+            to_folder = Route(f"/{root}", partial(_to_folder, f"/{root}/"))
             routes = [to_folder, Mount(f"/{root}", routes=routes), *routes]
         guarded = Mount("/", routes=routes, middleware=[Middleware(self._by_name)])
         kinds = (HTTPException, SearchError, BusyError, ClientDisconnect, Exception)
@@ -173,12 +174,13 @@ class SearchServer:
         return _checked(app, self._password.check)
 
     async def _ready(self, _: Request) -> Response:
-        if await to_thread.run_sync(self.service.ready):
+        if await to_thread.run_sync(self.service.ready, limiter=self._looking):
             return _json({"status": "ready"})
         return _json({"status": "the index cannot be opened again; see the log"}, 503)
 
     async def _about(self, _: Request) -> Response:
-        return _json(await to_thread.run_sync(self.service.about))
+        about = self.service.about
+        return _json(await to_thread.run_sync(about, limiter=self._looking))
 
     async def _picture(self, request: Request) -> Response:
         version, row, size = map(request.path_params.get, ("version", "row", "size"))
@@ -187,7 +189,8 @@ class SearchServer:
         draw = partial(self.service.picture, version, int(row), size)
         try:
             with self._requests.taken(request):
-                async with asyncio.timeout(PICTURE_SECONDS):
+                # Not asyncio's, which would give the place away while the thread runs.
+                with fail_after(PICTURE_SECONDS):
                     body = await to_thread.run_sync(draw, limiter=self._drawing)
         except TimeoutError as error:
             raise BusyError("too many pictures at once; try again") from error
@@ -215,6 +218,15 @@ class SearchServer:
             body = await _body(request, "application/octet-stream", MAX_UPLOAD)
             keep = self.service.keep_example
             return _json(await to_thread.run_sync(keep, body, limiter=self._thinking))
+
+
+async def _health(_: Request) -> Response:
+    """In the event loop: no thread that waits for an index can hold it up."""
+    return _json({"status": "ok"})
+
+
+async def _to_folder(place: str, _: Request) -> Response:
+    return RedirectResponse(place)
 
 
 def _checked(app: ASGIApp, check: Callable[[Request], None]) -> ASGIApp:

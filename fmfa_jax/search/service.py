@@ -7,6 +7,7 @@ import io
 import logging
 import secrets
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from functools import lru_cache
@@ -20,7 +21,7 @@ from PIL import Image
 
 from data_pipeline.images import ImageError, decode
 from fmfa_jax.figures.words import is_content_word, is_word
-from fmfa_jax.search.query import MAX_LETTERS, Searcher, mixed
+from fmfa_jax.search.query import MAX_LETTERS, Searcher, mixed, written
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
 
@@ -36,6 +37,9 @@ WAITING = 64
 """Requests that may wait for the model; further ones are told to come again."""
 WAIT_SECONDS = 10
 """How long they may wait."""
+RETRY_SECONDS = 5
+"""Until an index that could not be opened again is tried again as it is."""
+
 EXAMPLES = 64
 """Example pictures whose embeddings are remembered."""
 
@@ -91,6 +95,7 @@ class Service:
         self._places = threading.BoundedSemaphore(WAITING + 1)
         self._examples: OrderedDict[str, Float32[np.ndarray, "d"]] = OrderedDict()
         self.trouble = ""
+        self._tried: tuple[Any, float] = ((), 0.0)
 
     @property
     def version(self) -> str:
@@ -109,12 +114,16 @@ class Service:
         """Open the index again if it has changed."""
         with self._opening:
             view = self._view
+            seen, now = written(view.searcher.gallery.folder), time.monotonic()
+            if self.trouble and seen == self._tried[0] and now < self._tried[1]:
+                return view  # it has just failed, and may take long
             try:
                 searcher = view.searcher.refreshed()
             except (SearchError, WeightsError, OSError) as error:
                 if not self.trouble:
                     _log.warning("the index as it was is served on: %s", error)
                 self.trouble = str(error)
+                self._tried = seen, time.monotonic() + RETRY_SECONDS
                 return view
             self.trouble = ""
             if searcher is not view.searcher:

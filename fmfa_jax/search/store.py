@@ -28,6 +28,7 @@ from data_pipeline.byte_pairs import table_files
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
 from data_pipeline.regular import read_json
+from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax import files
 
 VERSION = 3
@@ -139,6 +140,16 @@ class IndexRecord:
     def undigested(self) -> int:
         """Number of shards whose SHA-256 is not known."""
         return sum(not shard.sha256 for shard in self.shards)
+
+
+def tokenizer_name(folder: Path, record: IndexRecord) -> str:
+    """What `open_tokenizer` opens the index's tokenizer by."""
+    return "clip" if record.tokenizer == "clip" else str(folder / record.tokenizer)
+
+
+def own_tokenizer(folder: Path, record: IndexRecord) -> WordTokenizer:
+    """Open the index's tokenizer; see `open_tokenizer`."""
+    return open_tokenizer(tokenizer_name(folder, record))
 
 
 def read_record(folder: str | Path) -> IndexRecord:

@@ -81,7 +81,8 @@ def update(
     wanted, excluded = _wanted(old, known, listing, named)
     fresh = {stamp.file for stamp in wanted}
     bad = [b for b in old.bad if b.file not in fresh and os.path.lexists(root / b.file)]
-    gone = {file for file in known.keys() - fresh if is_gone(root, file)}
+    listed = {stamp.file for stamp in listing.pictures}
+    gone = {file for file in known.keys() - listed if is_gone(root, file)}
     content = _Content(known, writer.contents() if wanted else {}, gone)
     parts, met, tried, done, last = [], [], set(), 0, False
     size, ahead = work.model.image_size, 2 * work.batch_size

@@ -114,7 +114,7 @@ const detail = (() => {
   });
   picture.addEventListener("load", draw);
   picture.addEventListener("error", () => {
-    if (dialog.open) picture.alt = "This picture is no longer in the gallery.";
+    if (dialog.open) picture.alt = "This picture cannot be shown; search again.";
   });
   addEventListener("resize", draw);
   dialog.addEventListener("close", () => {

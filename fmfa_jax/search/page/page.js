@@ -114,7 +114,11 @@ function tile(hit, place, answer) {
   picture.loading = "lazy";
   picture.alt = "";
   picture.src = `.${hit.picture}/small`;
-  picture.addEventListener("error", () => { picture.alt = "No longer in the gallery"; });
+  let tries = 3; // the server may be busy
+  picture.addEventListener("error", () => {
+    if (tries-- > 0) setTimeout(() => { picture.src = `.${hit.picture}/small`; }, 1000);
+    else picture.alt = "Cannot be shown; search again";
+  });
   const text = part("span", "text");
   const meter = part("span", "meter");
   const span = answer.highest - answer.lowest || 1;

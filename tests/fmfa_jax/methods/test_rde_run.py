@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from safetensors.numpy import load_file
 
+from data_pipeline import loader
 from fmfa_jax import weights
 from fmfa_jax.methods.rde import consensus
 from fmfa_jax.search.encoder import open_model
@@ -26,10 +27,12 @@ def configured(folder, **changes):
 @pytest.fixture(scope="module")
 def whole(folder):
     """Twelve steps in one go; what each division saw and decided."""
-    divided = []
+    divided, opened = [], []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(consensus, "weights", told(consensus.weights, divided))
-        train(configured(folder), folder / "whole")
+        patch.setattr(loader, "open_cache", told(loader.open_cache, opened))
+        train(configured(folder, data__cache="memory"), folder / "whole")
+    assert len(opened) == 1, "steps and passes share what is decoded"
     return folder / "whole", divided
 
 

@@ -33,6 +33,7 @@ NOT_REFUSED = {
     "another disk": OSError(errno.ENOSPC, "full", "/cache/pixels"),
     "a neighbour": FileNotFoundError(errno.ENOENT, "gone", "/mnt/run2/1.jpg"),
     "a neighbour in words": ValueError("/mnt/run2/a: No such file or directory"),
+    "below one of its name in words": ValueError("/data/mnt/run/a: Permission denied"),
     "below one of its name": PermissionError(errno.EACCES, "no", "/data/mnt/run/1.jpg"),
     "no disk": ValueError("a bad value in /mnt/run"),
     "unknown": OSError("the disk is gone"),

@@ -122,7 +122,10 @@ def test_an_index_from_before_digests_opens_is_told_and_gets_them(
     made_old(out)
     assert same(content(out), before)
     assert main(["query", str(out), "a man", "--top", "1"]) == 0
-    assert "no SHA-256 of 1 shard; `add` notes" in capsys.readouterr().err
+    assert (
+        "no SHA-256 of 1 shard and its tokenizer; `add` notes"
+        in capsys.readouterr().err
+    )
     assert search.verify(out).undigested == 1
     counting.clear()
     assert search.add(out, encoder, batch_size=8).added == 0

@@ -4,6 +4,7 @@
 import contextlib
 import json
 import random
+import shutil
 import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from fmfa_jax.search import server as serving
 from fmfa_jax.search import service as limits
 from fmfa_jax.search.callers import Password, owner
 from fmfa_jax.search.store import SearchError
-from tests.fmfa_jax.search.indexes import SMALL, flipped
+from tests.fmfa_jax.search.indexes import SMALL, flipped, made_old
 from tests.fmfa_jax.search.served import (
     BYTES,
     JSON,
@@ -240,6 +241,55 @@ def test_a_changed_index_is_served_without_a_restart(gallery, encoder, tmp_path)
         flipped(next((out / "shards").iterdir()), random.Random(0))
         assert get(server, "/ready")[0] == 503
         assert len(found()) == 24, "a damaged index does not replace a sound one"
+
+
+def test_the_model_stays_where_it_was_said_to_be(
+    gallery, model_file, population, tmp_path
+):
+    """Also as an index of version 2 gets the fingerprint that it lacked."""
+    out, place = tmp_path / "people.index", tmp_path / "model.safetensors"
+    shutil.copy(model_file, place)
+    model = search.open_model(place, tokenizer=str(population / "tokenizer"))
+    search.index_gallery(gallery, out, model, **SMALL)
+    made_old(out)
+    moved = place.rename(tmp_path / "moved.safetensors")
+    with running(search.open_searcher(out, model=str(moved))) as server:
+        Image.new("RGB", (30, 60), "blue").save(gallery / "blue.jpg")
+        search.add(out, model, **SMALL)
+        assert get(server, "/ready")[0] == 200
+        assert get(server, "/api/gallery")[1]["pictures"] == 25
+
+
+def test_health_does_not_wait_for_an_index(server):
+    with ThreadPoolExecutor(50) as pool:
+        with server.service._opening:
+            waiting = [pool.submit(get, server, "/ready") for _ in range(50)]
+            until(lambda: open_now(server) >= 50)
+            assert get(server, "/health")[0] == 200
+            assert send(server, "GET", "/page.js")[0] == 200
+            assert not any(each.done() for each in waiting)
+        assert {each.result()[0] for each in waiting} == {200}
+
+
+def test_an_index_that_cannot_be_opened_is_not_tried_at_every_request(
+    gallery, encoder, tmp_path, monkeypatch
+):
+    out = tmp_path / "people.index"
+    search.index_gallery(gallery, out, encoder, **SMALL)
+    searcher = search.open_searcher(out)
+    service, tries = limits.Service(searcher), []
+    refreshed = search.Searcher.refreshed
+
+    def counted(self):
+        tries.append(self)
+        return refreshed(self)
+
+    monkeypatch.setattr(search.Searcher, "refreshed", counted)
+    away = out.rename(tmp_path / "away")
+    assert [service.ready() for _ in range(5)] == [False] * 5
+    assert len(tries) == 1
+    away.rename(out)
+    assert service.ready() and len(tries) == 2
 
 
 def test_an_index_that_is_emptied_while_it_is_served(gallery, encoder, tmp_path):

@@ -6,7 +6,9 @@ from dataclasses import replace
 import jax
 import pytest
 
+from data_pipeline.bad_images import BadImages
 from fmfa_jax import models, weights
+from fmfa_jax.training.loop import bad_images_kept
 from fmfa_jax.training.session import first_params, open_session
 from tests.tiny_run import DEVICES, tiny_config
 
@@ -44,6 +46,19 @@ def test_a_run_has_the_activation_of_its_first_weights(folder, plain, file):
     assert asked.model.activation == "quick_gelu"
     _, origin = first_params(asked)
     assert "although its own config states gelu" in origin["activation"]
+
+
+def test_a_folder_that_has_vanished_is_not_made_again(plain, tmp_path):
+    gone = replace(plain, workdir=tmp_path / "gone")
+    with (
+        pytest.raises(OSError, match="was removed"),
+        bad_images_kept(gone, BadImages()),
+    ):
+        raise OSError("was removed")
+    assert not gone.workdir.exists()
+    with bad_images_kept(replace(plain, workdir=tmp_path), BadImages()):
+        pass
+    assert (tmp_path / "bad_images.tsv").is_file()
 
 
 def test_the_activation_is_a_part_of_what_a_run_is(folder, plain, file):
