@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-import ftfy
 import numpy as np
 from jaxtyping import Int32
 
@@ -150,6 +149,9 @@ def clean(caption: str) -> str:
         caption = _cut_marks(caption)
     # Printable ASCII without entities needs no repair, which takes 3/4 of the time.
     if not caption.isascii() or not caption.isprintable() or "&" in caption:
+        # Imported here: whoever opens weights alone, on a bare GPU machine, may lack it.
+        import ftfy
+
         caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
     return _cut_words(caption, LONGEST_WORD).lower()
 

@@ -128,21 +128,29 @@ def _everything(inner: Iterable[Jaxpr]) -> int:
 
 def _scan(equation: JaxprEqn, wanted: Wanted) -> tuple[int, list[bool]]:
     """One round times the number of rounds; carries that a later round needs count."""
-    params = equation.params
-    first, carries = params["num_consts"], params["num_carry"]
+    (body,) = _jaxprs(equation.params.values())
+    # How the parameters tell constants, carries and slices apart differs between
+    # versions of JAX. What is sliced or stacked has an axis more outside.
+    carries = _same_shapes(equation.outvars, body.outvars)
+    first = _same_shapes(equation.invars, body.invars) - carries
     wanted = list(wanted)
     while True:
-        flops, inputs = _count(params["jaxpr"].jaxpr, wanted)
+        flops, inputs = _count(body, wanted)
         carried = inputs[first : first + carries]
         grown = [a or b for a, b in zip(wanted, carried, strict=False)]
         if grown == wanted[:carries]:
-            return params["length"] * flops, inputs
+            return equation.params["length"] * flops, inputs
         wanted[:carries] = grown
 
 
+def _same_shapes(outside: Sequence[Any], inside: Sequence[Any]) -> int:
+    pairs = zip(outside, inside, strict=True)
+    return sum(a.aval.shape == b.aval.shape for a, b in pairs)
+
+
 def _cond(equation: JaxprEqn, wanted: Wanted) -> tuple[int, list[bool]]:
-    branches = equation.params["branches"]
-    counts, inputs = zip(*(_count(b.jaxpr, wanted) for b in branches), strict=True)
+    branches = _jaxprs(equation.params["branches"])
+    counts, inputs = zip(*(_count(b, wanted) for b in branches), strict=True)
     return max(counts), [True, *map(any, zip(*inputs, strict=True))]
 
 

@@ -30,12 +30,13 @@ def rows_of(folder):
 
 
 def test_it_runs_where_only_jax_and_torch_are_installed(tmp_path):
-    """Every part is imported, and one runs."""
+    """Every part is imported, with what its children import, and one runs."""
     (tmp_path / "sitecustomize.py").write_text(
         f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"
     )
     modules = {part.function.split(".")[0] for part in check.PARTS.values()}
-    imports = "; ".join(f"import benchmarks.accelerator.{name}" for name in modules)
+    names = ["fmfa_jax.weights", *(f"benchmarks.accelerator.{m}" for m in modules)]
+    imports = "; ".join(f"import {name}" for name in names)
     code = f"{imports}; from benchmarks.accelerator.__main__ import main; main()"
     flags = ("--only", "card", "--cpu", "--until", "1e12")
     done = subprocess.run(
