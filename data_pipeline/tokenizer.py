@@ -149,7 +149,7 @@ def clean(caption: str) -> str:
         caption = _cut_marks(caption)
     # Printable ASCII without entities needs no repair, which takes 3/4 of the time.
     if not caption.isascii() or not caption.isprintable() or "&" in caption:
-        # Imported here: whoever opens weights alone, on a bare GPU machine, may lack it.
+        # Imported here: a bare GPU machine, which opens weights alone, may lack it.
         import ftfy
 
         caption = html.unescape(html.unescape(ftfy.fix_text(caption)))
