@@ -59,7 +59,7 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.products = "auto"  # auto | float32 | compute: rounded after or before bias
     c.model.attention = "auto"  # auto | xla | cudnn: NVIDIA's fused kernel, or our own
     c.model.remat = "auto"  # auto | none | elementwise | full: recomputed, not stored
-    c.model.scan_unroll = 1  # blocks of a tower in one iteration of the compiled loop
+    c.model.scan_unroll = 0  # blocks of a tower in an iteration of its loop; 0: auto
 
     c.init = ConfigDict()
     c.init.path = ""  # initial weights, in any format that fmfa_jax.weights reads

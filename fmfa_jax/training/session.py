@@ -182,6 +182,7 @@ def open_session(
                 vocab_size=tokenizer.vocab_size,
                 classes=len(data.train.identities),
                 activation=first_activation(settings.init),
+                sharded=settings.mesh.fsdp > 1,
             ),
         )
         session = Session(

@@ -84,7 +84,7 @@ class Model(Options, section="model"):
     products: Annotated[str, OneOf((AUTO, *models.config.PRODUCTS))]
     attention: Annotated[str, OneOf((AUTO, *models.config.ATTENTIONS))]
     remat: Annotated[str, OneOf((AUTO, *models.config.REMATS))]
-    scan_unroll: Positive
+    scan_unroll: NotNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,8 +101,17 @@ class Model(Options, section="model"):
         vocab_size: int,
         classes: int,
         activation: str = "quick_gelu",
+        sharded: bool = False,
     ) -> models.ModelConfig:
-        """The model with all heads, for a device, a vocabulary and identities."""
+        """The model with all heads, for a device, a vocabulary and identities.
+
+        Args:
+            device: See `computing`.
+            vocab_size: Of the tokenizer.
+            classes: Identities.
+            activation: See `models.ModelConfig`.
+            sharded: See `computing`.
+        """
         preset = models.PRESETS[self.preset]
         return replace(
             preset,
@@ -113,13 +122,14 @@ class Model(Options, section="model"):
             classes=classes,
             irr_layers=self.irr_layers,
             activation=activation,
-            **asdict(self.computing(device)),
+            **asdict(self.computing(device, sharded=sharded)),
         )
 
-    def computing(self, device: Any) -> models.Compute:
+    def computing(self, device: Any, *, sharded: bool = False) -> models.Compute:
         """How the model computes on a device: as the config says, or as suits it."""
         names = ("dtype", "precision", "products", "attention", "remat", "scan_unroll")
-        return computing(device, **{name: getattr(self, name) for name in names})
+        asked = {name: getattr(self, name) for name in names}
+        return computing(device, **asked, sharded=sharded)
 
 
 @dataclass(frozen=True, kw_only=True)
