@@ -4,6 +4,7 @@
 from fmfa_jax.figures.curves import write_curves
 from fmfa_jax.figures.features import write_feature_map, write_similarities
 from fmfa_jax.figures.overlays import words_sheet, write_words
+from fmfa_jax.figures.page import write_page
 from fmfa_jax.figures.rankings import (
     Hit,
     Ranking,
@@ -28,6 +29,7 @@ __all__ = [
     "write_curves",
     "write_evaluation",
     "write_feature_map",
+    "write_page",
     "write_similarities",
     "write_words",
 ]

@@ -15,7 +15,7 @@ from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
 from fmfa_jax import files
-from fmfa_jax.figures import write_curves
+from fmfa_jax.figures import write_curves, write_page
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
 from fmfa_jax.machines.processes import (
@@ -252,6 +252,8 @@ def run(session: Session, training: Training) -> bool:
         if session.processes.index == 0:
             write_curves(session.workdir / METRICS, session.workdir / "curves.png")
         judge.report()
+        if session.processes.index == 0:
+            write_page([session.workdir])
     return True
 
 
