@@ -53,6 +53,7 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.stride = 0  # distance between patches; 0: the patch size
     c.model.context_length = 77  # text positions, including start and end
     c.model.irr_layers = 4  # depth of the interaction encoder
+
     # How it computes; auto is what suits the device (fmfa_jax/training/settings.py).
     c.model.dtype = "auto"  # auto | float32 | bfloat16: of the towers
     c.model.precision = "highest"  # of float32 products: highest | high | default
@@ -108,9 +109,9 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.rde.lr = 1e-3  # of TSE's head, whatever optimizer.lr is
     c.rde.division = "mixture"  # mixture (CCD, before each epoch) | none (all pairs)
     c.rde.mixture = "loose"  # loose | tight (above 40 % noise, and on RSTPReid)
-    c.rde.mask = 0.12  # share of the words that are hidden in training,
-    c.rde.replace = 0.04  # that become another,
-    c.rde.remove = 0.04  # and that are left out
+    c.rde.mask = 0.12  # share of a caption's words that training hides
+    c.rde.replace = 0.04  # share of them that become another word
+    c.rde.remove = 0.04  # share of them that are left out
 
     c.mask = ConfigDict()  # token masking for mlm and for the weak method's view
     c.mask.rate = 0.15  # share of the ordinary tokens that are chosen

@@ -238,6 +238,22 @@ def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
     assert environment()["code"]["commit"] is None
 
 
+def test_where_it_is_installed_the_commit_is_what_pip_noted(monkeypatch, tmp_path):
+    """Not that of a repository around it, in which it is no file."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    site = tmp_path / "site-packages"
+    noted = site / "fmfa_jax-1.dist-info" / "direct_url.json"
+    noted.parent.mkdir(parents=True)
+    (noted.parent / "METADATA").write_text("Name: fmfa-jax\nVersion: 1\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(environment_module, "ROOT", site)
+    assert environment()["code"]["commit"] is None
+    noted.write_text('{"url": "x", "vcs_info": {"vcs": "git", "commit_id": "abc"}}')
+    assert environment()["code"]["commit"] == "abc"
+    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
+    assert environment()["code"]["commit"] is None
+
+
 def test_the_code_version_follows_the_sources_only(tmp_path):
     source = tmp_path / "fmfa_jax" / "a.py"
     source.parent.mkdir()
