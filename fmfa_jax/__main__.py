@@ -33,7 +33,7 @@ def usage() -> str:
     lines = ["usage: fmfa NAME [ARGUMENTS ...]", "", "Text-to-image person retrieval."]
     lines += ["", *(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items()), ""]
     lines.append(
-        "fmfa NAME --help says more; fmfa train --config=cuhk --help: all keys"
+        "fmfa NAME --help says more, fmfa train --config=cuhk --help all keys."
     )
     return "\n".join(lines)
 

@@ -49,7 +49,7 @@ def environment() -> dict[str, Any]:
     """Return the content of environment.json; no host or user name is looked up."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [sys.executable, *sys.argv],
+        "command": [sys.executable, *sys.orig_argv[1:]],
         "code": {"version": code_version(), **_git()},
         "python": platform.python_version(),
         "packages": _versions(),
