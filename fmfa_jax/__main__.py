@@ -32,10 +32,18 @@ def usage() -> str:
     """What `fmfa --help` says."""
     lines = ["usage: fmfa NAME [ARGUMENTS ...]", "", "Text-to-image person retrieval."]
     lines += ["", *(f"  {name:12}{text}" for name, (_, text) in COMMANDS.items()), ""]
-    lines.append(
-        "fmfa NAME --help says more, fmfa train --config=cuhk --help all keys."
-    )
+    lines += ["fmfa NAME --help says more; behind a config it lists all keys."]
+    lines += ['In bash, eval "$(fmfa --completion)" has names and keys completed.']
     return "\n".join(lines)
+
+
+def completion() -> str:
+    """What has bash complete subcommands, configs and keys, once it is evaluated."""
+    from fmfa_jax.main import SHIPPED, base, flat
+
+    words = [*COMMANDS, "--help", "--workdir=", *(f"--config={x}" for x in SHIPPED)]
+    words += [f"--config.{key}=" for key in flat(base().to_dict())]
+    return f"complete -o default -o nospace -W '{' '.join(words)}' fmfa"
 
 
 def program() -> int:
@@ -46,6 +54,9 @@ def program() -> int:
         return 0
     if name == "--version":
         say(f"fmfa {fmfa_jax.__version__}")
+        return 0
+    if name == "--completion":
+        say(completion())
         return 0
     if name not in COMMANDS:
         return told(

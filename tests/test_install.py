@@ -120,6 +120,13 @@ def test_fmfa_lists_its_commands(fmfa):
     assert done.stderr.startswith("error: command='serch' is not known; did you mean s")
 
 
+def test_bash_completes_names_and_keys(fmfa):
+    script = f"""complete() {{ compgen -W "$6" -- --config.train.b; }}
+    {fmfa("--completion").stdout}"""
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert (done.stdout, done.stderr) == ("--config.train.batch_size=\n", "")
+
+
 @pytest.mark.parametrize("name", [n for n in COMMANDS if n not in ("train", "eval")])
 def test_each_command_is_called_as_it_was(name, commands):
     told = commands.run("fmfa_jax", name, "--help")
