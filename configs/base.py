@@ -53,6 +53,7 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.stride = 0  # distance between patches; 0: the patch size
     c.model.context_length = 77  # text positions, including start and end
     c.model.irr_layers = 4  # depth of the interaction encoder
+
     # How it computes; auto is what suits the device (fmfa_jax/training/settings.py).
     c.model.dtype = "auto"  # auto | float32 | bfloat16: of the towers
     c.model.precision = "highest"  # of float32 products: highest | high | default
@@ -69,13 +70,13 @@ def _data_and_model(c: ConfigDict) -> None:
 
 def _losses_and_optimizer(c: ConfigDict) -> None:
     c.losses = ConfigDict()  # name -> weight; with weight 0 it is not computed
-    c.losses.sdm = 0.0
-    c.losses.a_sdm = 1.0
-    c.losses.id = 1.0
-    c.losses.mlm = 1.0
-    c.losses.efa = 1.0
-    c.losses.itc = 0.0
-    c.losses.cmpm = 0.0
+    c.losses.sdm = 0.0  # similarity distribution matching, of IRRA
+    c.losses.a_sdm = 1.0  # adaptive SDM, of FMFA
+    c.losses.id = 1.0  # classification of the training people
+    c.losses.mlm = 1.0  # masked words, by the interaction encoder (IRR)
+    c.losses.efa = 1.0  # explicit fine-grained alignment, of FMFA
+    c.losses.itc = 0.0  # image-text contrast, as CLIP was trained
+    c.losses.cmpm = 0.0  # cross-modal projection matching
 
     c.loss = ConfigDict()  # how the losses are computed
     c.loss.scale = 50.0  # 1 / tau
@@ -108,9 +109,9 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.rde.lr = 1e-3  # of TSE's head, whatever optimizer.lr is
     c.rde.division = "mixture"  # mixture (CCD, before each epoch) | none (all pairs)
     c.rde.mixture = "loose"  # loose | tight (above 40 % noise, and on RSTPReid)
-    c.rde.mask = 0.12  # share of the words that are hidden in training,
-    c.rde.replace = 0.04  # that become another,
-    c.rde.remove = 0.04  # and that are left out
+    c.rde.mask = 0.12  # share of a caption's words that training hides
+    c.rde.replace = 0.04  # share of them that become another word
+    c.rde.remove = 0.04  # share of them that are left out
 
     c.mask = ConfigDict()  # token masking for mlm and for the weak method's view
     c.mask.rate = 0.15  # share of the ordinary tokens that are chosen
@@ -122,9 +123,9 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.augment.erase = 0.5  # probability of random erasing
 
     c.optimizer = ConfigDict()  # Adam with coupled weight decay
-    c.optimizer.lr = 1e-5
-    c.optimizer.b1 = 0.9
-    c.optimizer.b2 = 0.999
+    c.optimizer.lr = 1e-5  # peak of the schedule
+    c.optimizer.b1 = 0.9  # decay of the gradients' mean
+    c.optimizer.b2 = 0.999  # decay of their squares' mean
     c.optimizer.eps = 1e-3  # large on purpose: it affects the effective step size
     c.optimizer.weight_decay = 4e-5  # added to the gradient
     c.optimizer.groups = (
@@ -135,7 +136,7 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.optimizer.clip_norm = 0.0  # 0: gradients are not clipped
 
     c.schedule = ConfigDict()  # linear warm-up, then cosine
-    c.schedule.warmup_epochs = 5.0
+    c.schedule.warmup_epochs = 5.0  # length of the warm-up
     c.schedule.warmup_factor = 0.1  # fraction of lr in the first epoch
     c.schedule.end_factor = 0.0  # fraction of lr at the end of the cosine
     c.schedule.every = "epoch"  # epoch: constant within one, as in the original | step
@@ -145,26 +146,26 @@ def _run(c: ConfigDict) -> None:
     c.train = ConfigDict()
     c.train.batch_size = 64  # over all devices of all hosts
     c.train.chunks = 1  # parts of a batch encoded in turn: less memory, the same loss
-    c.train.epochs = 60
+    c.train.epochs = 60  # passes over the training pairs
     c.train.stop_step = 0  # > 0: stop there, schedule unchanged (the run can resume)
     c.train.max_skipped = 10  # steps in a row that are not finite: more end the run
 
     c.eval = ConfigDict()
     c.eval.every_epochs = 1  # 0: only at the end
-    c.eval.batch_size = 256
+    c.eval.batch_size = 256  # pictures, or captions, encoded at once
     c.eval.split = "auto"  # selects the best: val | test | auto (val if there is one,
     # then test, if there is one) | none (nothing is measured)
     c.eval.pictures = 8  # ranking pictures drawn by the final evaluation
 
     c.checkpoint = ConfigDict()
-    c.checkpoint.every_epochs = 1
+    c.checkpoint.every_epochs = 1  # where every_steps is 0; 0: only at the end
     c.checkpoint.every_steps = 0  # 0: only every_epochs counts
     c.checkpoint.keep = 2  # training states; with 1, a damaged one has no fallback
     c.checkpoint.max_failed = 2  # saves in a row that a full disk may refuse
 
     c.log = ConfigDict()
-    c.log.every_steps = 50
-    c.log.tensorboard = True
+    c.log.every_steps = 50  # steps from one line of the log to the next
+    c.log.tensorboard = True  # write TensorBoard events, too
 
     c.mesh = ConfigDict()  # over all devices of all hosts
     c.mesh.fsdp = 1  # devices that share one copy of the parameters

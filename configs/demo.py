@@ -8,15 +8,18 @@ ITC on ANOTHER population (by configs/demo_start.py), as the real configs start 
 OpenAI's. `configs/demo.py:PRESET` selects plus (default) or another of configs/base.py.
 """
 
+from pathlib import Path
+
 from configs.base import base, with_preset
 
+START = Path(__file__).with_name("demo_start.safetensors")
 EPOCHS = 3
 
 
 def get_config(preset: str = "plus"):
     """Return the config: three epochs of 12000 pairs."""
     c = with_preset(demo_base(), preset)
-    c.init.path = "configs/demo_start.safetensors"
+    c.init.path = str(START)
     c.data.caption_buckets = ()  # here another compilation costs more than it saves
     c.train.epochs = EPOCHS
     if c.method == "weak":

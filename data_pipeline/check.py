@@ -141,9 +141,7 @@ def _progress(name: str) -> Callable[[int, int], None]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        prog="python -m data_pipeline.check", description=__doc__.split("\n")[0]
-    )
+    parser = Parser(module="data_pipeline.check", description=__doc__.split("\n")[0])
     parser.add_argument(
         "root", type=path, help="folder with the data sets, or of one of them"
     )

@@ -61,8 +61,19 @@ class Parser(argparse.ArgumentParser):
     `path` is the type of its arguments that are paths.
     """
 
-    def __init__(self, **options: object) -> None:
-        super().__init__(**options)  # type: ignore[arg-type]
+    def __init__(self, *, module: str = "", **options: Any) -> None:
+        """As `argparse.ArgumentParser`.
+
+        Args:
+            module: What `python -m` takes, for a whole command line. In the program's
+                name, and in examples of the description, it becomes what was called.
+            options: Those of `argparse.ArgumentParser`.
+        """
+        if module:
+            long = f"python -m {module}"
+            options["prog"] = called(long)
+            options["description"] = options["description"].replace(long, called(long))
+        super().__init__(**options)
         # Suppressed: a subcommand's default would replace what stands before it.
         self.add_argument(
             "--verbosity",
@@ -76,6 +87,11 @@ class Parser(argparse.ArgumentParser):
         """End the program; --help tells the rest."""
         say(f"error: {printable(message)}; see {self.prog} --help", sys.stderr)
         sys.exit(USER_ERROR)
+
+
+def called(long: str) -> str:
+    """How this program was called: `fmfa NAME` (fmfa_jax/__main__.py), or `long`."""
+    return sys.argv[0] if sys.argv[0].startswith("fmfa ") else long
 
 
 def path(text: str) -> str:

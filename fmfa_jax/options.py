@@ -181,6 +181,6 @@ def mistyped(arguments: Iterable[str], known: Iterable[str]) -> str:
         similar += near(key, known)
         similar = similar or [x for x in known if x.split(".")[0] == key.split(".")[0]]
         hint = f"did you mean {' or '.join(dict.fromkeys(similar))}?"
-        hint = hint if similar else "all keys stand in configs/base.py"
+        hint = hint if similar else "--help lists all keys"
         return f"config.{key}: there is no such key; {hint}"
     return ""

@@ -231,14 +231,15 @@ MISTYPED = {
     "--config.losses.sdn=1": "did you mean losses.sdm",
     "--config.losses['globl']=1": "config.losses.globl: there is no such key",
     "--config.data.options.identitees=1": "there is no such key",
-    "--config.zzz=4": "all keys stand in configs/base.py",
+    "--config.zzz=4": "--help lists all keys",
     "--config.train.batch_size=many": "invalid literal for int",
     "--config.train.epochs=2.5": "config.train.epochs=2.5: invalid literal for int",
     "--config.train=3": "Failed to parse '3' as a ConfigDict",
     "--config.weak.rate": "Missing value for flag --config.weak.rate",
     "--mode=evaluate": "should be one of",
     "--workdri=x": "Did you mean: workdir",
-    "--config=configs/none.py": "there is no file configs/none.py",
+    "--config=configs/none.py": "there is no file configs/none.py. Our own configs are",
+    "--config=cuk:plus": "there is no file cuk; did you mean cuhk? Our own configs are",
     "--config=~/none.py": "there is no file /home/me/none.py",
     "--config=configs": "there is no file configs",
     "--config=gs://b/x.py": "mount the gs:// address",
@@ -250,7 +251,7 @@ MISTYPED = {
 
 PARSE_EACH = """
 import json, os, sys
-import main
+from fmfa_jax import main
 
 for flag in json.loads(sys.argv[1]):
     print(flag, flush=True)

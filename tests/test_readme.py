@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 from configs import cuhk, demo
 from data_pipeline.synthetic import write_population
 from fmfa_jax import models, weights
+from fmfa_jax.__main__ import COMMANDS as FMFA
 from tests.fmfa_jax.machines.hosts import free_port
 from tests.own_lines import Commands, foreign, on_terminal
 
@@ -34,7 +35,7 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
-PAGES = [README, *DOCS, CONTRIBUTING, ROOT / "SECURITY.md"]
+PAGES = [README, *DOCS, CONTRIBUTING, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
 TOPS = ("benchmarks/", "configs/", "data_pipeline/", "docs/", "fmfa_jax/", "tests/")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`]+)`")
@@ -86,7 +87,19 @@ def pod_of(resource: dict) -> dict | None:
     return resource["spec"]["template"]["spec"] if resource["kind"] == "Job" else None
 
 
-COMMANDS = list(dict.fromkeys(c for page in (README, *DOCS) for c in commands(page)))
+def in_checkout(command: str) -> str:
+    """Return what `fmfa ...` is beside `main.py`; tests/test_install.py runs `fmfa`."""
+    if not command.startswith("fmfa "):
+        return command
+    _, name, *rest = command.split(" ")
+    module, *flags = FMFA[name][0].split()
+    words = ["main.py"] if module == "fmfa_jax.main" else ["-m", module]
+    rest = [re.sub(r"^(--config=)(\w+)", r"\1configs/\2.py", word) for word in rest]
+    return " ".join(["python", *words, *rest, *flags])
+
+
+COMMANDS = [in_checkout(c) for page in (README, *DOCS) for c in commands(page)]
+COMMANDS = list(dict.fromkeys(COMMANDS))
 # Processes of one run, which wait for each other, are started together.
 RUNS = [
     tuple(lines)
@@ -228,6 +241,21 @@ def adapted(command: str, folder: Path) -> list[str]:
 def test_the_readme_starts_with_the_two_commands():
     assert COMMANDS[:2] == ["make demo", "make test"]
     assert DEMO in COMMANDS
+
+
+def test_fmfa_is_what_runs_in_a_checkout():
+    assert in_checkout("fmfa train --config=demo") == DEMO
+    assert in_checkout("fmfa eval --config=cuhk:rde --workdir=x") == (
+        "python main.py --config=configs/cuhk.py:rde --workdir=x --mode=eval"
+    )
+    assert in_checkout("fmfa search serve x") == "python -m fmfa_jax.search serve x"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_every_subcommand_of_fmfa_exists(page):
+    for span in spans(page):
+        if found := re.match(r"fmfa ([a-z]+)", span):
+            assert found[1] in FMFA, f"{page.name} names {span}"
 
 
 @pytest.mark.parametrize(

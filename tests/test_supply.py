@@ -1,12 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is installed: pinned, with hashes, in tested ranges, under known licences."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+import fmfa_jax
 from docs import licences
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +72,50 @@ def test_locks_agree_where_they_meet(machine):
     for other in others:
         shared = product.keys() & other.keys()
         assert {k: product[k] for k in shared} == {k: other[k] for k in shared}
+
+
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = {
+    extra: {(each := Requirement(text)).name: each.specifier for text in texts}
+    for extra, texts in PYPROJECT["project"]["optional-dependencies"].items()
+}
+
+
+def test_pip_installs_what_make_does():
+    assert set(PYPROJECT["project"]["dynamic"]) == {"version", "dependencies"}
+    dynamic = PYPROJECT["tool"]["setuptools"]["dynamic"]
+    assert dynamic["dependencies"] == {"file": "requirements.txt"}
+
+
+@pytest.mark.parametrize(
+    ("extra", "lock"),
+    [("faiss", "requirements-dev.lock"), ("onnx", "requirements-onnx.txt")],
+)
+def test_extras_are_tested_in_locked_versions(extra, lock):
+    found = versions(lock, MACHINES[0])
+    assert all(found[name] in wanted for name, wanted in EXTRAS[extra].items())
+
+
+def test_the_extra_for_onnx_is_all_but_its_converter():
+    """Whose own pins could not be met; see requirements-onnx.txt."""
+    listed = {canonicalize_name(each.name) for each, _ in entries(LOCKS[2])}
+    assert listed - EXTRAS["onnx"].keys() == {"jax2onnx"}
+
+
+def test_what_builds_the_wheel_is_there_for_its_test():
+    (wanted,) = map(Requirement, PYPROJECT["build-system"]["requires"])
+    found = versions("requirements-dev.lock", MACHINES[0])
+    assert found[wanted.name] in wanted.specifier
+
+
+def test_the_version_is_that_of_the_changelog_and_the_citation():
+    newest = re.search(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert newest[1] == fmfa_jax.__version__
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert citation["version"] == fmfa_jax.__version__
+    readme = (ROOT / "README.md").read_text()
+    cited = {each["url"] for each in citation["references"]}
+    assert set(re.findall(r"https://arxiv\.org/abs/[\d.]+", readme)) <= cited
 
 
 def test_the_list_of_licences_is_that_of_the_locks():

@@ -36,8 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(prog="python -m data_pipeline.synthetic")
-    parser.description = "Draw people and write a data set in CUHK-PEDES's layout."
+    text = "Draw people and write a data set in CUHK-PEDES's layout."
+    parser = Parser(module="data_pipeline.synthetic", description=text)
     parser.add_argument(
         "out", type=path, help="folder to write; must be absent or empty"
     )

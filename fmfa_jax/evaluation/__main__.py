@@ -110,7 +110,7 @@ def _compare(args: argparse.Namespace) -> tuple[Table, Path]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m fmfa_jax.evaluation",
+        module="fmfa_jax.evaluation",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -37,7 +37,7 @@ VIEWS = ("similarity", "attention")
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m fmfa_jax.figures", description=(__doc__ or "").split("\n")[0]
+        module="fmfa_jax.figures", description=(__doc__ or "").split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
     helps = {

@@ -3,6 +3,7 @@
 
 import contextlib
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -17,7 +18,9 @@ import jax
 from fmfa_jax.machines.flags import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
+OURS = "fmfa-jax"
 PACKAGES = (
+    OURS,
     "array_record",
     "chex",
     "clu",
@@ -46,7 +49,7 @@ def environment() -> dict[str, Any]:
     """Return the content of environment.json; no host or user name is looked up."""
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": [sys.executable, *sys.argv],
+        "command": [sys.executable, *sys.orig_argv[1:]],
         "code": {"version": code_version(), **_git()},
         "python": platform.python_version(),
         "packages": _versions(),
@@ -63,7 +66,7 @@ def code_version(root: Path = ROOT) -> str:
     It needs no git and sees uncommitted changes. Configs are left out: they are
     compared by value.
     """
-    files = [root / "main.py"]
+    files: list[Path] = []
     for folder in ("data_pipeline", "fmfa_jax"):
         files += (root / folder).rglob("*.py")
     digest = hashlib.sha256()
@@ -74,11 +77,24 @@ def code_version(root: Path = ROOT) -> str:
 
 
 def _git() -> dict[str, Any]:
+    # Where the package is installed, a repository around it is somebody else's.
+    if _run_git("ls-files", "--error-unmatch", "fmfa_jax/__init__.py") is None:
+        return {"commit": _installed_commit()}
     commit = _run_git("rev-parse", "HEAD")
-    if commit is None:
-        return {"commit": None}
     status = _run_git("status", "--porcelain", "--untracked-files=no")
     return {"commit": commit, "changed_files": len((status or "").splitlines())}
+
+
+def _installed_commit() -> str | None:
+    """The commit that `pip install git+URL` has noted (PEP 610), if this code is it."""
+    try:
+        installed = metadata.distribution(OURS)
+    except metadata.PackageNotFoundError:
+        return None
+    if Path(str(installed.locate_file(""))).resolve() != ROOT:
+        return None
+    noted = json.loads(installed.read_text("direct_url.json") or "{}")
+    return noted.get("vcs_info", {}).get("commit_id")
 
 
 def _run_git(*arguments: str) -> str | None:

@@ -186,7 +186,7 @@ def _given(paths: Sequence[str]) -> list[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m fmfa_jax.search",
+        module="fmfa_jax.search",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

@@ -30,7 +30,7 @@ _PROGRAMS = {"stablehlo": export_stablehlo, "onnx": export_onnx}
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m fmfa_jax.weights", description=(__doc__ or "").split("\n")[0]
+        module="fmfa_jax.weights", description=(__doc__ or "").split("\n")[0]
     )
     commands = parser.add_subparsers(dest="command", required=True)
     look = commands.add_parser("inspect", help="list the contents of a file")

@@ -108,8 +108,8 @@ def export_onnx(
         import jax2onnx
     except ImportError as error:
         raise WeightsError(
-            f"ONNX export requires the package jax2onnx ({error}): pip install "
-            "--no-deps -r requirements-onnx.txt"
+            f"ONNX export requires the package jax2onnx ({error}): pip install onnx "
+            "onnx-ir onnxruntime sympy, then pip install --no-deps jax2onnx"
         ) from error
     # They warn about every shape left to the runtime, and about every jax2onnx
     # example whose packages are missing.

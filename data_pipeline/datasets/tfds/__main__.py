@@ -65,7 +65,7 @@ def _same(there: str, wanted: str, data_dir: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
-        prog="python -m data_pipeline.datasets.tfds", description=__doc__.split("\n")[0]
+        module="data_pipeline.datasets.tfds", description=__doc__.split("\n")[0]
     )
     parser.add_argument("name", choices=PREPARABLE)
     parser.add_argument(

@@ -49,7 +49,7 @@ def test_flags_are_set_before_jax_is_imported():
     """A config is read before: it decides on `deterministic`."""
     script = """if True:
         import sys
-        import main
+        from fmfa_jax import main
         sys.argv = ["main.py", "--config=configs/cuhk.py"]
         sys.argv += ["--config.run.deterministic"]
         main.parse(sys.argv)

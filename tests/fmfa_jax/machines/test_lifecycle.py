@@ -228,12 +228,28 @@ def test_alone_nothing_is_initialized(monkeypatch):
 
 def test_the_environment_says_what_ran_where():
     found = json.loads(json.dumps(environment(), allow_nan=False))
-    assert found["command"][1:] == sys.argv
+    assert found["command"] == [sys.executable, *sys.orig_argv[1:]]
     assert found["packages"]["jax"] and found["devices"]["count"] == 8
     assert found["code"]["version"] == code_version()
 
 
 def test_without_git_the_commit_is_unknown(monkeypatch, tmp_path):
+    monkeypatch.setattr(environment_module, "ROOT", tmp_path)
+    assert environment()["code"]["commit"] is None
+
+
+def test_where_it_is_installed_the_commit_is_what_pip_noted(monkeypatch, tmp_path):
+    """Not that of a repository around it, in which it is no file."""
+    subprocess.run(["git", "init", "--quiet", tmp_path], check=True)
+    site = tmp_path / "site-packages"
+    noted = site / "fmfa_jax-1.dist-info" / "direct_url.json"
+    noted.parent.mkdir(parents=True)
+    (noted.parent / "METADATA").write_text("Name: fmfa-jax\nVersion: 1\n")
+    monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(environment_module, "ROOT", site)
+    assert environment()["code"]["commit"] is None
+    noted.write_text('{"url": "x", "vcs_info": {"vcs": "git", "commit_id": "abc"}}')
+    assert environment()["code"]["commit"] == "abc"
     monkeypatch.setattr(environment_module, "ROOT", tmp_path)
     assert environment()["code"]["commit"] is None
 
