@@ -62,7 +62,9 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.scan_unroll = 1  # blocks of a tower in one iteration of the compiled loop
 
     c.init = ConfigDict()
-    c.init.path = ""  # initial weights, in any format that fmfa_jax.weights reads
+    # Initial weights, in any format that fmfa_jax.weights reads: a file or folder, or
+    # hf://ORG/NAME[/FILE][@REVISION] of the Hugging Face Hub.
+    c.init.path = ""
     c.init.activation = "auto"  # auto (as the file states) | quick_gelu | gelu
     c.init.drop_classifier = False  # True: skip a classifier of a different size
 

@@ -384,7 +384,8 @@ def evaluate(
         judge.report()
     elif path:
         activation = session.settings.init.activation
-        loaded = judge.measure_file(path, path, activation=activation)
+        named = session.settings.flat["init.path"]
+        loaded = judge.measure_file(path, named, activation=activation)
         if writes and not record.exists():  # a run that has begun has its own
             files.write_json(record, loaded.as_dict())
     else:
