@@ -150,7 +150,7 @@ class _Handler(BaseHTTPRequestHandler):
         if any(each == repo for each, _ in self.hub.branches):
             self._send(409, {"error": "there", "url": f"{self.hub.url}/{repo}"})
             return
-        if asked.get("private"):
+        if asked.get("visibility") == "private":
             self.hub.private.add(repo)
         self.hub.commit(repo, {".gitattributes": b"*.safetensors filter=lfs\n"})
         self._send(200, {"url": f"{self.hub.url}/{repo}", "name": repo})

@@ -28,6 +28,7 @@ from configs import cuhk, demo
 from data_pipeline.synthetic import write_population
 from fmfa_jax import models, weights
 from tests.fmfa_jax.machines.hosts import free_port
+from tests.hub_server import Hub
 from tests.own_lines import Commands, foreign, on_terminal
 
 ROOT = Path(__file__).parents[1]
@@ -173,9 +174,20 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def commands(place):
+def hub(place):
+    """A Hugging Face Hub that has the tiny weights under OpenAI's name."""
+    started = Hub()
+    content = (place / "clip.safetensors").read_bytes()
+    started.commit("openai/clip-vit-base-patch16", {"model.safetensors": content})
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def commands(place, hub):
     """The process of all commands `python -m`."""
-    process = Commands(place, environment(place))
+    there = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    process = Commands(place, environment(place, HF_HOME=str(place / "hub"), **there))
     yield process
     process.close()
 
