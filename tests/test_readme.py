@@ -16,6 +16,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -42,6 +43,7 @@ SPAN = re.compile(r"`([^`]+)`")
 
 # Set-up, whole suites and long measurements: other tests run their parts.
 ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
+SERVED = "http://127.0.0.1:7860"
 DEMO = "python main.py --config=configs/demo.py"
 LAUNCHERS = ("srun ", "gcloud ", "mpirun ", "mpiexec ", "torchrun ")
 
@@ -274,7 +276,11 @@ def test_each_command_runs(together, place, commands):
         return
     words = adapted(together[0], place)
     if "serve" in words:
-        assert "<html" in served(words, place)
+        with (
+            serving(words, place) as address,
+            urllib.request.urlopen(address, timeout=30) as answer,
+        ):
+            assert "<html" in answer.read().decode()
         return
     if together[0] == DEMO:
         run_on_a_terminal(words, place)
@@ -324,8 +330,9 @@ def run_together(lines: tuple[str, ...], folder: Path) -> None:
     assert [foreign(each) for each in said] == [[]] * len(lines)
 
 
-def served(words: list[str], folder: Path) -> str:
-    """Return the first page of a server, which is then ended."""
+@contextmanager
+def serving(words: list[str], folder: Path) -> Iterator[str]:
+    """The address of a server, which is then ended."""
     process = subprocess.Popen(
         [*words, "--port", "0"],
         cwd=folder,
@@ -336,8 +343,8 @@ def served(words: list[str], folder: Path) -> str:
     try:
         for line in process.stdout:
             if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                with urllib.request.urlopen(found[0], timeout=30) as answer:
-                    return answer.read().decode()
+                yield found[0]
+                return
         raise AssertionError("the server ended without naming its address")
     finally:
         process.kill()
@@ -354,7 +361,15 @@ def is_package(module: str) -> bool:
 )
 def test_the_python_example_runs(block, place):
     code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
-    assert run([sys.executable, "-c", code], place).returncode == 0
+    if SERVED not in code:
+        run([sys.executable, "-c", code], place)
+        return
+    search = [sys.executable, "-m", "fmfa_jax.search"]
+    model = ["--model", "clip.safetensors", "--out", "asked.index"]
+    run([*search, "index", "mine", *model], place)
+    with serving([*search, "serve", "asked.index"], place) as address:
+        said = run([sys.executable, "-c", code.replace(SERVED, address)], place).stdout
+    assert ".jpg" in said
 
 
 def test_the_readme_is_short_and_leads_to_every_page():
