@@ -167,6 +167,11 @@ def _run(c: ConfigDict) -> None:
     c.log = ConfigDict()
     c.log.every_steps = 50
     c.log.tensorboard = True
+    # Trackers get scalars, config and results, too, if their package is installed: a
+    # project of Weights & Biases, an experiment of MLflow; "" for none. Where they
+    # write to, their own variables say: WANDB_MODE, MLFLOW_TRACKING_URI, ...
+    c.log.wandb = ""
+    c.log.mlflow = ""
 
     c.mesh = ConfigDict()  # over all devices of all hosts
     c.mesh.fsdp = 1  # devices that share one copy of the parameters

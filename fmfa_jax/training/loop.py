@@ -288,6 +288,9 @@ def start_log(session: Session, training: Training) -> RunLog:
         peak_flops=peak and peak * session.mesh.size,
         losses=("total", *settings.losses),
         tensorboard=settings.log.tensorboard,
+        wandb=settings.log.wandb,
+        mlflow=settings.log.mlflow,
+        config=settings.flat,
     )
     log.say(opening(session, plan, training.start))
     if session.processes.index == 0:

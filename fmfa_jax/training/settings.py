@@ -170,6 +170,8 @@ class Log(Options, section="log"):
 
     every_steps: Positive
     tensorboard: bool
+    wandb: str
+    mlflow: str
 
 
 @dataclass(frozen=True, kw_only=True)
