@@ -16,6 +16,7 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -29,6 +30,7 @@ from data_pipeline.synthetic import write_population
 from fmfa_jax import models, weights
 from fmfa_jax.__main__ import COMMANDS as FMFA
 from tests.fmfa_jax.machines.hosts import free_port
+from tests.hub_server import Hub
 from tests.own_lines import Commands, foreign, on_terminal
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +44,7 @@ SPAN = re.compile(r"`([^`]+)`")
 
 # Set-up, whole suites and long measurements: other tests run their parts.
 ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
+SERVED = "http://127.0.0.1:7860"
 DEMO = "python main.py --config=configs/demo.py"
 LAUNCHERS = ("srun ", "gcloud ", "mpirun ", "mpiexec ", "torchrun ")
 
@@ -186,9 +189,20 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def commands(place):
+def hub(place):
+    """A Hugging Face Hub that has the tiny weights under OpenAI's name."""
+    started = Hub()
+    content = (place / "clip.safetensors").read_bytes()
+    started.commit("openai/clip-vit-base-patch16", {"model.safetensors": content})
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def commands(place, hub):
     """The process of all commands `python -m`."""
-    process = Commands(place, environment(place))
+    there = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    process = Commands(place, environment(place, HF_HOME=str(place / "hub"), **there))
     yield process
     process.close()
 
@@ -290,7 +304,11 @@ def test_each_command_runs(together, place, commands):
         return
     words = adapted(together[0], place)
     if "serve" in words:
-        assert "<html" in served(words, place)
+        with (
+            serving(words, place) as address,
+            urllib.request.urlopen(address, timeout=30) as answer,
+        ):
+            assert "<html" in answer.read().decode()
         return
     if together[0] == DEMO:
         run_on_a_terminal(words, place)
@@ -340,8 +358,9 @@ def run_together(lines: tuple[str, ...], folder: Path) -> None:
     assert [foreign(each) for each in said] == [[]] * len(lines)
 
 
-def served(words: list[str], folder: Path) -> str:
-    """Return the first page of a server, which is then ended."""
+@contextmanager
+def serving(words: list[str], folder: Path) -> Iterator[str]:
+    """The address of a server, which is then ended."""
     process = subprocess.Popen(
         [*words, "--port", "0"],
         cwd=folder,
@@ -352,8 +371,8 @@ def served(words: list[str], folder: Path) -> str:
     try:
         for line in process.stdout:
             if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                with urllib.request.urlopen(found[0], timeout=30) as answer:
-                    return answer.read().decode()
+                yield found[0]
+                return
         raise AssertionError("the server ended without naming its address")
     finally:
         process.kill()
@@ -370,7 +389,15 @@ def is_package(module: str) -> bool:
 )
 def test_the_python_example_runs(block, place):
     code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
-    assert run([sys.executable, "-c", code], place).returncode == 0
+    if SERVED not in code:
+        run([sys.executable, "-c", code], place)
+        return
+    search = [sys.executable, "-m", "fmfa_jax.search"]
+    model = ["--model", "clip.safetensors", "--out", "asked.index"]
+    run([*search, "index", "mine", *model], place)
+    with serving([*search, "serve", "asked.index"], place) as address:
+        said = run([sys.executable, "-c", code.replace(SERVED, address)], place).stdout
+    assert ".jpg" in said
 
 
 def test_the_readme_is_short_and_leads_to_every_page():

@@ -32,7 +32,12 @@ from fmfa_jax.search.store import IndexRecord, SearchError
 from fmfa_jax.search.told import ProgressLine, count, report
 from fmfa_jax.search.verify import verify
 from fmfa_jax.weights import WeightsError
-from fmfa_jax.weights.arguments import add_model_arguments, positive, stated
+from fmfa_jax.weights.arguments import (
+    add_model_arguments,
+    model_path,
+    positive,
+    stated,
+)
 
 PASSWORD = "FMFA_SEARCH_PASSWORD"
 
@@ -207,7 +212,8 @@ def _parser() -> argparse.ArgumentParser:
     for each in (grow, shrink, ask, serve, sound):
         each.add_argument("index", type=path, help="folder of the index")
     for each in (grow, shrink, ask, serve):
-        each.add_argument("--model", type=path, help="where the index's model lies now")
+        text = "where the index's model lies now"
+        each.add_argument("--model", type=model_path, help=text)
     place = "where the gallery lies now, if it has moved"
     for each, kept in ((grow, True), (shrink, True), (ask, False), (serve, False)):
         text = place + ("; noted in the index" if kept else "; for this call")
@@ -244,9 +250,8 @@ def _index_options(make: argparse.ArgumentParser) -> None:
     make.add_argument(
         "gallery", type=path, help="folder of pictures, subfolders included"
     )
-    make.add_argument(
-        "--model", type=path, required=True, help="run folder or weight file"
-    )
+    text = "run folder, weight file, or hf://ORG/NAME"
+    make.add_argument("--model", type=model_path, required=True, help=text)
     make.add_argument("--out", type=path, required=True, help="folder of the index")
     make.add_argument(
         "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'

@@ -290,6 +290,9 @@ def start_log(session: Session, training: Training) -> RunLog:
         peak_flops=peak and peak * session.mesh.size,
         losses=("total", *settings.losses),
         tensorboard=settings.log.tensorboard,
+        wandb=settings.log.wandb,
+        mlflow=settings.log.mlflow,
+        config=settings.flat,
     )
     log.say(opening(session, plan, training.start))
     if session.processes.index == 0:
@@ -386,7 +389,8 @@ def evaluate(
         judge.report()
     elif path:
         activation = session.settings.init.activation
-        loaded = judge.measure_file(path, path, activation=activation)
+        named = session.settings.flat["init.path"]
+        loaded = judge.measure_file(path, named, activation=activation)
         if writes and not record.exists():  # a run that has begun has its own
             files.write_json(record, loaded.as_dict())
     else:

@@ -29,6 +29,7 @@ from fmfa_jax.options import (
 )
 from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
+from fmfa_jax.weights import weights_path
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
 # checkpoint made under other values is refused. The rest (paths, logging, evaluation)
@@ -45,7 +46,8 @@ NOT_IDENTITY = frozenset(
     f"model.{name}" for name in ("products", "attention", "remat", "scan_unroll")
 )
 PATHS = (("data", "root"), ("data", "tokenizer"), ("data", "cache_dir"))
-PATHS += (("init", "path"), ("run", "compilation_cache"))
+PATHS += (("run", "compilation_cache"),)
+WEIGHTS = ("init", "path")
 SPLITS = ("auto", "val", "test", "none")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
@@ -178,6 +180,8 @@ class Log(Options, section="log"):
 
     every_steps: Positive
     tensorboard: bool
+    wandb: str
+    mlflow: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,10 +281,11 @@ def read(config: ConfigDict) -> Settings:
         ValueError: Names the key, the value, and what it may be.
     """
     values = config.to_dict()
-    for section, key in PATHS:
+    for section, key in (*PATHS, WEIGHTS):
         given = values[section][key]
         if isinstance(given, str):
-            values[section][key] = local(given, what=f"config.{section}.{key}")
+            take = weights_path if (section, key) == WEIGHTS else local
+            values[section][key] = take(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]

@@ -55,7 +55,7 @@ ROWS = [
     ("weights melt {}", "invalid choice: 'melt'"),
     ("weights inspect {}/none", "no weight file at"),
     ("weights inspect {}", "no weights in the folder"),
-    ("weights inspect ViT-B/16", "models are not downloaded by name"),
+    ("weights inspect ViT-B/16", "hf://ORG/NAME"),
     ("weights import {}/none {}/out", "no weight file at"),
     ("weights import {}/none {}/out --image-size 5", "--image-size"),
     ("weights import {}/none {}/out --stride x", "--stride"),
