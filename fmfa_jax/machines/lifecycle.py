@@ -67,8 +67,8 @@ def _farewell(who: str, error: BaseException) -> str:
     return (
         f"{who} ends: {type(error).__name__}: {error}\nThe others end, too. Where the "
         "error speaks of a connection, a timeout or a peer, another process has ended "
-        "or hangs, and its output has the cause. The last checkpoint is intact; the "
-        "same command on all hosts resumes from it.\n"
+        "or hangs, and its output has the cause. What was saved last is intact; the "
+        "same command on all hosts goes on from it.\n"
     )
 
 

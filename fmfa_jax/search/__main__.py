@@ -15,6 +15,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,14 @@ from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from data_pipeline.regular import read_regular
 from fmfa_jax.figures.rankings import save
+from fmfa_jax.machines.lifecycle import leave
+from fmfa_jax.machines.processes import gather, initialize_distributed, together
 from fmfa_jax.search import index, store
 from fmfa_jax.search.encoder import open_model, reopen_model
 from fmfa_jax.search.query import Searcher, contact_sheet, open_searcher
 from fmfa_jax.search.store import IndexRecord, SearchError
 from fmfa_jax.search.told import ProgressLine, count, report
+from fmfa_jax.search.update import Change
 from fmfa_jax.search.verify import verify
 from fmfa_jax.weights import WeightsError
 from fmfa_jax.weights.arguments import add_model_arguments, positive, stated
@@ -48,26 +52,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (SearchError, WeightsError, ImageError, OSError, ValueError) as error:
-        return told_of(args, error)
+        code = told_of(args, error)
+        leave(error)
+        return code
+    except KeyboardInterrupt as error:
+        leave(error)
+        raise
     return 0
 
 
 def _index(args: argparse.Namespace) -> None:
-    model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
+    with _joined():
+        model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
     loaded = model.model.report
     if loaded.assumes:
         say(f"activation: {loaded.activation}", sys.stderr)
     kept = _picked(args, "storage", "engine", "batch_size", "save_every")
     kept |= {"follow_links": args.follow_links, "progress": ProgressLine()}
-    report(args.out, index.index_gallery(args.gallery, args.out, model, **kept))
+    _report(args.out, index.index_gallery(args.gallery, args.out, model, **kept))
 
 
 def _add(args: argparse.Namespace) -> None:
     folder, paths = Path(args.index).resolve(), _given(args.paths)
-    model = reopen_model(folder, store.read_record(folder), args.model)
+    with _joined():
+        model = reopen_model(folder, store.read_record(folder), args.model)
     kept = _picked(args, "batch_size", "save_every", "follow_links", "gallery")
     change = index.add(folder, model, paths, progress=ProgressLine(), **kept)
-    report(args.index, change)
+    _report(args.index, change)
+
+
+def _joined() -> AbstractContextManager[None]:
+    """Join the other processes, if there are any; all then open the model."""
+    # A SIGTERM may end it: what is committed stays, and the same command continues.
+    initialize_distributed(preemption=False)
+    gather(None)  # while all are here: gloo waits for none of them for long
+    return together("opening the model")
+
+
+def _report(folder: str, change: Change | None) -> None:
+    if change is not None:  # the first process tells
+        report(folder, change)
 
 
 def _remove(args: argparse.Namespace) -> None:
