@@ -177,7 +177,10 @@ def _run(c: ConfigDict) -> None:
     c.mesh.fsdp = 1  # devices that share one copy of the parameters
 
     c.run = ConfigDict()
-    c.run.watchdog_seconds = 0  # > 0: end a run that finishes no step for so long
+    c.run.watchdog_seconds = (
+        1800  # end a run that finishes no step for so long, without
+    )
+    # the time to compile; 0: wait for ever
     c.run.compilation_cache = "auto"  # compiled programs: auto (run's folder) | a
     # folder that several runs share | "" (not kept)
     c.run.deterministic = False  # True: equal bits on GPUs, too, at some cost

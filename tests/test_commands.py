@@ -48,6 +48,8 @@ PATHS = [
     (SEARCH, "add in --gallery PATH"),
     (SEARCH, "remove in --missing --gallery PATH"),
     (SEARCH, "verify PATH"),
+    (SEARCH, "export PATH out --to npy"),
+    (SEARCH, "export in PATH --to npy"),
     (SEARCH, "serve PATH"),
     (SEARCH, "serve in --gallery PATH"),
     (SEARCH, "serve in --access-log PATH"),

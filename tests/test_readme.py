@@ -4,7 +4,7 @@
 Commands are taken from the pages' own code blocks and run with a tiny population and
 tiny weights in place of /data and ViT-B-16.pt. Training stops after one step; what sets
 up a machine or measures for minutes is only parsed. In place of a launcher, such as
-srun, the command that it starts on each host is run.
+torchrun, the command that it starts on each host is run.
 """
 
 import importlib
@@ -22,7 +22,6 @@ from itertools import groupby
 from pathlib import Path
 
 import pytest
-import yaml
 from ml_collections import ConfigDict
 
 from configs import cuhk, demo
@@ -38,15 +37,16 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [README, *DOCS, CONTRIBUTING, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
-TOPS = ("benchmarks/", "configs/", "data_pipeline/", "docs/", "fmfa_jax/", "tests/")
+TOPS = ("benchmarks/", "configs/", "data_pipeline/", "deploy/", "docs/", "fmfa_jax/")
+TOPS += ("tests/",)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`]+)`")
 
 # Set-up, whole suites and long measurements: other tests run their parts.
-ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
+ONLY_READ = ("make ", "pip install ", "docker ", "kubectl ", "python -m benchmarks.")
 SERVED = "http://127.0.0.1:7860"
 DEMO = "python main.py --config=configs/demo.py"
-LAUNCHERS = ("srun ", "gcloud ", "mpirun ", "mpiexec ", "torchrun ")
+LAUNCHERS = ("sbatch ", "bash deploy/", "mpirun ", "mpiexec ", "torchrun ")
 
 TINY = [
     "--config.model.preset=demo",
@@ -76,18 +76,10 @@ def commands(page: Path) -> Iterator[str]:
     for block in blocks(page, "bash"):
         for line in block.splitlines():
             if line.startswith(LAUNCHERS):
-                yield "python " + re.search(r'main\.py[^"]*', line)[0]
+                yield "python main.py " + line[line.index("--config=") :]
             elif line and not line.startswith("#"):
                 yield line
-    for block in blocks(page, "yaml"):
-        for pod in filter(None, map(pod_of, yaml.safe_load_all(block))):
-            yield from (shlex.join(each["command"]) for each in pod["containers"])
     yield from (span for span in spans(page) if span.startswith(("make ", "python -m")))
-
-
-def pod_of(resource: dict) -> dict | None:
-    """Return the pod spec of a Kubernetes Job; None for other resources."""
-    return resource["spec"]["template"]["spec"] if resource["kind"] == "Job" else None
 
 
 def in_checkout(command: str) -> str:
