@@ -61,6 +61,8 @@ def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
     shape = (count, *sizes["image_size"], 3)
     colour = rng.integers(0, 192, (count, 1, 1, 3))
     length, vocabulary = sizes["context_length"], sizes["vocab_size"]
+    # A model without a classifier knows any number of persons.
+    persons = np.arange(count) // 2 % (sizes["classes"] or count)
     tokens = np.zeros((count, length), np.int32)
     for row in tokens:
         words = rng.integers(15, min(46, length - 1))
@@ -69,8 +71,8 @@ def make_batch(sizes: dict, count: int) -> dict[str, np.ndarray]:
     return {
         "image": (colour + rng.integers(0, 64, shape)).astype(np.uint8),
         "tokens": tokens,
-        # Two pictures of each person.
-        "person": (np.arange(count) // 2 % sizes["classes"]).astype(np.int32),
+        # Two pictures of each.
+        "person": persons.astype(np.int32),
         "pair": np.arange(count, dtype=np.int32),
         "image_id": np.arange(count, dtype=np.int32),
     }

@@ -62,6 +62,8 @@ def demo_base():
         "style": "studio",
         "val_identities": 50,
         "test_identities": 100,
+        "twins": 0.0,  # share of people that differ from another in a single thing
+        "omitted": 0.0,  # share of the facts that captions leave out
         "workers": 2,
     }
     c.data.tokenizer = "data/demo/tokenizer"

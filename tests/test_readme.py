@@ -4,7 +4,7 @@
 Commands are taken from the pages' own code blocks and run with a tiny population and
 tiny weights in place of /data and ViT-B-16.pt. Training stops after one step; what sets
 up a machine or measures for minutes is only parsed. In place of a launcher, such as
-srun, the command that it starts on each host is run.
+torchrun, the command that it starts on each host is run.
 """
 
 import importlib
@@ -16,12 +16,12 @@ import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 import pytest
-import yaml
 from ml_collections import ConfigDict
 
 from configs import cuhk, demo
@@ -29,6 +29,7 @@ from data_pipeline.synthetic import write_population
 from fmfa_jax import models, weights
 from fmfa_jax.__main__ import COMMANDS as FMFA
 from tests.fmfa_jax.machines.hosts import free_port
+from tests.hub_server import Hub
 from tests.own_lines import Commands, foreign, on_terminal
 
 ROOT = Path(__file__).parents[1]
@@ -36,14 +37,16 @@ README = ROOT / "README.md"
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 CONTRIBUTING = ROOT / "CONTRIBUTING.md"
 PAGES = [README, *DOCS, CONTRIBUTING, ROOT / "CHANGELOG.md", ROOT / "SECURITY.md"]
-TOPS = ("benchmarks/", "configs/", "data_pipeline/", "docs/", "fmfa_jax/", "tests/")
+TOPS = ("benchmarks/", "configs/", "data_pipeline/", "deploy/", "docs/", "fmfa_jax/")
+TOPS += ("tests/",)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 SPAN = re.compile(r"`([^`]+)`")
 
 # Set-up, whole suites and long measurements: other tests run their parts.
-ONLY_READ = ("make ", "pip install ", "python -m benchmarks.")
+ONLY_READ = ("make ", "pip install ", "docker ", "kubectl ", "python -m benchmarks.")
+SERVED = "http://127.0.0.1:7860"
 DEMO = "python main.py --config=configs/demo.py"
-LAUNCHERS = ("srun ", "gcloud ", "mpirun ", "mpiexec ", "torchrun ")
+LAUNCHERS = ("sbatch ", "bash deploy/", "mpirun ", "mpiexec ", "torchrun ")
 
 TINY = [
     "--config.model.preset=demo",
@@ -73,18 +76,10 @@ def commands(page: Path) -> Iterator[str]:
     for block in blocks(page, "bash"):
         for line in block.splitlines():
             if line.startswith(LAUNCHERS):
-                yield "python " + re.search(r'main\.py[^"]*', line)[0]
+                yield "python main.py " + line[line.index("--config=") :]
             elif line and not line.startswith("#"):
                 yield line
-    for block in blocks(page, "yaml"):
-        for pod in filter(None, map(pod_of, yaml.safe_load_all(block))):
-            yield from (shlex.join(each["command"]) for each in pod["containers"])
     yield from (span for span in spans(page) if span.startswith(("make ", "python -m")))
-
-
-def pod_of(resource: dict) -> dict | None:
-    """Return the pod spec of a Kubernetes Job; None for other resources."""
-    return resource["spec"]["template"]["spec"] if resource["kind"] == "Job" else None
 
 
 def in_checkout(command: str) -> str:
@@ -186,9 +181,20 @@ def place(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def commands(place):
+def hub(place):
+    """A Hugging Face Hub that has the tiny weights under OpenAI's name."""
+    started = Hub()
+    content = (place / "clip.safetensors").read_bytes()
+    started.commit("openai/clip-vit-base-patch16", {"model.safetensors": content})
+    yield started
+    started.close()
+
+
+@pytest.fixture(scope="module")
+def commands(place, hub):
     """The process of all commands `python -m`."""
-    process = Commands(place, environment(place))
+    there = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+    process = Commands(place, environment(place, HF_HOME=str(place / "hub"), **there))
     yield process
     process.close()
 
@@ -290,7 +296,11 @@ def test_each_command_runs(together, place, commands):
         return
     words = adapted(together[0], place)
     if "serve" in words:
-        assert "<html" in served(words, place)
+        with (
+            serving(words, place) as address,
+            urllib.request.urlopen(address, timeout=30) as answer,
+        ):
+            assert "<html" in answer.read().decode()
         return
     if together[0] == DEMO:
         run_on_a_terminal(words, place)
@@ -340,8 +350,9 @@ def run_together(lines: tuple[str, ...], folder: Path) -> None:
     assert [foreign(each) for each in said] == [[]] * len(lines)
 
 
-def served(words: list[str], folder: Path) -> str:
-    """Return the first page of a server, which is then ended."""
+@contextmanager
+def serving(words: list[str], folder: Path) -> Iterator[str]:
+    """The address of a server, which is then ended."""
     process = subprocess.Popen(
         [*words, "--port", "0"],
         cwd=folder,
@@ -352,8 +363,8 @@ def served(words: list[str], folder: Path) -> str:
     try:
         for line in process.stdout:
             if found := re.search(r"http://127\.0\.0\.1:\d+", line):
-                with urllib.request.urlopen(found[0], timeout=30) as answer:
-                    return answer.read().decode()
+                yield found[0]
+                return
         raise AssertionError("the server ended without naming its address")
     finally:
         process.kill()
@@ -370,7 +381,15 @@ def is_package(module: str) -> bool:
 )
 def test_the_python_example_runs(block, place):
     code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
-    assert run([sys.executable, "-c", code], place).returncode == 0
+    if SERVED not in code:
+        run([sys.executable, "-c", code], place)
+        return
+    search = [sys.executable, "-m", "fmfa_jax.search"]
+    model = ["--model", "clip.safetensors", "--out", "asked.index"]
+    run([*search, "index", "mine", *model], place)
+    with serving([*search, "serve", "asked.index"], place) as address:
+        said = run([sys.executable, "-c", code.replace(SERVED, address)], place).stdout
+    assert ".jpg" in said
 
 
 def test_the_readme_is_short_and_leads_to_every_page():

@@ -65,9 +65,9 @@ def say(folder: Path, runs: Sequence, baseline: str) -> None:
         table.HEADER,
         table.lines(runs, baseline),
         notes=(
-            "text to image, percent, 300 unseen people, 2400 captions, 1200 pictures;",
+            f"text to image, percent, of unseen people: {table.measured_on(runs)};",
             "spread: standard deviation over the seeds; best: R1 of the weights chosen",
-            "on 100 validation people; difference: paired by seed, with its 95 %",
+            "on validation people; difference: paired by seed, with its 95 %",
             "interval (Student's t); published: on CUHK, ICFG and RSTP",
         ),
     )

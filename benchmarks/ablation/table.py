@@ -23,6 +23,7 @@ HEADER = (
     "mAP",
     "mINP",
     "difference in R1",
+    "in mAP",
     "published R1",
 )
 Key = tuple[str, int]
@@ -42,8 +43,10 @@ def values(runs: Mapping[int, Run], metric: str, weights: str = "last") -> list[
     return [runs[seed].figures()[weights][metric] for seed in sorted(runs)]
 
 
-def difference(runs: Mapping[int, Run], baseline: Mapping[int, Run]) -> str:
-    """Mean paired difference in R1 over the seeds of both, with its 95 % interval.
+def difference(
+    runs: Mapping[int, Run], baseline: Mapping[int, Run], metric: str = "r1"
+) -> str:
+    """Mean paired difference over the seeds of both, with its 95 % interval.
 
     Student's t of the differences seed by seed: both saw the same people in the same
     order. Of a single seed there is no interval.
@@ -52,7 +55,8 @@ def difference(runs: Mapping[int, Run], baseline: Mapping[int, Run]) -> str:
     if not seeds or runs is baseline:
         return ""
     gaps = [
-        values({s: runs[s]}, "r1")[0] - values({s: baseline[s]}, "r1")[0] for s in seeds
+        values({s: runs[s]}, metric)[0] - values({s: baseline[s]}, metric)[0]
+        for s in seeds
     ]
     mean = statistics.mean(gaps)
     if len(gaps) < 2:
@@ -89,7 +93,17 @@ def _line(
         f"{statistics.mean(values(runs, 'mAP')):.2f}",
         f"{statistics.mean(values(runs, 'mINP')):.2f}",
         difference(runs, baseline),
+        difference(runs, baseline, "mAP"),
         ROWS[row].published if noise == 0 else "",
+    )
+
+
+def measured_on(runs: Sequence[Run]) -> str:
+    """What the figures are of, in words; of different sizes if the runs differ."""
+    found = [each.figures()["last"] for each in runs if each.figures()]
+    sizes = {(each["queries"], each["gallery"]) for each in found}
+    return " or ".join(
+        f"{queries} captions, {gallery} pictures" for queries, gallery in sorted(sizes)
     )
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-r"""The check of a card: is training right and fast on it? Ten minutes on one GPU.
+r"""The check of a card: is training right and fast on it? Half an hour on one GPU.
 
     python -m benchmarks.accelerator --out check     # on a machine with a GPU
     python -m benchmarks.accelerator --cpu           # all of it, small, anywhere
@@ -52,11 +52,12 @@ class Part:
 # In this order: where the minutes do not suffice, the last ones are left out.
 PARTS = {
     "card": Part("The card and its two ceilings", "card.ceilings", _SHARED),
-    "compile": Part("The whole step compiles", "step.compiles"),
     "parity": Part("Two layers, beside the host's CPU in float32", "parity.beside_cpu"),
     "step": Part("The whole step of FMFA", "step.grid"),
     "peer": Part("The released computation in eager torch", "others.peer"),
+    "methods": Part("The whole step of each method", "step.methods"),
     "toggles": Part("One choice changed", "step.toggles"),
+    "compile": Part("The whole step compiles", "step.compiles"),
     "removal": Part("Cost by removal", "step.removal"),
     "profile": Part("The longest operations of a step", "others.profiled", _NO_GRAPHS),
     "attention": Part(
@@ -96,7 +97,7 @@ def main() -> int:
 def _options() -> Namespace:
     parser = common.parser(__doc__)
     parser.add_argument("--out", type=Path, default=Path(), help="for the results")
-    parser.add_argument("--minutes", type=float, default=10, help="of all parts")
+    parser.add_argument("--minutes", type=float, default=30, help="of all parts")
     parser.add_argument("--parts", nargs="*", choices=PARTS, default=list(PARTS))
     parser.add_argument("--cpu", action="store_true", help="small, and on the CPU")
     parser.add_argument("--only", choices=PARTS, help="one part, in this process")

@@ -22,12 +22,13 @@ from fmfa_jax.training.interval import model_flops
 
 FUSED = "__cudnn$fmha"
 _COMPILED_AT_ONCE = 8
+LOOPED = {"scan_unroll": 1}
 _REPEATS = 3
 
 
 @dataclass(frozen=True)
 class Case:
-    """FMFA's step, with what differs from what training would choose.
+    """A step, FMFA's by default, with what differs from what training would choose.
 
     Attributes:
         name: Of its row.
@@ -37,6 +38,7 @@ class Case:
         without: Losses that are left out.
         weights: Weights of the losses instead of the released ones.
         sizes: Other fields of the ModelConfig.
+        method: A method, with all losses of its released code unless FMFA's.
         preset: Of the model; "" for the run's.
         length: That captions are cut to.
     """
@@ -48,12 +50,13 @@ class Case:
     without: tuple[str, ...] = ()
     weights: dict[str, float] = field(default_factory=dict)
     sizes: dict[str, Any] = field(default_factory=dict)
+    method: str = "fmfa"
     preset: str = ""
     length: int | None = None
 
     def build(self, run: Run, device: Any = None) -> WholeStep:
         """Return the step, for JAX's first device unless another is described."""
-        recipe = RECIPES["fmfa"]
+        recipe = RECIPES[self.method]
         losses = dict(self.weights or recipe.losses)
         losses = {name: w for name, w in losses.items() if name not in self.without}
         model = sized(
@@ -63,8 +66,10 @@ class Case:
             sizes=self.sizes,
             **self.choices,
         )
-        recipe = replace(recipe, losses=losses, loss=replace(recipe.loss, **self.loss))
-        return build(model, batch=self.batch, recipe=recipe, pairs=self.batch)
+        recipe = replace(recipe, losses=losses)
+        if self.loss:
+            recipe = replace(recipe, loss=replace(recipe.loss, **self.loss))
+        return build(model, batch=self.batch, method=self.method, recipe=recipe)
 
 
 def base(run: Run, name: str = "as trained", **changes: Any) -> Case:
@@ -115,15 +120,20 @@ def _compiled_twice(run: Run, case: Case) -> dict[str, Any]:
 
 def grid(run: Run) -> None:
     """Time the whole step at all batch sizes and amounts of recomputation."""
-    remats = sorted(REMATS, key=lambda name: name != "elementwise")
+    sizes = [(batch, "elementwise") for batch in run.sizes.batches]
+    sizes += [(run.sizes.batch, remat) for remat in REMATS if remat != "elementwise"]
     _time(
         run,
         [
             Case(f"batch {batch}, remat {remat}", batch, {"remat": remat})
-            for batch in run.sizes.batches
-            for remat in remats
+            for batch, remat in sizes
         ],
     )
+
+
+def methods(run: Run) -> None:
+    """Time the whole step of each method, as training chooses it."""
+    _time(run, [base(run, method, method=method) for method in RECIPES])
 
 
 def toggles(run: Run) -> None:
@@ -135,8 +145,8 @@ def toggles(run: Run) -> None:
             base(run),
             base(run, "attention xla", choices={"attention": "xla"}),
             base(run, "products float32", choices={"products": "float32"}),
+            base(run, "scan_unroll 1", choices=LOOPED),
             base(run, "scan_unroll 4", choices={"scan_unroll": 4}),
-            base(run, "scan_unroll 12", choices={"scan_unroll": 12}),
             base(run, "float32, precision default", choices=tf32),
             base(run, "float32, precision highest", choices={"dtype": "float32"}),
             # What EFA multiplies in belongs here: `loss={..}`.
@@ -186,7 +196,10 @@ def _median(call: Any, steps: int) -> float:
 
 
 def _time(run: Run, cases: list[Case]) -> None:
-    """Compile all cases side by side, then time one after the other."""
+    """Compile all cases side by side, then time one after the other.
+
+    The compiler tries kernels on the card, so that nothing is timed before it is done.
+    """
     timer = Timer(run)
     with ThreadPoolExecutor(_COMPILED_AT_ONCE) as pool:
         started = [pool.submit(timer.compile, case) for case in cases]
@@ -213,7 +226,8 @@ class Timer:
         """Return the row of a case."""
         whole, program, took = compiled.result()
         model, held = whole.method.model, self._held
-        heads = (model.classes, model.irr_layers)
+        # What a state holds: parameters, and a method's own arrays.
+        heads = (case.method, model.classes, model.irr_layers)
         # The state is donated: after a failure there is none.
         state = {"state": held.pop(heads, None) or self._fresh(whole)}
         batch = whole.batch(make_batch(vars(model), case.batch))

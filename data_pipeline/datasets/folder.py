@@ -86,6 +86,25 @@ def read(root: str, *, test_share: float = 0.0) -> PersonDataset:
     )
 
 
+def people(root: str | Path) -> dict[str, str]:
+    """Who is in the pictures of a folder: normalised file -> name of the person.
+
+    Empty where there is no captions.jsonl; pictures of nobody knows whom are left out.
+
+    Raises:
+        AnnotationError: See `read`.
+    """
+    path = Path(root) / CAPTIONS
+    if not path.is_file():
+        return {}
+    pictures, _ = merge(map(_listed, _lines(path)), _NAMES)
+    return {
+        normalised(each.file): str(each.person)
+        for each in pictures
+        if each.person is not None
+    }
+
+
 def set_aside(pictures: list[Listed], share: float) -> list[Listed]:
     """Move all pictures of a share of the people from train to test.
 

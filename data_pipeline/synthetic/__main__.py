@@ -49,6 +49,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--val-identities", type=int)
     add("--test-identities", type=int)
     add("--image-size", type=int, nargs=2, metavar=("HEIGHT", "WIDTH"))
+    add("--twins", type=float, help="share of people that nearly are another's twin")
+    add("--omitted", type=float, help="share of the facts that captions leave out")
     add("--workers", type=int, default=1, help="processes; the result is the same")
     add(
         "--sheet",

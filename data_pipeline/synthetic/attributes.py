@@ -3,6 +3,7 @@
 
 Identities come in families: each person is the previous one with two or three groups of
 attributes changed, so that most attributes are shared and none is decisive on its own.
+Near-twins differ from the previous person in one group.
 A checksum divides the attribute tuples into `SEED_CLASSES` disjoint classes, and a seed
 uses only the tuples of its own class: populations whose seeds differ modulo
 `SEED_CLASSES` share no identity, by construction.
@@ -19,6 +20,8 @@ import numpy as np
 NONE = "none"
 SEED_CLASSES = 64
 FAMILY = 4
+FAMILY_APART, TWINS_APART = (2, 3), (1,)
+"""In how many groups of attributes people differ from the one before."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (26, 26, 28),
@@ -185,11 +188,16 @@ _DENIM = ("black", "blue", "grey", "light blue", "navy", "white")
 _COLOURLESS = (NONE, "phone", "cup")
 
 
-def identity_attributes(seed: int, count: int) -> list[Identity]:
+def identity_attributes(seed: int, count: int, *, twins: float = 0.0) -> list[Identity]:
     """Return the first `count` identities of the population of `seed`, all distinct.
 
     A longer list begins with the shorter one. Two lists share no identity if their
     seeds differ modulo `SEED_CLASSES`.
+
+    Args:
+        seed: Of the population.
+        count: Of its people.
+        twins: Share of people that differ from the one before in a single group.
 
     Raises:
         ValueError: If `seed` or `count` is negative.
@@ -200,12 +208,18 @@ def identity_attributes(seed: int, count: int) -> list[Identity]:
             f"{count}"
         )
     rng = np.random.default_rng([seed, 0x9E0])
+    # Of its own, so that nobody else changes.
+    is_twin = np.random.default_rng([seed, 0x2B]).random(count) < twins
     raw: dict[str, str] = {}
     people: list[Identity] = []
     taken: set[Identity] = set()
     for index in range(count):
-        before = people[-1] if index % FAMILY else None
-        raw, person = _next_identity(rng, raw, before, taken, seed % SEED_CLASSES)
+        twin = bool(index and is_twin[index])
+        before = people[-1] if twin or index % FAMILY else None
+        apart = TWINS_APART if twin else FAMILY_APART
+        raw, person = _next_identity(
+            rng, raw, before, taken, seed % SEED_CLASSES, apart=apart
+        )
         people.append(person)
         taken.add(person)
     return people
@@ -234,15 +248,17 @@ def _next_identity(
     before: Identity | None,
     taken: set[Identity],
     wanted_class: int,
+    *,
+    apart: tuple[int, ...],
 ) -> tuple[dict[str, str], Identity]:
-    """Draw until the tuple is new, in the seed's class, and close to `before`."""
+    """Draw until the tuple is new, in the seed's class, and `apart` from `before`."""
     while True:
-        draft = _draw(rng, _FIELDS) if before is None else _mutate(rng, raw)
+        draft = _draw(rng, _FIELDS) if before is None else _mutate(rng, raw, apart)
         values = _canonical(draft)
         if _class_of(values) != wanted_class:
             continue
         person = Identity(**values)
-        near = before is None or differences(before, person) in (2, 3)
+        near = before is None or differences(before, person) in apart
         if near and person not in taken:
             return draft, person
 
@@ -256,10 +272,12 @@ def _draw(rng: np.random.Generator, fields: tuple[str, ...]) -> dict[str, str]:
     }
 
 
-def _mutate(rng: np.random.Generator, raw: dict[str, str]) -> dict[str, str]:
-    """Redraw two or three groups of a person's attributes."""
-    count, *chances = rng.random(4).tolist()
-    chances = chances[: 2 if count < 0.5 else 3]
+def _mutate(
+    rng: np.random.Generator, raw: dict[str, str], apart: tuple[int, ...]
+) -> dict[str, str]:
+    """Redraw as many groups of a person's attributes as may differ."""
+    count, *chances = rng.random(1 + max(FAMILY_APART)).tolist()
+    chances = chances[: apart[0] if count < 0.5 else apart[-1]]
     chosen = {_NAMES[bisect_right(_GROUP_CUMULATIVE, chance)] for chance in chances}
     # In the order of GROUPS, because a set's order differs between processes.
     fields = [field for name in _NAMES if name in chosen for field in GROUPS[name]]

@@ -71,12 +71,23 @@ def visible_aspects(person: Identity, shot: Shot) -> frozenset[str]:
     return frozenset(name for name, shown in shows.items() if shown)
 
 
-def write_caption(person: Identity, shot: Shot, rng: np.random.Generator) -> str:
-    """Return one caption for a picture, of at most `MOST_PIECES` pieces."""
+def write_caption(
+    person: Identity, shot: Shot, rng: np.random.Generator, *, omitted: float = 0.0
+) -> str:
+    """Return one caption for a picture, of at most `MOST_PIECES` pieces.
+
+    Args:
+        person: Who is in the picture.
+        shot: What the picture shows of them.
+        rng: Chooses what is told, and how.
+        omitted: Share of what would be told that is left out, however short the
+            caption then is.
+    """
     seen = [*sorted(visible_aspects(person, shot)), *_ALWAYS_SEEN]
-    told = {name for name in seen if rng.random() < _TOLD.get(name, 1.0)}
+    kept = 1 - omitted
+    told = {name for name in seen if rng.random() < kept * _TOLD.get(name, 1.0)}
     caption = _compose(_gather(person, shot, told, rng), rng)
-    if len(pieces(caption)) < FEWEST_PIECES:
+    if not omitted and len(pieces(caption)) < FEWEST_PIECES:
         told = set(seen)
         caption = _compose(_gather(person, shot, told, rng), rng)
     for name in _SPARE:

@@ -46,6 +46,8 @@ class Options:
         val_identities: Number of people in val, in addition to those to train on.
         test_identities: Number of people in test, in addition to those to train on.
         image_size: (height, width) of the pictures.
+        twins: Share of people that differ from another in one group of attributes.
+        omitted: Share of what captions would tell that they leave out.
 
     Raises:
         ValueError: If an option is out of range.
@@ -58,6 +60,8 @@ class Options:
     val_identities: int = 0
     test_identities: int = 100
     image_size: tuple[int, int] = (192, 96)
+    twins: float = 0.0
+    omitted: float = 0.0
     edition: int = field(default=EDITION, init=False)
 
     def __post_init__(self):
@@ -68,6 +72,9 @@ class Options:
         _require("seed", self.seed, 0)
         _require("val_identities", self.val_identities, 0)
         _require("test_identities", self.test_identities, 0)
+        for name in ADDED:
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"wanted {name} of 0 to 1, got {getattr(self, name)}")
         height, width = self.image_size
         if height < 32 or not 0.3 <= width / height <= 0.6:
             raise ValueError(
@@ -87,6 +94,8 @@ class Options:
         return "val" if person < self.identities + self.val_identities else "test"
 
 
+# What populations that were drawn before these options do not record.
+ADDED = {name: getattr(Options, name) for name in ("twins", "omitted")}
 OPTIONS = tuple(each.name for each in fields(Options) if each.init)
 """The names of the options."""
 
@@ -164,7 +173,7 @@ def _recorded(record: Path) -> dict[str, Any]:
         raise ValueError(f"{record}: wanted a JSON file, got: {error}") from error
     if not isinstance(found, dict):
         raise ValueError(f"{record}: wanted an object with the options")
-    return found
+    return ADDED | found
 
 
 def people_of(root: str | os.PathLike[str]) -> dict[int, Identity]:
@@ -174,7 +183,7 @@ def people_of(root: str | os.PathLike[str]) -> dict[int, Identity]:
         FileNotFoundError, ValueError: See `recorded_options`.
     """
     options = Options(**recorded_options(root))
-    people = identity_attributes(options.seed, options.people)
+    people = _people(options)
     return dict(enumerate(people, start=1))
 
 
@@ -184,9 +193,13 @@ def shots_of(person: Identity, number: int, options: Options) -> Iterator[Shot]:
         yield _shot(person, number, image, options)
 
 
+def _people(options: Options) -> list[Identity]:
+    return identity_attributes(options.seed, options.people, twins=options.twins)
+
+
 def _write_all(root: Path, options: Options, workers: int) -> None:
     """Write the pictures first, then the annotation, and the options last."""
-    people = identity_attributes(options.seed, options.people)
+    people = _people(options)
     images = root / DATASET / "imgs"
     for style in scene.STYLES:
         for view in ("cam_a", "cam_b"):
@@ -219,7 +232,8 @@ def _write_person(
         picture.save(images / file_path, quality=_JPEG_QUALITY)
         writing = _rng(options.seed, number, image, 2)
         captions = [
-            write_caption(person, shot, writing) for _ in range(CAPTIONS_PER_IMAGE)
+            write_caption(person, shot, writing, omitted=options.omitted)
+            for _ in range(CAPTIONS_PER_IMAGE)
         ]
         entry = {"split": options.split_of(number), "id": number + 1}
         entries.append({**entry, "file_path": file_path, "captions": captions})

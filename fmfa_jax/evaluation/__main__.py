@@ -27,8 +27,8 @@ from fmfa_jax.evaluation.protocols import PROTOCOLS, Subject
 from fmfa_jax.evaluation.rerank import Reciprocal
 from fmfa_jax.evaluation.runs import FILES, Run, open_data, split_to_measure
 from fmfa_jax.evaluation.tables import Table
-from fmfa_jax.weights import WeightsError, run_config
-from fmfa_jax.weights.arguments import add_model_arguments, stated
+from fmfa_jax.weights import WeightsError, is_hub, located, run_config
+from fmfa_jax.weights.arguments import add_model_arguments, model_path, stated
 
 _HELP = {
     "cross-domain": "one model on any data sets, beside what is published",
@@ -65,13 +65,12 @@ def _write(table: Table, folder: Path) -> None:
 
 
 def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
-    run = Run(
-        args.path, args.weights, tokenizer_name=args.tokenizer, stated=stated(args)
-    )
+    place, told = Path(located(args.path)), stated(args)
+    run = Run(place, args.weights, tokenizer_name=args.tokenizer, stated=told)
     if not run.path.exists():
         raise FileNotFoundError(f"no run folder or weight file at {run.path}")
-    folder = args.out or _own_folder(run, args.command)
-    if not args.data and not run_config(run.path):
+    folder = args.out or _own_folder(run, args)
+    if not args.data and (is_hub(args.path) or not run_config(run.path)):
         raise ValueError(
             f"{args.path} is no run folder, so nothing says which data it is to be "
             "measured on: name it as NAME:ROOT, as in cuhk_pedes:/data"
@@ -86,17 +85,18 @@ def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
     return PROTOCOLS[args.command].table(subjects, _title(args, run), **options), folder
 
 
-def _own_folder(run: Run, protocol: str) -> Path:
-    if not run_config(run.path):
+def _own_folder(run: Run, args: argparse.Namespace) -> Path:
+    if is_hub(args.path) or not run_config(run.path):
         raise ValueError(
-            f"{run.path} is no run folder: say where to write the table with --out"
+            f"{args.path} is no run folder: say where to write the table with --out"
         )
-    return protocol_folder(run, protocol)
+    return protocol_folder(run, args.command)
 
 
 def _title(args: argparse.Namespace, run: Run) -> str:
     about = run.about
-    what = [f"{args.command}: {run.path if run.path.is_dir() else run.file}"]
+    file = run.path if run.path.is_dir() else run.file
+    what = [f"{args.command}: {args.path if is_hub(args.path) else file}"]
     if "step" in about:
         chosen = f", chosen on {about['chosen_on']}" if "chosen_on" in about else ""
         what.append(f"{run.file.name}, step {about['step']}{chosen}")
@@ -133,7 +133,8 @@ def _parser() -> argparse.ArgumentParser:
 def _protocol(commands: Any, name: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=_HELP[name], description=_HELP[name])
     command.set_defaults(run=_measure, options=lambda args: {})
-    command.add_argument("path", type=folder, metavar="RUN", help="run or weight file")
+    text = "run, weight file, or hf://ORG/NAME"
+    command.add_argument("path", type=model_path, metavar="RUN", help=text)
     command.add_argument(
         "data", nargs="*", metavar="NAME:ROOT", help="data sets; default: the run's own"
     )

@@ -4,6 +4,7 @@
 from fmfa_jax.figures.curves import write_curves
 from fmfa_jax.figures.features import write_feature_map, write_similarities
 from fmfa_jax.figures.overlays import words_sheet, write_words
+from fmfa_jax.figures.page import write_page
 from fmfa_jax.figures.rankings import (
     Hit,
     Ranking,
@@ -12,7 +13,7 @@ from fmfa_jax.figures.rankings import (
     draw_spread,
     sheet,
 )
-from fmfa_jax.figures.report import write_evaluation
+from fmfa_jax.figures.report import write_evaluation, write_run
 from fmfa_jax.figures.words import WordMaps, word_maps
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "write_curves",
     "write_evaluation",
     "write_feature_map",
+    "write_page",
+    "write_run",
     "write_similarities",
     "write_words",
 ]

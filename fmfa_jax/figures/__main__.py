@@ -9,6 +9,8 @@ python -m fmfa_jax.figures similarities runs/demo
 python -m fmfa_jax.figures features runs/demo
 python -m fmfa_jax.figures words runs/demo --pair 7
 python -m fmfa_jax.figures words runs/demo --query "a man in a red jacket" --image a.jpg
+python -m fmfa_jax.figures page runs/demo
+python -m fmfa_jax.figures page runs/irra runs/rde --out both.html
 """
 
 import argparse
@@ -46,6 +48,9 @@ def _parser() -> argparse.ArgumentParser:
         "features": "images and captions of a few people as points in the plane",
         "words": "which patches each word of a caption relates to",
     }
+    page = commands.add_parser("page", help="the report as one HTML page")
+    page.add_argument("run", type=_place, nargs="+", help="run folders, side by side")
+    page.add_argument("--out", type=_place, help="default: RUN/report.html")
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("run", type=_place, help="run folder")
@@ -210,6 +215,8 @@ def _places(wanted: Sequence[str], words: Sequence[str]) -> list[int]:
 
 
 def _draw(args: argparse.Namespace) -> list[Path]:
+    if args.command == "page":
+        return [figures.write_page(args.run, args.out)]
     folder = args.out or args.run / "figures"
     if args.command == "curves":
         metrics = args.run / "metrics.jsonl"

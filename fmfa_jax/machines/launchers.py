@@ -66,6 +66,10 @@ SOURCES = (
 )
 _SLURM = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID")
 _SLURM += ("SLURM_LOCALID",)
+# What GKE says of the hosts of a TPU slice, and where a host's chips are.
+_SLICE = ("MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
+_SLICE += ("TPU_PROCESS_ADDRESSES",)
+_CHIPS = ("/dev/accel0", "/dev/vfio/0")
 
 # Ours, and what JAX or its users call the same.
 ADDRESS = ("COORDINATOR_ADDRESS", "JAX_COORDINATOR_ADDRESS")
@@ -273,10 +277,10 @@ def _number(environ: Environ, name: str, *, least: int) -> int:
 
 
 def _on_tpu(environ: Environ) -> bool:
-    if environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu":
+    if (environ.get("JAX_PLATFORMS") or "tpu").split(",")[0] != "tpu":
         return False
-    pod = ("MEGASCALE_COORDINATOR_ADDRESS", "TPU_WORKER_HOSTNAMES")
-    if any(environ.get(name) for name in pod):
+    if any(environ.get(name) for name in _SLICE):
         return True
-    chips = any(Path(path).exists() for path in ("/dev/accel0", "/dev/vfio/0"))
+    # A TPU VM, whose metadata JAX asks for the others.
+    chips = any(Path(path).exists() for path in _CHIPS)
     return chips and importlib.util.find_spec("libtpu") is not None

@@ -67,13 +67,17 @@ def _farewell(who: str, error: BaseException) -> str:
     return (
         f"{who} ends: {type(error).__name__}: {error}\nThe others end, too. Where the "
         "error speaks of a connection, a timeout or a peer, another process has ended "
-        "or hangs, and its output has the cause. The last checkpoint is intact; the "
-        "same command on all hosts resumes from it.\n"
+        "or hangs, and its output has the cause. What was saved last is intact; the "
+        "same command on all hosts goes on from it.\n"
     )
 
 
 def _who() -> str:
     return f"process {jax.process_index()} of {jax.process_count()}"
+
+
+_EXCUSES = (os.path.join("jax", "_src", "compiler.py"), "bdb.py")
+"""Files in which a thread may stay for any time: the compiler, debuggers."""
 
 
 class StopSignal:
@@ -132,14 +136,16 @@ class StopSignal:
 class Watchdog:
     """Ends a process that has stopped making progress, and shows where it hangs.
 
-    A stuck peer makes JAX wait for ever, without an error. A context manager; report
-    progress with `beat`. Idle time is counted in the watchdog's own ticks, so that a
-    suspended process does not look stuck.
+    A stuck peer makes JAX wait for ever, without an error. A context manager, entered
+    by the thread that works; report progress with `beat`. Idle time is counted in the
+    watchdog's own ticks, so that a suspended process does not look stuck, and neither
+    does one that compiles or that someone looks at in a debugger.
     """
 
     def __init__(self, seconds: int | float) -> None:
-        """Set the limit, which must exceed the longest compilation; 0: off."""
+        """Set the limit, which must exceed a peer's compilation; 0: off."""
         self._seconds = seconds
+        self._worker = 0
         self._ticks = 0
         self._last = "the start"
         self._done = threading.Event()
@@ -149,6 +155,7 @@ class Watchdog:
     def __enter__(self) -> "Watchdog":
         # Asked now: later, when it is needed, JAX may no longer answer.
         self._who, self._peers = _who(), jax.process_count() > 1
+        self._worker = threading.get_ident()
         if self._seconds > 0:
             self._thread = threading.Thread(
                 target=self._watch, name="watchdog", daemon=True
@@ -174,7 +181,7 @@ class Watchdog:
     def _watch(self) -> None:
         parts = 20
         while not self._done.wait(self._seconds / parts):
-            self._ticks += 1
+            self._ticks += not _excused(self._worker)
             if self._ticks > parts:
                 self._end()
 
@@ -187,6 +194,16 @@ class Watchdog:
         )
         faulthandler.dump_traceback(file=2, all_threads=True)
         os._exit(STALLED_EXIT)
+
+
+def _excused(thread: int) -> bool:
+    """Whether a thread does what may take any time."""
+    frame = sys._current_frames().get(thread)
+    while frame is not None:
+        if frame.f_code.co_filename.endswith(_EXCUSES):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _write(text: str) -> None:

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The mesh, and where batches and parameters lie on it."""
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import groupby
 from typing import Any
 
 import jax
@@ -20,19 +22,58 @@ def make_mesh(*, fsdp: int = 1, devices: Sequence[jax.Device] | None = None) -> 
     """A mesh [data, fsdp] over all devices of all processes (or those given).
 
     Raises:
-        ValueError: `fsdp` does not divide the number of devices.
+        ValueError: See `layout`.
     """
-    devices = by_process(jax.devices() if devices is None else devices)
-    if fsdp < 1 or len(devices) % fsdp:
-        possible = [n for n in range(1, len(devices) + 1) if len(devices) % n == 0]
-        raise ValueError(
-            f"mesh.fsdp={fsdp} does not divide the {len(devices)} devices; "
-            f"possible: {possible}"
-        )
-    grid = np.asarray(devices).reshape(-1, fsdp)
+    grid = layout(jax.devices() if devices is None else devices, fsdp)
     # Auto axes: with jax.make_mesh's Explicit default the gradient of x @ w with a
     # batch-sharded x raises ShardingTypeError.
     return Mesh(grid, ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+
+
+def layout(devices: Sequence[Any], fsdp: int) -> np.ndarray:
+    """Devices as [data, fsdp]: rows along the fast network, columns across.
+
+    The devices of a row gather parameters from each other for every layer, those of a
+    column only add up gradients. On TPUs a row therefore stays inside a slice, whose
+    chips have an interconnect of their own; between slices there is the data centre's
+    network. Slices lie one after the other, as XLA wants them to add up in two stages.
+
+    Raises:
+        ValueError: `fsdp` does not divide the number of devices, or of those of a
+            slice; or processes are not numbered slice by slice.
+    """
+    devices = by_process(devices)
+    sizes = _slice_sizes(devices)
+    common = math.gcd(*sizes)
+    if fsdp < 1 or common % fsdp:
+        possible = [n for n in range(1, common + 1) if common % n == 0]
+        each = f" of each of the {len(sizes)} slices" if len(sizes) > 1 else ""
+        raise ValueError(
+            f"mesh.fsdp={fsdp} does not divide the {common} devices{each}; "
+            f"possible: {possible}"
+        )
+    return np.asarray(devices).reshape(-1, fsdp)
+
+
+def _slice_sizes(devices: Sequence[Any]) -> list[int]:
+    """The numbers of devices of a TPU's slices; of other machines, of all devices.
+
+    JAX calls each host of GPUs a slice, whose networks reach further.
+    """
+    if devices[0].platform != "tpu":
+        return [len(devices)]
+    runs = [(s, len(list(run))) for s, run in groupby(devices, key=_slice)]
+    if len({index for index, _ in runs}) < len(runs):
+        order = ", ".join(str(index) for index, _ in runs)
+        raise ValueError(
+            f"processes 0, 1, ... lie in the slices {order}: wanted all processes of a "
+            "slice one after the other; number them so (PROCESS_ID), or leave it to JAX"
+        )
+    return [size for _, size in runs]
+
+
+def _slice(device: Any) -> int:
+    return getattr(device, "slice_index", 0)
 
 
 def by_process(devices: Sequence[Any]) -> list[Any]:

@@ -5,10 +5,10 @@ import json
 import os
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -17,6 +17,8 @@ from jax.experimental import multihost_utils
 
 from fmfa_jax.machines.launchers import launch
 from fmfa_jax.machines.lifecycle import leave_with_the_others
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,9 @@ class Processes:
     launcher: str
 
 
-def initialize_distributed(*, heartbeat_seconds: int = 100) -> Processes:
+def initialize_distributed(
+    *, heartbeat_seconds: int = 100, preemption: bool = True
+) -> Processes:
     """Join the other processes of the run, if there are any.
 
     `launchers.launch` says how they are found. Call it before anything else uses JAX; a
@@ -36,6 +40,8 @@ def initialize_distributed(*, heartbeat_seconds: int = 100) -> Processes:
 
     Args:
         heartbeat_seconds: A process silent for longer counts as dead and ends the run.
+        preemption: Whether JAX takes SIGTERM, for `lifecycle.StopSignal`; otherwise it
+            ends the process.
 
     Raises:
         ValueError: What the environment says of processes cannot be used.
@@ -43,6 +49,8 @@ def initialize_distributed(*, heartbeat_seconds: int = 100) -> Processes:
     found = launch(os.environ)
     if found.launcher == "none" or jax.distributed.is_initialized():
         return Processes(jax.process_index(), jax.process_count(), found.launcher)
+    if not preemption:
+        jax.config.update("jax_enable_preemption_service", False)
     jax.distributed.initialize(
         **found.arguments, heartbeat_timeout_seconds=heartbeat_seconds
     )
@@ -60,7 +68,8 @@ def gather(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [json.loads(text)]
     sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
-    row = np.zeros(int(sizes.max()), np.uint8)
+    # A few lengths, for each is compiled.
+    row = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
     row[: len(text)] = np.frombuffer(text, np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(row))
     return [
@@ -70,7 +79,11 @@ def gather(value: Any) -> list[Any]:
 
 def broadcast(value: Any) -> Any:
     """Return process 0's JSON `value` on every process; all must call it."""
-    return gather(value)[0]
+    text = json.dumps(value).encode() if jax.process_index() == 0 else b""
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+    row = np.zeros(1 << (size - 1).bit_length(), np.uint8)
+    row[: len(text)] = np.frombuffer(text, np.uint8)
+    return json.loads(multihost_utils.broadcast_one_to_all(row)[:size].tobytes())
 
 
 @contextmanager
@@ -97,6 +110,22 @@ def together(what: str) -> Iterator[None]:
         raise failure
     if lines:
         raise RuntimeError(f"{what} failed on other processes:\n" + "\n".join(lines))
+
+
+@contextmanager
+def on_first(what: str, context: AbstractContextManager[T]) -> Iterator[T | None]:
+    """Enter a context on process 0 alone; None on the others.
+
+    Args:
+        what: Name of what is entered; see `together`, which tells all of a failure.
+        context: The context.
+    """
+    with ExitStack() as held:
+        entered = None
+        with together(what):
+            if jax.process_index() == 0:
+                entered = held.enter_context(context)
+        yield entered
 
 
 def check_shared(folder: Path) -> None:

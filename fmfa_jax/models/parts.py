@@ -94,9 +94,12 @@ def towers_only(config: ModelConfig) -> ModelConfig:
 
 
 def without_training_heads(config: ModelConfig) -> ModelConfig:
-    """Return the config of the towers and those heads that features need."""
+    """Return the config of the towers and those heads that features need.
+
+    Its loops are rolled up: only a gradient gains by longer programs.
+    """
     heads = [part for part in PARTS if part.switch and not part.in_features]
-    return replace(config, **{part.switch: 0 for part in heads})
+    return replace(config, scan_unroll=1, **{part.switch: 0 for part in heads})
 
 
 def provided(config: ModelConfig, params: Mapping[str, Any]) -> ModelConfig:

@@ -4,13 +4,21 @@
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import jax
 
 from fmfa_jax.run.speed import Speed
-from fmfa_jax.run.writers import JsonLines, TensorBoard, Terminal
+from fmfa_jax.run.writers import (
+    Background,
+    JsonLines,
+    MLflow,
+    TensorBoard,
+    Terminal,
+    WandB,
+)
 
 
 @runtime_checkable
@@ -100,6 +108,9 @@ def open_log(
     peak_flops: float | None = None,
     losses: Sequence[str] = (),
     tensorboard: bool = True,
+    wandb: str = "",
+    mlflow: str = "",
+    config: Mapping[str, Any] | None = None,
     stream: io.TextIOBase | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> RunLog:
@@ -113,6 +124,9 @@ def open_log(
         peak_flops: See `Speed`.
         losses: See `Terminal`.
         tensorboard: Also write TensorBoard events, into folder/tensorboard.
+        wandb: Project of Weights & Biases; "" for none.
+        mlflow: Experiment of MLflow; "" for none.
+        config: What these two are told of the run: dotted key -> value.
         stream: Where progress goes; standard output by default.
         clock: Seconds, for tests.
     """
@@ -132,4 +146,11 @@ def open_log(
     writers: list[Writer] = [JsonLines(folder, start_step=start_step, say=terminal.say)]
     if tensorboard:
         writers.append(TensorBoard(folder, say=terminal.say))
+    told = {"name": folder.name, "config": config or {}}
+    if wandb:
+        opened = partial(WandB, folder, project=wandb, **told)
+        writers.append(Background("Weights & Biases", opened, terminal.say))
+    if mlflow:
+        opened = partial(MLflow, folder, experiment=mlflow, **told)
+        writers.append(Background("MLflow", opened, terminal.say))
     return RunLog(writers, terminal, speed)

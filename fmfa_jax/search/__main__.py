@@ -7,6 +7,7 @@ python -m fmfa_jax.search add people.index
 python -m fmfa_jax.search remove people.index camera_7/
 python -m fmfa_jax.search serve people.index
 python -m fmfa_jax.search verify people.index
+python -m fmfa_jax.search export people.index people.parquet --to parquet
 """
 
 import argparse
@@ -15,26 +16,31 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import run, say, told_of
 from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from data_pipeline.regular import read_regular
+from fmfa_jax.evaluation.runs import open_data
 from fmfa_jax.figures.rankings import save
+from fmfa_jax.machines.lifecycle import leave
+from fmfa_jax.machines.processes import gather, initialize_distributed, together
 from fmfa_jax.search import index, store
+from fmfa_jax.search.arguments import PASSWORD, parser
 from fmfa_jax.search.encoder import open_model, reopen_model
+from fmfa_jax.search.export import export
 from fmfa_jax.search.query import Searcher, contact_sheet, open_searcher
 from fmfa_jax.search.store import IndexRecord, SearchError
 from fmfa_jax.search.told import ProgressLine, count, report
+from fmfa_jax.search.update import Change
 from fmfa_jax.search.verify import verify
 from fmfa_jax.weights import WeightsError
-from fmfa_jax.weights.arguments import add_model_arguments, positive, stated
-
-PASSWORD = "FMFA_SEARCH_PASSWORD"
+from fmfa_jax.weights.arguments import stated
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,26 +54,46 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         args.run(args)
     except (SearchError, WeightsError, ImageError, OSError, ValueError) as error:
-        return told_of(args, error)
+        code = told_of(args, error)
+        leave(error)
+        return code
+    except KeyboardInterrupt as error:
+        leave(error)
+        raise
     return 0
 
 
 def _index(args: argparse.Namespace) -> None:
-    model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
+    with _joined():
+        model = open_model(args.model, tokenizer=args.tokenizer, **stated(args))
     loaded = model.model.report
     if loaded.assumes:
         say(f"activation: {loaded.activation}", sys.stderr)
     kept = _picked(args, "storage", "engine", "batch_size", "save_every")
     kept |= {"follow_links": args.follow_links, "progress": ProgressLine()}
-    report(args.out, index.index_gallery(args.gallery, args.out, model, **kept))
+    _report(args.out, index.index_gallery(args.gallery, args.out, model, **kept))
 
 
 def _add(args: argparse.Namespace) -> None:
     folder, paths = Path(args.index).resolve(), _given(args.paths)
-    model = reopen_model(folder, store.read_record(folder), args.model)
+    with _joined():
+        model = reopen_model(folder, store.read_record(folder), args.model)
     kept = _picked(args, "batch_size", "save_every", "follow_links", "gallery")
     change = index.add(folder, model, paths, progress=ProgressLine(), **kept)
-    report(args.index, change)
+    _report(args.index, change)
+
+
+def _joined() -> AbstractContextManager[None]:
+    """Join the other processes, if there are any; all then open the model."""
+    # A SIGTERM may end it: what is committed stays, and the same command continues.
+    initialize_distributed(preemption=False)
+    gather(None)  # while all are here: gloo waits for none of them for long
+    return together("opening the model")
+
+
+def _report(folder: str, change: Change | None) -> None:
+    if change is not None:  # the first process tells
+        report(folder, change)
 
 
 def _remove(args: argparse.Namespace) -> None:
@@ -85,6 +111,13 @@ def _verify(args: argparse.Namespace) -> None:
     shards, pictures = count(len(record.shards), "shard"), count(record.rows, "picture")
     say(f"{args.index}: {shards} of {pictures}, all as they were written")
     _tell_undigested(record)
+
+
+def _export(args: argparse.Namespace) -> None:
+    data = open_data(args.data) if args.data else None
+    rows, known = export(args.index, args.out, args.to, data)
+    of = f", the person known of {known}" if data else ""
+    say(f"{args.out}: {count(rows, 'picture')}{of}")
 
 
 def _tell_undigested(record: IndexRecord) -> None:
@@ -185,95 +218,8 @@ def _given(paths: Sequence[str]) -> list[str]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = Parser(
-        module="fmfa_jax.search",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-
-    def command(name: str, run: object, text: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=text, description=text)
-        made.set_defaults(run=run)
-        return made
-
-    make = command("index", _index, "embed a folder; run again to continue or update")
-    grow = command("add", _add, "embed the gallery's new and changed pictures")
-    shrink = command("remove", _remove, "take pictures out; their files stay")
-    ask = command("query", _query, "print the nearest pictures")
-    serve = command("serve", _serve, "open the web page")
-    sound = command("verify", _verify, "compare an index with its SHA-256 digests")
-    _index_options(make)
-    for each in (grow, shrink, ask, serve, sound):
-        each.add_argument("index", type=path, help="folder of the index")
-    for each in (grow, shrink, ask, serve):
-        each.add_argument("--model", type=path, help="where the index's model lies now")
-    place = "where the gallery lies now, if it has moved"
-    for each, kept in ((grow, True), (shrink, True), (ask, False), (serve, False)):
-        text = place + ("; noted in the index" if kept else "; for this call")
-        each.add_argument("--gallery", type=path, help=text)
-    links = "enter links to folders, where they stay inside the gallery"
-    for each in (make, grow):
-        each.add_argument("--follow-links", action="store_true", help=links)
-    lost = {"metavar": "N", "help": "most pictures that a killed process loses"}
-    for each in (make, grow):
-        each.add_argument("--batch-size", type=positive, default=64)
-        each.add_argument("--save-every", type=positive, default=1024, **lost)
-    missing = "what is no longer on the disk"
-    grow.add_argument(
-        "paths", nargs="*", type=path, help="files and folders; none: all"
-    )
-    shrink.add_argument(
-        "paths", nargs="*", type=path, help="files and folders of the gallery"
-    )
-    shrink.add_argument("--missing", action="store_true", help=missing)
-    even = "with --missing: even if that is every picture of the index"
-    shrink.add_argument("--even-all", action="store_true", help=even)
-    ask.add_argument("sentence", nargs="?", default="")
-    ask.add_argument(
-        "--image", type=path, help="an example picture, alone or with the sentence"
-    )
-    ask.add_argument("--top", type=positive, default=10)
-    ask.add_argument("--json", action="store_true")
-    ask.add_argument("--sheet", type=path, help="picture file to draw the results to")
-    _serve_options(serve)
-    return parser
-
-
-def _index_options(make: argparse.ArgumentParser) -> None:
-    make.add_argument(
-        "gallery", type=path, help="folder of pictures, subfolders included"
-    )
-    make.add_argument(
-        "--model", type=path, required=True, help="run folder or weight file"
-    )
-    make.add_argument("--out", type=path, required=True, help="folder of the index")
-    make.add_argument(
-        "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'
-    )
-    make.add_argument("--storage", choices=store.STORAGES, default="float32")
-    make.add_argument("--engine", choices=store.ENGINES, default="exact")
-    add_model_arguments(make)
-
-
-def _serve_options(serve: argparse.ArgumentParser) -> None:
-    password = f"asked for by the page; safer in ${PASSWORD}"
-    names = "name by which browsers reach a reverse proxy in front; may be repeated"
-    root = "path below which a reverse proxy serves the page, like /people"
-    hosts = {"dest": "names", "action": "append", "default": [], "metavar": "NAME"}
-    certificate = {"dest": "certificate", "help": "certificate that turns on TLS"}
-    key = {"dest": "key", "help": "its key, if in another file"}
-    log = 'file that gets a JSON line for each answer, without queries; "-": stderr'
-    serve.add_argument("--access-log", default="", type=path, metavar="FILE", help=log)
-    query = "write what was searched for into the access log, too"
-    serve.add_argument("--log-queries", action="store_true", help=query)
-    serve.add_argument("--host", default="127.0.0.1")
-    serve.add_argument("--port", type=int, default=7860)
-    serve.add_argument("--password", default="", help=password)
-    serve.add_argument("--allow-host", help=names, **hosts)
-    serve.add_argument("--root-path", default="", metavar="PATH", help=root)
-    serve.add_argument("--ssl-certfile", type=path, metavar="PEM", **certificate)
-    serve.add_argument("--ssl-keyfile", type=path, metavar="PEM", **key)
+    commands = (_index, _add, _remove, _query, _serve, _verify, _export)
+    return parser(__doc__, {each.__name__[1:]: each for each in commands})
 
 
 if __name__ == "__main__":

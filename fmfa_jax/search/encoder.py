@@ -17,8 +17,11 @@ from fmfa_jax.models import Retriever
 from fmfa_jax.search import store
 from fmfa_jax.search.store import IndexRecord, SearchError
 from fmfa_jax.weights import (
+    fetch,
     fitting_tokenizer,
+    is_hub,
     load_model,
+    located,
     open_with_tokenizer,
     run_config,
 )
@@ -83,8 +86,11 @@ def open_model(
 
     Arguments and WeightsError are those of `weights.open_with_tokenizer`.
     """
+    # The index notes the commit: what the name leads to today may be replaced.
+    found = fetch(str(path)) if is_hub(path) else None
+    place, noted = (found.place, found.name) if found else (path, Path(path).resolve())
     opened = open_with_tokenizer(
-        path,
+        place,
         tokenizer=tokenizer,
         image_size=image_size,
         stride=stride,
@@ -93,13 +99,13 @@ def open_model(
     )
     model = opened.model
     record = store.ModelRecord(
-        path=str(Path(path).resolve()),
+        path=str(noted),
         sha256=model.report.sha256,
         config=json.loads(json.dumps(dataclasses.asdict(model.config))),
         source_grid=source_grid,
     )
     return IndexModel(
-        model, opened.tokenizer, opened.tokenizer_name, record, _efa_rule(path)
+        model, opened.tokenizer, opened.tokenizer_name, record, _efa_rule(place)
     )
 
 
@@ -119,7 +125,7 @@ def reopen_model(
             f"this index was made with the preprocessing {record.preprocessing!r}, "
             f"this code has {store.PREPROCESSING!r}; index the gallery again"
         )
-    place = Path(path or record.model.path)
+    place = Path(located(path or record.model.path))
     if not place.exists():
         raise SearchError(
             f"the model of this index is no longer at {place}; say where it lies "

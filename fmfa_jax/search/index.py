@@ -2,17 +2,25 @@
 """Make an index, add to it and remove from it."""
 
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 from fmfa_jax.models import ModelConfig
 from fmfa_jax.search import approximate, store
+from fmfa_jax.search.embed import Embedder
 from fmfa_jax.search.encoder import IndexModel, reopen_model
-from fmfa_jax.search.gallery import is_below, is_gone, list_gallery, relative_name
+from fmfa_jax.search.gallery import (
+    Listing,
+    is_below,
+    is_gone,
+    list_gallery,
+    relative_name,
+)
 from fmfa_jax.search.shards import Shard, open_shards
 from fmfa_jax.search.store import IndexRecord, SearchError
-from fmfa_jax.search.update import Change, Progress, Work, update
+from fmfa_jax.search.update import Change, Progress, Work, brought_up_to_date
 from fmfa_jax.search.writer import IndexWriter
 
 
@@ -27,11 +35,12 @@ def index_gallery(
     save_every: int = 1024,
     follow_links: bool = False,
     progress: Progress = lambda *_: None,
-) -> Change:
+) -> Change | None:
     """Embed every picture below a folder; continue where an earlier call stopped.
 
     An existing index gets what is new or changed, as by `add`. Finished pictures are
-    committed as they come: a call that is broken off leaves a smaller index.
+    committed as they come: a call that is broken off leaves a smaller index. Several
+    processes call it alike and share the work; all but the first return None.
 
     Args:
         gallery: The folder.
@@ -63,13 +72,24 @@ def index_gallery(
         engine=engine,
         tokenizer_sha256=model.tokenizer.fingerprint(),
     )
+    embedder = Embedder(model, batch_size, save_every)
+    prepared = _begun(out, record, model.tokenizer_name, follow_links)
+    return brought_up_to_date(Work(out, embedder, progress), prepared)
+
+
+@contextmanager
+def _begun(
+    out: Path, asked: IndexRecord, tokenizer: str, follow_links: bool
+) -> Iterator[tuple[IndexRecord, Listing]]:
+    """Hold a new index, or an older one that is to be continued."""
+    root = Path(asked.gallery)
     with store.writing(out):
-        begun = (out / store.RECORD).exists()
+        begun, record = (out / store.RECORD).exists(), asked
         if begun:
-            asked, record = record, store.read_record(out)
+            record = store.read_record(out)
             _check_same(out, record, asked)
             record = replace(record, tokenizer_sha256=asked.tokenizer_sha256)
-        store.keep_tokenizer(out, model.tokenizer_name)
+        store.keep_tokenizer(out, tokenizer)
         listing = list_gallery(root, leave=out, follow_links=follow_links)
         if not (begun or listing.pictures):
             left = [f"{each.folder}: {each.reason}" for each in listing.skipped[:3]]
@@ -78,8 +98,7 @@ def index_gallery(
                 + "; not entered: " * bool(left)
                 + "; ".join(left)
             )
-        work = Work(out, model, batch_size, save_every, progress)
-        return update(work, record, listing)
+        yield record, listing
 
 
 def add(
@@ -92,11 +111,12 @@ def add(
     follow_links: bool = False,
     gallery: str | Path | None = None,
     progress: Progress = lambda *_: None,
-) -> Change:
+) -> Change | None:
     """Embed new and changed pictures of the gallery, or of `paths` in it.
 
     A picture whose content the index knows is not embedded again; if its file had
-    another name that is gone, it takes the new one.
+    another name that is gone, it takes the new one. For several processes see
+    `index_gallery`.
 
     Args:
         index: Folder of the index.
@@ -110,6 +130,21 @@ def add(
     """
     folder = Path(index).resolve()
     store.read_record(folder)  # before a lock makes the folder
+    embedder = Embedder(model, batch_size, save_every)
+    prepared = _grown(folder, model, paths, gallery, follow_links)
+    work = Work(folder, embedder, progress)
+    return brought_up_to_date(work, prepared, named=bool(paths))
+
+
+@contextmanager
+def _grown(
+    folder: Path,
+    model: IndexModel,
+    paths: Sequence[str | Path],
+    gallery: str | Path | None,
+    follow_links: bool,
+) -> Iterator[tuple[IndexRecord, Listing]]:
+    """Hold an index that is to grow by what lies at `paths`."""
     with store.writing(folder):
         record = moved(folder, store.read_record(folder), gallery)
         root = Path(record.gallery)
@@ -126,8 +161,7 @@ def add(
         if paths:
             kept = tuple(e for e in record.excluded if not is_below(e, below))
             record = replace(record, excluded=kept)
-        work = Work(folder, model, batch_size, save_every, progress)
-        return update(work, record, listing, named=bool(paths))
+        yield record, listing
 
 
 def _fingerprint(folder: Path, record: IndexRecord, model: IndexModel) -> str:

@@ -34,7 +34,8 @@ from fmfa_jax.search.connections import Connection, Listener
 from fmfa_jax.search.service import MAX_UPLOAD, WAITING, BusyError, Service
 from fmfa_jax.search.store import SearchError
 
-MAX_JSON = 16 * 1024
+MAX_JSON, MAX_SENTENCES = 16 * 1024, 128 * 1024
+"""Bytes of a question, and of one with many sentences."""
 REQUESTS, REQUESTS_EACH = 256, 64
 """Requests that are worked on or wait for it: in all, and of one address."""
 UPLOADS, UPLOADS_EACH = 8, 4
@@ -43,6 +44,8 @@ BODY_SECONDS = 30
 PICTURE_SECONDS = 10
 """How long a picture may wait to be drawn."""
 _PAGE = Path(__file__).parent / "page"
+OPENAPI = Path(__file__).parent / "openapi.json"
+"""Describes what lies below /v1, which keeps its meaning."""
 _HEADERS = {
     "Content-Security-Policy": (
         "default-src 'none'; img-src 'self' blob:; style-src 'self'; "
@@ -108,7 +111,8 @@ class SearchServer:
         # Threads that wait for the model keep none of the others' from their work.
         self._thinking = CapacityLimiter(WAITING + 2)
         tls = {"ssl_certfile": certificate, "ssl_keyfile": key}
-        app: ASGIApp = self._app(root_path.strip("/"))
+        self.application = self._app(root_path.strip("/"))
+        app: ASGIApp = self.application
         self._log = None
         if access_log:
             app = self._log = AccessLog(app, path=access_log, queries=log_queries)
@@ -140,15 +144,27 @@ class SearchServer:
 
     def _app(self, root: str) -> Starlette:
         post = partial(Route, methods=["POST"])
+        sentence = "sentence", MAX_JSON
         api = [
             Route("/gallery", self._about),
-            post("/search", partial(self._ask, self.service.search)),
-            post("/explain", partial(self._ask, self.service.explain)),
+            post("/search", partial(self._ask, self.service.search, *sentence)),
+            post("/explain", partial(self._ask, self.service.explain, *sentence)),
             post("/example", self._example),
         ]
+        each_sentence = self.service.search_all, "sentences", MAX_SENTENCES
+        picture = Route("/picture/{version}/{row}/{size}", self._picture)
+        stable = [
+            Route("/openapi.json", _described),
+            Route("/gallery", self._about),
+            post("/search", partial(self._ask, *each_sentence)),
+            post("/example", self._example),
+            picture,
+        ]
         private: list[Route | Mount] = [
+            Mount("/v1", routes=stable),
+            # Of the page; they change with it.
             Mount("/api", routes=api),
-            Route("/picture/{version}/{row}/{size}", self._picture),
+            picture,
             Mount("/", _Pages(directory=_PAGE, html=True)),
         ]
         routes = [
@@ -198,16 +214,21 @@ class SearchServer:
         return Response(body, 200, headers, "image/jpeg")
 
     async def _ask(
-        self, answer: Callable[[dict[str, Any]], dict[str, Any]], request: Request
+        self,
+        answer: Callable[[dict[str, Any]], dict[str, Any]],
+        query: str,
+        limit: int,
+        request: Request,
     ) -> Response:
-        body = await _body(request, "application/json", MAX_JSON)
+        """Answer a JSON object; what is looked for is its value named `query`."""
+        body = await _body(request, "application/json", limit)
         try:
             asked = json.loads(body)
         except (ValueError, RecursionError):
             asked = None
         if not isinstance(asked, dict):
             raise SearchError("wanted one JSON object")
-        request.state.query = asked.get("sentence")
+        request.state.query = asked.get(query)
         with self._requests.taken(request):
             return _json(
                 await to_thread.run_sync(answer, asked, limiter=self._thinking)
@@ -218,6 +239,10 @@ class SearchServer:
             body = await _body(request, "application/octet-stream", MAX_UPLOAD)
             keep = self.service.keep_example
             return _json(await to_thread.run_sync(keep, body, limiter=self._thinking))
+
+
+async def _described(_: Request) -> Response:
+    return Response(OPENAPI.read_bytes(), 200, media_type="application/json")
 
 
 async def _health(_: Request) -> Response:

@@ -19,8 +19,11 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image
 
+from data_pipeline.datasets.folder import people
+from data_pipeline.datasets.raw import AnnotationError
 from data_pipeline.images import ImageError, decode
 from fmfa_jax.figures.words import is_content_word, is_word
+from fmfa_jax.search.asked import check_names, cosine, text, texts, whole
 from fmfa_jax.search.query import MAX_LETTERS, Searcher, mixed, written
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
@@ -31,6 +34,8 @@ DEPTH = 1000
 """Pages end after this many pictures."""
 PAGE = 20
 LARGEST_PAGE = 100
+SENTENCES = 32
+"""Sentences of one request."""
 SIDES = {"small": (240, 320), "large": (900, 1200)}
 """Largest width and height of the pictures that are sent out."""
 WAITING = 64
@@ -59,6 +64,7 @@ class _View:
         self.sentence = lru_cache(256)(searcher.vector)
         self.cut = lru_cache(256)(searcher.cut)
         self.small = lru_cache(512)(self.drawn)
+        self.people = _people(searcher.gallery.root)
         # Row numbers mean other pictures once the index has changed.
         record = repr(searcher.gallery.record).encode()
         self.version = hashlib.sha256(record).hexdigest()[:16]
@@ -75,6 +81,17 @@ class _View:
         out = io.BytesIO()
         image.save(out, format="JPEG", quality=88)
         return out.getvalue()
+
+    def hit(self, rank: int, row: int, similarity: float) -> dict[str, Any]:
+        """Describe a picture that was found."""
+        file = self.searcher.gallery.file(row)
+        return {
+            "rank": rank,
+            "similarity": round(similarity, 4),
+            "file": file,
+            "person": self.people.get(file),
+            "picture": f"picture/{self.version}/{row}/large",
+        }
 
     def check_version(self, version: str) -> None:
         """Raise SearchError if row numbers are of another content."""
@@ -142,6 +159,7 @@ class Service:
             "page": PAGE,
             "letters": MAX_LETTERS,
             "upload": MAX_UPLOAD,
+            "sentences": SENTENCES,
         }
 
     def search(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,24 +169,24 @@ class Service:
             asked: "sentence", "example" (a key from `keep_example`), "minimum" (cosine
                 or None), "offset" and "limit" (a page); all may be absent.
         """
-        sentence, example = _text(asked, "sentence"), _text(asked, "example")
-        offset = _whole(asked, "offset", 0, 0, DEPTH - 1)
-        limit = _whole(asked, "limit", PAGE, 1, LARGEST_PAGE)
+        sentence, example = text(asked, "sentence"), text(asked, "example")
+        offset = whole(asked, "offset", 0, 0, DEPTH - 1)
+        limit = whole(asked, "limit", PAGE, 1, LARGEST_PAGE)
         top = min(offset + limit, DEPTH)
         with self._alone():
             view = self._current()
             vector = self._query(view, sentence, example)
-            found = view.searcher.search(vector, top, minimum=_minimum(asked))
+            found = view.searcher.search(vector, top, minimum=cosine(asked, "minimum"))
         return {
             "results": [
                 {
                     "row": row,
                     "rank": rank,
-                    "similarity": round(cosine, 4),
+                    "similarity": round(similarity, 4),
                     "file": view.searcher.gallery.file(row),
                     "picture": f"/picture/{view.version}/{row}",
                 }
-                for rank, row, cosine in islice(found.hits(), offset, None)
+                for rank, row, similarity in islice(found.hits(), offset, None)
             ],
             "version": view.version,
             # How many words the model reads, if the sentence has more.
@@ -178,6 +196,37 @@ class Service:
             "lowest": round(found.lowest, 4),
             "highest": round(found.highest, 4),
         }
+
+    def search_all(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Find pictures for each of several sentences, all in one content of the index.
+
+        Args:
+            asked: "sentences" (a list), "example" (a key from `keep_example`, which
+                each sentence is mixed with, or which is asked alone), "top" and
+                "minimum" (cosine or None). One of the first two must be there.
+        """
+        check_names(asked, ("sentences", "example", "top", "minimum"))
+        sentences, example = (
+            texts(asked, "sentences", SENTENCES),
+            text(asked, "example"),
+        )
+        if not sentences and not example:
+            raise SearchError("wanted sentences, an example, or both")
+        top, minimum = (
+            whole(asked, "top", 10, 1, LARGEST_PAGE),
+            cosine(asked, "minimum"),
+        )
+        view = self._current()
+        results = []
+        for sentence in sentences or [""]:
+            # A turn for each: many sentences hold up nobody's one.
+            with self._alone():
+                vector = self._query(view, sentence, example)
+                found = view.searcher.search(vector, top, minimum=minimum)
+            hits = [view.hit(*hit) for hit in found.hits()]
+            result = {"sentence": sentence, "words_read": view.cut(sentence)}
+            results.append(result | {"matches": found.matches, "hits": hits})
+        return {"version": view.version, "results": results}
 
     def keep_example(self, encoded: bytes) -> dict[str, str]:
         """Embed an example picture; the picture itself is not kept."""
@@ -196,10 +245,10 @@ class Service:
             asked: "sentence", "row", and "version" of the search that gave the row.
         """
         view = self._current()
-        view.check_version(_text(asked, "version"))
-        row = _whole(asked, "row", -1, 0, len(view.searcher.gallery) - 1)
+        view.check_version(text(asked, "version"))
+        row = whole(asked, "row", -1, 0, len(view.searcher.gallery) - 1)
         with self._alone():
-            maps = view.searcher.explain(_text(asked, "sentence"), row)
+            maps = view.searcher.explain(text(asked, "sentence"), row)
         config = view.searcher.model.model.config
         covered = [
             ((count - 1) * config.stride + config.patch) / side
@@ -257,27 +306,10 @@ class Service:
         return mixed(vector, view.sentence(sentence)) if sentence.strip() else vector
 
 
-def _text(asked: Mapping[str, Any], name: str) -> str:
-    value = asked.get(name) or ""
-    if not isinstance(value, str):
-        raise SearchError(f"{name}: wanted text")
-    return value
-
-
-def _whole(
-    asked: Mapping[str, Any], name: str, default: int, low: int, high: int
-) -> int:
-    value = asked.get(name, default)
-    if type(value) is not int or not low <= value <= high:
-        raise SearchError(f"{name}: wanted a whole number from {low} to {high}")
-    return value
-
-
-def _minimum(asked: Mapping[str, Any]) -> float:
-    value = asked.get("minimum")
-    if value is None:
-        return -2.0
-    # False for NaN, infinities and integers beyond any float.
-    if type(value) not in (int, float) or not -1e9 <= value <= 1e9:
-        raise SearchError("minimum: wanted a number")
-    return float(value)
+def _people(gallery: Path) -> dict[str, str]:
+    """Who is in the pictures, if the gallery is a data set that says so."""
+    try:
+        return people(gallery)
+    except AnnotationError as error:
+        _log.warning("nobody is named: %s", error)
+        return {}

@@ -3,24 +3,17 @@
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
 
+from fmfa_jax.machines.processes import agree, gather, on_first
 from fmfa_jax.search import store
-from fmfa_jax.search.encoder import IndexModel
-from fmfa_jax.search.gallery import (
-    Listing,
-    Picture,
-    Skipped,
-    is_below,
-    is_gone,
-    read_pictures,
-    unchanged,
-)
+from fmfa_jax.search.embed import Batch, Embedder
+from fmfa_jax.search.gallery import Listing, Skipped, is_below, is_gone, unchanged
 from fmfa_jax.search.shards import Part, Shard, Stamp
 from fmfa_jax.search.store import BadFile, IndexRecord
 from fmfa_jax.search.writer import IndexWriter
@@ -66,10 +59,43 @@ class Work:
     """How an index is brought up to date; see `index.index_gallery`."""
 
     folder: Path
-    model: IndexModel
-    batch_size: int
-    save_every: int
+    embedder: Embedder
     progress: Progress
+
+
+def brought_up_to_date(
+    work: Work,
+    prepared: AbstractContextManager[tuple[IndexRecord, Listing]],
+    *,
+    named: bool = False,
+) -> Change | None:
+    """Update an index by all processes, of which the first holds and writes it.
+
+    Args:
+        work: How.
+        prepared: What holds the index, with its record and the gallery's listing.
+        named: See `update`.
+
+    Returns:
+        What was done, on process 0; None on the others.
+    """
+    embedder = work.embedder
+    agree(
+        {
+            "model": embedder.model.record.sha256,
+            "tokenizer": embedder.model.tokenizer.fingerprint(),
+            "batch size": embedder.batch_size,
+            "save every": embedder.save_every,
+        }
+    )
+    change = None
+    with on_first("opening the index", prepared) as opened:
+        if opened:
+            change = update(work, *opened, named=named)
+        else:
+            embedder.assist()
+        gather(None)  # none ends before the index is written
+    return change
 
 
 def update(
@@ -85,21 +111,21 @@ def update(
     gone = {file for file in known.keys() - listed if is_gone(root, file)}
     content = _Content(known, writer.contents() if wanted else {}, gone)
     parts, met, tried, done, last = [], [], set(), 0, False
-    size, ahead = work.model.image_size, 2 * work.batch_size
-    reads = read_pictures(root, wanted, size, ahead=ahead, known=content.places)
+    batches = work.embedder.batches(root, wanted, content.places)
     work.progress(0, len(wanted), 0)
     while not last:
-        batch = list(islice(reads, work.batch_size))
+        batch = next(batches, Batch())
         tried |= {stamp.file for stamp in wanted[done : done + len(batch)]}
-        met += [each for each in batch if isinstance(each, BadFile)]
-        parts += _embedded(work, batch) + content.known(batch)
+        met += batch.bad
+        parts += [*batch.parts, *content.known(batch.known)]
         done += len(batch)
         last = done == len(wanted)
-        if last or len(tried) >= work.save_every:
+        if last or len(tried) >= work.embedder.save_every:
             listed = tuple(sorted([*bad, *met], key=lambda entry: entry.file))
             # Rows of changed pictures leave in the commit that replaces them.
             drop = (tried & known.keys()) | content.renamed
-            writer.commit(parts, drop, last=last, model=work.model, bad=listed)
+            model = work.embedder.model
+            writer.commit(parts, drop, last=last, model=model, bad=listed)
             parts, tried = [], set()
         work.progress(done, len(wanted), len(met))
     new, added = writer.record, len(wanted) - len(met) - content.refreshed
@@ -142,13 +168,8 @@ class _Content:
         for file in gone:
             self._lost[known[file].sha256].append(file)
 
-    def known(self, batch: Sequence[Picture | BadFile]) -> list[Part]:
-        """Return the embeddings of those whose content is known."""
-        stamps = tuple(
-            each.stamp
-            for each in batch
-            if isinstance(each, Picture) and each.pixels is None
-        )
+    def known(self, stamps: tuple[Stamp, ...]) -> list[Part]:
+        """Return the embeddings of pictures whose content is known."""
         if not stamps:
             return []
         for stamp in stamps:
@@ -183,16 +204,3 @@ def _wanted(
     outside = () if named else old.excluded
     wanted = [s for s in fresh if s.file in known or not is_below(s.file, outside)]
     return wanted, len(fresh) - len(wanted)
-
-
-def _embedded(work: Work, batch: Sequence[Picture | BadFile]) -> list[Part]:
-    """Embed the new pictures, padded to one size so that it compiles once."""
-    good = [
-        each for each in batch if isinstance(each, Picture) and each.pixels is not None
-    ]
-    if not good:
-        return []
-    pixels = np.zeros((work.batch_size, *work.model.image_size, 3), np.uint8)
-    pixels[: len(good)] = [each.pixels for each in good]
-    rows = work.model.pictures(pixels)[: len(good)]
-    return [Part(rows, tuple(each.stamp for each in good))]

@@ -15,7 +15,7 @@ from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
 from fmfa_jax import files
-from fmfa_jax.figures import write_curves
+from fmfa_jax.figures import write_run
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
 from fmfa_jax.machines.processes import (
@@ -31,7 +31,7 @@ from fmfa_jax.run.environment import environment
 from fmfa_jax.run.identity import digest
 from fmfa_jax.run.lock import FolderLock, check_name
 from fmfa_jax.run.log import RunLog, open_log
-from fmfa_jax.run.writers.jsonl import METRICS, recorded
+from fmfa_jax.run.writers.jsonl import recorded
 from fmfa_jax.training.computing import in_words
 from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
@@ -249,9 +249,9 @@ def run(session: Session, training: Training) -> bool:
                 evaluate_now(judge, log, state, plan, step)
         checkpoints.wait()
         judge.save(LAST, state["params"], step=plan.stop)
-        if session.processes.index == 0:
-            write_curves(session.workdir / METRICS, session.workdir / "curves.png")
         judge.report()
+        if session.processes.index == 0:
+            write_run(session.workdir)
     return True
 
 
@@ -288,6 +288,9 @@ def start_log(session: Session, training: Training) -> RunLog:
         peak_flops=peak and peak * session.mesh.size,
         losses=("total", *settings.losses),
         tensorboard=settings.log.tensorboard,
+        wandb=settings.log.wandb,
+        mlflow=settings.log.mlflow,
+        config=settings.flat,
     )
     log.say(opening(session, plan, training.start))
     if session.processes.index == 0:
@@ -384,7 +387,8 @@ def evaluate(
         judge.report()
     elif path:
         activation = session.settings.init.activation
-        loaded = judge.measure_file(path, path, activation=activation)
+        named = session.settings.flat["init.path"]
+        loaded = judge.measure_file(path, named, activation=activation)
         if writes and not record.exists():  # a run that has begun has its own
             files.write_json(record, loaded.as_dict())
     else:

@@ -5,7 +5,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -165,7 +165,7 @@ def open_session(
     """
     processes = initialize_distributed()
     with together("opening the run"):
-        settings = door.read(config)
+        settings = fetched(door.read(config))
         keep_programs(settings.run.compilation_cache, Path(workdir), processes)
         mesh = make_mesh(fsdp=settings.mesh.fsdp, devices=devices)
         train = settings.train
@@ -182,6 +182,7 @@ def open_session(
                 vocab_size=tokenizer.vocab_size,
                 classes=len(data.train.identities),
                 activation=first_activation(settings.init),
+                sharded=settings.mesh.fsdp > 1,
             ),
         )
         session = Session(
@@ -277,6 +278,14 @@ def on_devices(session: Session, method: Method, rows: HostBatch) -> Batch:
     method.check_batch(rows)
     seen = {name: rows[name] for name in method.batch_keys}
     return to_devices(seen, session.mesh)
+
+
+def fetched(settings: Settings) -> Settings:
+    """The same with the first weights on this machine, if the hub has them."""
+    init = settings.init
+    if not weights.is_hub(init.path):
+        return settings
+    return replace(settings, init=replace(init, path=str(weights.located(init.path))))
 
 
 def first_activation(init: door.Init) -> str:

@@ -29,6 +29,7 @@ from fmfa_jax.options import (
 )
 from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
+from fmfa_jax.weights import weights_path
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
 # checkpoint made under other values is refused. The rest (paths, logging, evaluation)
@@ -45,7 +46,8 @@ NOT_IDENTITY = frozenset(
     f"model.{name}" for name in ("products", "attention", "remat", "scan_unroll")
 )
 PATHS = (("data", "root"), ("data", "tokenizer"), ("data", "cache_dir"))
-PATHS += (("init", "path"), ("run", "compilation_cache"))
+PATHS += (("run", "compilation_cache"),)
+WEIGHTS = ("init", "path")
 SPLITS = ("auto", "val", "test", "none")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
@@ -84,7 +86,7 @@ class Model(Options, section="model"):
     products: Annotated[str, OneOf((AUTO, *models.config.PRODUCTS))]
     attention: Annotated[str, OneOf((AUTO, *models.config.ATTENTIONS))]
     remat: Annotated[str, OneOf((AUTO, *models.config.REMATS))]
-    scan_unroll: Positive
+    scan_unroll: NotNegative
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,8 +103,17 @@ class Model(Options, section="model"):
         vocab_size: int,
         classes: int,
         activation: str = "quick_gelu",
+        sharded: bool = False,
     ) -> models.ModelConfig:
-        """The model with all heads, for a device, a vocabulary and identities."""
+        """The model with all heads, for a device, a vocabulary and identities.
+
+        Args:
+            device: See `computing`.
+            vocab_size: Of the tokenizer.
+            classes: Identities.
+            activation: See `models.ModelConfig`.
+            sharded: See `computing`.
+        """
         preset = models.PRESETS[self.preset]
         return replace(
             preset,
@@ -113,13 +124,14 @@ class Model(Options, section="model"):
             classes=classes,
             irr_layers=self.irr_layers,
             activation=activation,
-            **asdict(self.computing(device)),
+            **asdict(self.computing(device, sharded=sharded)),
         )
 
-    def computing(self, device: Any) -> models.Compute:
+    def computing(self, device: Any, *, sharded: bool = False) -> models.Compute:
         """How the model computes on a device: as the config says, or as suits it."""
         names = ("dtype", "precision", "products", "attention", "remat", "scan_unroll")
-        return computing(device, **{name: getattr(self, name) for name in names})
+        asked = {name: getattr(self, name) for name in names}
+        return computing(device, **asked, sharded=sharded)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +180,8 @@ class Log(Options, section="log"):
 
     every_steps: Positive
     tensorboard: bool
+    wandb: str
+    mlflow: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -267,10 +281,11 @@ def read(config: ConfigDict) -> Settings:
         ValueError: Names the key, the value, and what it may be.
     """
     values = config.to_dict()
-    for section, key in PATHS:
+    for section, key in (*PATHS, WEIGHTS):
         given = values[section][key]
         if isinstance(given, str):
-            values[section][key] = local(given, what=f"config.{section}.{key}")
+            take = weights_path if (section, key) == WEIGHTS else local
+            values[section][key] = take(given, what=f"config.{section}.{key}")
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]

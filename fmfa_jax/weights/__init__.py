@@ -7,6 +7,7 @@ Reading requires neither PyTorch nor transformers, and never runs code from a fi
 from fmfa_jax.weights.archive import Archive, read_archive, sha256
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
+from fmfa_jax.weights.hub import fetch, is_hub, located, weights_path
 from fmfa_jax.weights.load import (
     Loaded,
     fill,
@@ -38,14 +39,18 @@ __all__ = [
     "export_official",
     "export_onnx",
     "export_stablehlo",
+    "fetch",
     "fill",
     "fitting_tokenizer",
+    "is_hub",
     "load_model",
     "load_params",
+    "located",
     "open_with_tokenizer",
     "read_archive",
     "run_config",
     "save_native",
     "sha256",
     "stated_activation",
+    "weights_path",
 ]

@@ -7,6 +7,8 @@ python -m fmfa_jax.weights export runs/cuhk --to official fmfa.safetensors
 python -m fmfa_jax.weights export runs/cuhk --to hf fmfa-clip/
 python -m fmfa_jax.weights export runs/cuhk --to stablehlo fmfa-towers/
 python -m fmfa_jax.weights export runs/cuhk --to onnx fmfa-towers/
+python -m fmfa_jax.weights push runs/cuhk hf://me/fmfa-cuhk
+python -m fmfa_jax.weights pull hf://openai/clip-vit-base-patch16 clip/
 """
 
 import argparse
@@ -16,12 +18,14 @@ from typing import Any
 
 from data_pipeline.command import Parser, path, run, say, told_of
 from fmfa_jax.models.config import ACTIVATIONS
-from fmfa_jax.weights.arguments import pair
+from fmfa_jax.weights.arguments import model_path, pair
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
 from fmfa_jax.weights.export import export_hugging_face, export_official
+from fmfa_jax.weights.hub import FORM, located
 from fmfa_jax.weights.inspect import describe
 from fmfa_jax.weights.load import AUTO, Loaded, load_params
 from fmfa_jax.weights.native import save_native
+from fmfa_jax.weights.push import FORMATS, Parcel, pull, push
 from fmfa_jax.weights.tensors import WeightsError, shown
 from fmfa_jax.weights.tokenizer_files import tokenizer_of
 
@@ -39,8 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     for command in (look, take, give):
         command.add_argument(
             "source",
-            type=path,
-            help="weight file, CLIP folder or run folder",
+            type=model_path,
+            help=f"weight file, CLIP folder or run folder, or {FORM}",
         )
         command.add_argument("--image-size", type=pair, metavar="HxW")
         command.add_argument("--stride", type=int, help="default: the patch size")
@@ -83,7 +87,26 @@ def _parser() -> argparse.ArgumentParser:
         default="",
         help='hf: "clip" or a folder; default: the run\'s, or "clip" if it fits',
     )
+    _add_hub_commands(commands)
     return parser
+
+
+def _add_hub_commands(commands: Any) -> None:
+    text = "upload weights, their tokenizer and a model card to the Hugging Face Hub"
+    give = commands.add_parser("push", help=text, description=text)
+    give.add_argument("source", type=path, help="run folder or weight file")
+    give.add_argument("out", metavar="hf://ORG/NAME[@BRANCH]")
+    give.add_argument("--to", choices=FORMATS, default=FORMATS[0])
+    tokenizer = '"clip" or a folder; default: the run\'s, or "clip" if it fits'
+    give.add_argument("--tokenizer", type=path, default="", help=tokenizer)
+    public = "let all see a repository that is made; others stay as they are"
+    give.add_argument("--public", action="store_true", help=public)
+    card = "replace the README.md that the repository has"
+    give.add_argument("--new-card", action="store_true", help=card)
+    text = "copy weights from the hub to a new file or folder"
+    take = commands.add_parser("pull", help=text, description=text)
+    take.add_argument("source", metavar=FORM)
+    take.add_argument("out", type=path, help="file or folder to write")
 
 
 def _stated(args: argparse.Namespace) -> dict[str, Any]:
@@ -97,6 +120,7 @@ def _stated(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _load(args: argparse.Namespace) -> Loaded:
+    args.source = located(args.source)
     loaded = load_params(
         args.source,
         drop_classifier=args.drop_classifier,
@@ -111,6 +135,17 @@ def _load(args: argparse.Namespace) -> Loaded:
 def _inspect(args: argparse.Namespace) -> None:
     for line in describe(args.source, **_stated(args)):
         print(line)
+
+
+def _push(args: argparse.Namespace) -> None:
+    parcel = Parcel(args.source, args.to, args.tokenizer)
+    _wrote(push(parcel, args.out, public=args.public, new_card=args.new_card))
+    print("note: licence and intended use are yours to fill in, in its README.md")
+
+
+def _pull(args: argparse.Namespace) -> None:
+    for file in pull(args.source, args.out):
+        _wrote(file)
 
 
 def _import(args: argparse.Namespace) -> None:
@@ -162,6 +197,15 @@ def _check_file(out: str) -> None:
         raise WeightsError(f"cannot write {out}: it is a folder; wanted a file's name")
 
 
+_COMMANDS = {
+    "inspect": _inspect,
+    "import": _import,
+    "export": _export,
+    "push": _push,
+    "pull": _pull,
+}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
@@ -169,9 +213,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         0, or 2 if a file cannot be used or written; the reason goes to standard error.
     """
     args = _parser().parse_args(arguments)
-    command = {"inspect": _inspect, "import": _import, "export": _export}[args.command]
     try:
-        command(args)
+        _COMMANDS[args.command](args)
     except WeightsError as error:
         lines = "\n".join(shown(each, 1000) for each in str(error).split("\n"))
         return told_of(args, WeightsError(lines))

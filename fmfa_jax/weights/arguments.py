@@ -4,7 +4,9 @@
 import argparse
 from typing import Any
 
+from data_pipeline.command import path
 from fmfa_jax.models.config import ACTIVATIONS
+from fmfa_jax.weights.hub import is_hub
 from fmfa_jax.weights.load import AUTO
 
 
@@ -26,6 +28,11 @@ def stated(args: argparse.Namespace) -> dict[str, Any]:
     """Return what was said about the model, as arguments of `load_model`."""
     names = ("image_size", "stride", "source_grid", "activation")
     return {name: getattr(args, name) for name in names}
+
+
+def model_path(text: str) -> str:
+    """The type of an argument that names weights: a path, or a place on the hub."""
+    return text if is_hub(text) else path(text)
 
 
 def pair(text: str) -> tuple[int, int]:

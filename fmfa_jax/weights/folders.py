@@ -63,8 +63,8 @@ def _nothing_at(path: str) -> str:
     if "://" in path:
         return f"no weight file at {shown(path)}: download it, and name the local file"
     return (
-        f"no weight file at {shown(path)}; wanted a file or folder on this machine, as "
-        "models are not downloaded by name"
+        f"no weight file at {shown(path)}; wanted a file or folder on this machine, or "
+        "hf://ORG/NAME for one on the Hugging Face Hub"
     )
 
 
@@ -79,13 +79,8 @@ def _in_folder(folder: Path) -> Path:
 
 def _read_shards(index: Path) -> Archive:
     """Read the tensors that an index lists, from files beside it."""
-    places = read_json(index, "an index of weights").get("weight_map")
-    if not isinstance(places, dict) or not places:
-        raise WeightsError(f"{index} has no weight_map: it is no index of weights")
-    check_names(places)
-    names = sorted({_shard_name(index, name) for name in places.values()})
-    if len(names) > MAX_SHARDS:
-        raise WeightsError(f"{index}: {len(names)} shards; the limit is {MAX_SHARDS}")
+    places = _weight_map(index)
+    names = shard_names(index)
     shards = {name: read_archive(index.parent / name) for name in names}
     tensors: dict[str, StoredTensor] = {}
     missing = []
@@ -102,6 +97,26 @@ def _read_shards(index: Path) -> Archive:
         tensors=tensors,
         files=(index, *(index.parent / name for name in names)),
     )
+
+
+def shard_names(index: Path) -> list[str]:
+    """Return the files that an index lists, which lie beside it.
+
+    Raises:
+        WeightsError: It is no index of weights, or lists too many or other files.
+    """
+    names = sorted({_shard_name(index, name) for name in _weight_map(index).values()})
+    if len(names) > MAX_SHARDS:
+        raise WeightsError(f"{index}: {len(names)} shards; the limit is {MAX_SHARDS}")
+    return names
+
+
+def _weight_map(index: Path) -> dict[str, Any]:
+    places = read_json(index, "an index of weights").get("weight_map")
+    if not isinstance(places, dict) or not places:
+        raise WeightsError(f"{index} has no weight_map: it is no index of weights")
+    check_names(places)
+    return places
 
 
 def _shard_name(index: Path, name: Any) -> str:

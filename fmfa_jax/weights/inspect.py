@@ -3,22 +3,26 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from fmfa_jax.models import PARTS
 from fmfa_jax.weights.archive import Archive
 from fmfa_jax.weights.folders import open_archive
+from fmfa_jax.weights.hub import located
 from fmfa_jax.weights.load import load_plan
 from fmfa_jax.weights.sizes import infer_config
 from fmfa_jax.weights.source import HINTS, Source, activation_of, open_source
 from fmfa_jax.weights.tensors import WeightsError, shown
 
 
-def describe(path: str, *, activation: str, key: str, **sizes: Any) -> Iterator[str]:
+def describe(
+    path: str | Path, *, activation: str, key: str, **sizes: Any
+) -> Iterator[str]:
     """Yield the lines of a description.
 
     Args:
-        path: File or folder.
+        path: File or folder, or hf://ORG/NAME.
         activation: See `load.load_params`.
         key: See `load.load_params`.
         sizes: `image_size`, `stride` and `context_length` of the model.
@@ -26,6 +30,7 @@ def describe(path: str, *, activation: str, key: str, **sizes: Any) -> Iterator[
     Raises:
         WeightsError: The file cannot be read at all.
     """
+    path = located(path)
     archive = open_archive(path, key)
     yield f"file     {shown(archive.path, 4096)}"
     try:

@@ -61,7 +61,8 @@ def load_params(
 
     Args:
         path: OpenAI archive, PyTorch state dict (zip format), safetensors file,
-            folder of Hugging Face (also sharded) or open_clip, or run folder.
+            folder of Hugging Face (also sharded) or open_clip, run folder, or
+            hf://ORG/NAME for any of them on the hub.
         config: Model to fill; None infers it from the tensors.
         drop_classifier: Leave out the identity head of the file.
         image_size: Height and width of the images if `config` is None; by default

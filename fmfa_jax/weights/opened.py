@@ -8,6 +8,7 @@ from typing import Any
 from data_pipeline.regular import read_json
 from data_pipeline.tokenizer import WordTokenizer, open_tokenizer
 from fmfa_jax.models import Retriever
+from fmfa_jax.weights.hub import located
 from fmfa_jax.weights.load import load_model
 from fmfa_jax.weights.tensors import WeightsError
 from fmfa_jax.weights.tokenizer_files import CLIP_VOCABULARY, tokenizer_of
@@ -43,6 +44,7 @@ def open_with_tokenizer(
     Raises:
         WeightsError: See `load_params`; or the tokenizer is not the model's.
     """
+    path = located(path)
     model = load_model(path, **stated)
     vocabulary = model.config.vocab_size
     name = tokenizer or tokenizer_of(path, vocabulary)

@@ -14,6 +14,7 @@ from fmfa_jax.weights import hugging_face, open_clip
 from fmfa_jax.weights.archive import Archive, sha256_of
 from fmfa_jax.weights.families import Names, recognise
 from fmfa_jax.weights.folders import open_archive
+from fmfa_jax.weights.hub import located
 from fmfa_jax.weights.native import native_config
 from fmfa_jax.weights.rules import HUGGING_FACE, OFFICIAL, Table, native_table
 from fmfa_jax.weights.tensors import IMPORT, StoredTensor, WeightsError, listed, shown
@@ -110,15 +111,16 @@ def open_source(path: str | Path, key: str = "") -> Source:
 
     A folder is a run of ours (the best model if there is one, otherwise the last), a
     Hugging Face CLIP (config.json beside its weights, sharded or not), or open_clip's.
+    Those of the hub are fetched; see `hub`.
 
     Args:
-        path: The file or folder.
+        path: The file or folder, or hf://ORG/NAME.
         key: Which of several models in the file to take.
 
     Raises:
         WeightsError: It cannot be read, or is no CLIP; says what it is.
     """
-    archive = open_archive(path, key)
+    archive = open_archive(located(path), key)
     try:
         if archive.metadata.get("format") == "fmfa_jax":
             return _native(archive)

@@ -196,7 +196,7 @@ def look(folder: Path, path: str) -> object:
 
 
 NAMES = [
-    ("ViT-B/16", "models are not downloaded by name"),
+    ("ViT-B/16", "hf://ORG/NAME"),
     ("gs://b/m.pt", "download it, and name the local file"),
     ("~nobodyhere/m.pt", "no weight file at ~nobodyhere/m.pt"),
     ("/dev/zero", "no weight file at /dev/zero"),

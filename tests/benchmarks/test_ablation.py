@@ -57,7 +57,8 @@ def test_a_seed_is_the_same_for_all_rows(tmp_path):
 
 def finished(tmp_path, row, noise, seed, r1, best=None):
     run = Run(row, noise, seed, tmp_path / "demo_start")
-    figures = {"r1": r1, "r5": 90.0, "r10": 95.0, "mAP": 40.0, "mINP": 20.0}
+    figures = {"r1": r1, "r5": 90.0, "r10": 95.0, "mAP": r1 - 10, "mINP": 20.0}
+    figures |= {"queries": 800, "gallery": 400}
     run.folder.mkdir(exist_ok=True)
     both = {"last": figures, "best": figures | {"r1": best or r1}}
     run.result.write_text(json.dumps(both))
@@ -72,7 +73,9 @@ def test_the_table_holds_what_the_runs_came_to(tmp_path, capsys):
     options = ("--rows", "irra", "rde", "clip", "--seeds", "0", "1", "2")
     arguments = ["--workdir", str(tmp_path), *options, "--noise", "0", "50"]
     assert command.main([*arguments, "--only-table"]) == 0
-    _, rows = table(capsys.readouterr().out)
+    said = capsys.readouterr().out
+    _, rows = table(said)
+    assert "of unseen people: 800 captions, 400 pictures;" in said
     assert list(rows) == ["irra", "rde"]
     row = rows["rde"]
     assert row["R1 of the last weights, by seed"] == "54.00 53.00 58.00"
@@ -80,6 +83,7 @@ def test_the_table_holds_what_the_runs_came_to(tmp_path, capsys):
     gaps = np.subtract(rde, irra)
     low, high = stats.ttest_rel(rde, irra).confidence_interval()
     assert row["difference in R1"] == f"{gaps.mean():+.2f} ± {(high - low) / 2:.2f}"
+    assert row["in mAP"] == row["difference in R1"]
     assert rows["irra"]["difference in R1"] == ""
     with (tmp_path / "demo_start" / "ablation.csv").open() as lines:
         read = list(csv.DictReader(lines))

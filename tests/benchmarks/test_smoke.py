@@ -85,6 +85,15 @@ def test_the_time_of_a_step_is_shared_out(bench):
     assert len(table("\n## " + second)[1]) == 3
 
 
+def test_the_methods_and_rdes_pass_beside_each_other(bench):
+    sizes = (*TINY, "--batch", "4", "--classes", "10", "--irr-layers", "1")
+    title, rows = table(bench("benchmarks.methods", *sizes, "--repeats", "1"))
+    assert title == "Steps of the methods, demo, batch 4, float32, remat full"
+    assert tuple(rows) == ("fmfa", "weak", "rde", "rde, the pass")
+    assert rows["fmfa"]["x fmfa"] == rows["rde"]["x rde"] == "1.00"
+    assert all(float(row["pairs/s"]) > 0 for row in rows.values())
+
+
 def test_attention_of_three_engines(bench):
     title, rows = table(bench("benchmarks.attention", "--batch", "1", "--repeats", "1"))
     shape = "193 on 193, 12 heads"

@@ -2,6 +2,7 @@
 """The readers: every layout, and every way in which files can be malformed."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -314,6 +315,20 @@ def test_synthetic_is_drawn_once_and_read_like_cuhk(tmp_path):
     assert first.train.read(0)[:2] == b"\xff\xd8"  # a JPEG
     as_cuhk = open_dataset("cuhk_pedes", str(root))
     assert first.fingerprint == again.fingerprint == as_cuhk.fingerprint
+
+
+def test_a_population_of_before_an_option_has_its_default(tmp_path):
+    drawn = open_dataset("synthetic", str(tmp_path), seed=2, **SMALL)
+    record = tmp_path / "population.json"
+    options = json.loads(record.read_text())
+    assert (options.pop("twins"), options.pop("omitted")) == (0, 0)
+    record.write_text(json.dumps(options))
+    again = open_dataset("synthetic", str(tmp_path), seed=2, **SMALL)
+    assert again.fingerprint == drawn.fingerprint
+    with pytest.raises(FileExistsError, match=r"omitted: there 0.0, wanted 0.5"):
+        open_dataset("synthetic", str(tmp_path), seed=2, omitted=0.5, **SMALL)
+    with pytest.raises(ValueError, match=r"wanted twins of 0 to 1, got nan"):
+        open_dataset("synthetic", str(tmp_path), seed=2, twins=math.nan, **SMALL)
 
 
 def test_synthetic_refuses_a_population_of_other_options(tmp_path):

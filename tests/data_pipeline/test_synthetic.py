@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Drawn people: fixed by the seed, written completely, described only as visible."""
 
+import itertools
 import json
 import os
 import signal
@@ -113,6 +114,19 @@ def test_families_differ_in_two_or_three_groups():
         if place % FAMILY
     ]
     assert set(steps) == {2, 3}
+
+
+def test_near_twins_differ_in_one_group():
+    count = 12 * FAMILY
+    people = identity_attributes(4, count, twins=0.5)
+    steps = list(itertools.starmap(differences, itertools.pairwise(people)))
+    assert 0.3 < steps.count(1) / count < 0.7
+    assert len(set(people)) == count
+    assert {seed_class(person) for person in people} == {4}
+    assert identity_attributes(4, 9, twins=0.5) == people[:9]
+    all_alike = identity_attributes(4, 5, twins=1.0)
+    steps = itertools.starmap(differences, itertools.pairwise(all_alike))
+    assert list(steps) == [1] * 4
 
 
 def test_values_are_those_of_the_tables():

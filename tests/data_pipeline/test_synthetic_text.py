@@ -63,6 +63,19 @@ def test_two_captions_of_a_picture_mostly_differ(captions):
     )
 
 
+@pytest.mark.parametrize("omitted", [0.5, 1.0])
+def test_captions_leave_out_what_they_are_told_to(captions, omitted):
+    rng = np.random.default_rng(0)
+    short = [
+        write_caption(person, shot, rng, omitted=omitted)
+        for person, shot, _ in captions[::4]
+    ]
+    words = np.mean([len(pieces(text)) for text in short])
+    whole = np.mean([len(pieces(text)) for _, _, text in captions[::4]])
+    assert 0.35 * whole < words < 0.75 * whole if omitted < 1 else words < 12
+    assert all(text.endswith(".") for text in short)
+
+
 # For each aspect the words that only captions mentioning it can contain.
 TELLTALES = {
     "bag": r"backpack|rucksack|messenger|purse|suitcase|trolley|shoulder bag|handbag",

@@ -4,6 +4,8 @@
 import jax
 import pytest
 
+from tests.hub_server import Hub
+
 
 @pytest.fixture(scope="module")
 def quick_compiles():
@@ -31,3 +33,16 @@ def folder(tmp_path_factory, shared, quick_compiles):
     for name in ("population", "compiled"):
         (folder / name).symlink_to(shared / name)
     return folder
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hugging Face Hub on this machine, and an empty cache."""
+    started, constants = Hub(), "huggingface_hub.constants"
+    monkeypatch.setattr(f"{constants}.ENDPOINT", started.url)
+    template = started.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(f"{constants}.HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(f"{constants}.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(f"{constants}.HF_HUB_DISABLE_XET", True)
+    yield started
+    started.close()

@@ -1,8 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m fmfa_jax.figures`: every picture from a run folder, as a user asks."""
 
+import base64
+import io
 import json
+import shutil
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import jax
@@ -169,3 +173,86 @@ def test_a_folder_that_is_no_run(tmp_path, capsys):
     assert "expected a run folder" in capsys.readouterr().err
     assert main(["curves", str(tmp_path)]) == 2
     assert "metrics.jsonl" in capsys.readouterr().err
+
+
+class Reader(HTMLParser):
+    """What a browser would make of a page."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.tags, self.pictures, self.words = [], [], ""
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        if tag == "img":
+            self.pictures.append(dict(attrs))
+
+    def handle_data(self, data):
+        self.words += data
+
+
+def page_of(run, *others, out):
+    assert main(["page", str(run), *map(str, others), "--out", str(out)]) == 0
+    return Reader(out)
+
+
+@pytest.fixture
+def reported(run, tmp_path):
+    """A copy of the run with evaluations, pictures and what was left out."""
+    run = Path(shutil.copytree(run, tmp_path / "run"))
+    for name, title in (("7", "test"), ("3-val", "old"), ("7-val", "new")):
+        (run / "eval" / name).mkdir(parents=True)
+        (run / "eval" / name / "table.md").write_text(f"# {title} <b>\n\n| R1 |\n")
+    buffer = io.BytesIO()
+    Image.new("RGB", (2, 2)).save(buffer, "PNG")
+    for name in ("worst.png", "ranking_000012.png"):
+        (run / "eval" / "7" / name).write_bytes(buffer.getvalue())
+    (run / "eval" / "7" / "fake.png").write_text("<svg onload=alert(1)>")
+    (run / "bad_images.tsv").write_text("path\treason\n<i>.jpg\tbroken\n")
+    (run / "data.json").write_text(json.dumps([{"text": "3 captions are empty"}]))
+    init = {"source": "a.pt", "ignored": [f"t{i}" for i in range(30)]}
+    (run / "init.json").write_text(json.dumps(init))
+    return run
+
+
+def test_the_page_holds_the_whole_report_and_asks_nobody(reported, tmp_path):
+    config = json.loads((reported / "config.json").read_text())
+    config |= {"name": "<script>alert(1)</script>\u202e", "method": "rde"}
+    (reported / "config.json").write_text(json.dumps(config))
+    page = page_of(reported, out=tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert not {"script", "svg", "link", "i", "b"} & set(page.tags)
+    assert "http://" not in text and "https://" not in text and "\u202e" not in text
+    assert "default-src 'none'" in text
+    words = ["# test <b>", "# new <b>", "1 pictures could not be read", "<i>.jpg"]
+    words += ["3 captions are empty", "30 tensors not taken from it: t0, t1"]
+    words += ["and 10 more", "fake.png is no PNG", "<script>alert(1)</script>\\u202e"]
+    assert [each for each in words if each not in page.words] == []
+    assert "# old" not in page.words and str(tmp_path) not in page.words
+    alts = [picture["alt"] for picture in page.pictures]
+    assert alts == [
+        "Caption 12 and its nearest images",
+        "The captions whose person is ranked last",
+    ]
+    for picture in page.pictures:
+        encoded = base64.b64decode(picture["src"].partition("base64,")[2])
+        assert Image.open(io.BytesIO(encoded)).size == (2, 2)
+
+
+def test_two_runs_stand_side_by_side(reported, run, tmp_path):
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    config = json.loads((other / "config.json").read_text())
+    (other / "config.json").write_text(json.dumps(config | {"seed": 3}))
+    page = page_of(reported, other, out=tmp_path / "page.html")
+    assert page.tags.count("article") == 2
+    table = page.words[page.words.index("Where their configs differ") :]
+    assert table.startswith("Where their configs differrunotherseednull3run")
+
+
+@pytest.mark.parametrize("broken", ["config.json", "init.json", "data.json"])
+def test_a_page_of_a_damaged_run(reported, capsys, broken):
+    (reported / broken).write_text("[1, 2" if broken == "data.json" else "[]")
+    assert main(["page", str(reported)]) == 2
+    assert broken in capsys.readouterr().err
+    assert not (reported / "report.html").exists()

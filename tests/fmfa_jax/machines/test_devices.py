@@ -7,9 +7,10 @@ import jax
 import pytest
 
 from configs import cuhk
+from fmfa_jax import models
 from fmfa_jax.machines import devices
 from fmfa_jax.training import settings as door
-from fmfa_jax.training.computing import in_words
+from fmfa_jax.training.computing import UNROLLED, in_words
 
 
 def card(platform, capability=None):
@@ -54,14 +55,20 @@ def test_the_first_lines_say_why_a_card_computes_in_float32():
         for kind, capability in (("Tesla T4", "7.5"), ("NVIDIA H100", "9.0"))
     )
     settings = door.read(cuhk.get_config())
-    said = {}
+    said, unrolled = {}, {}
     for device in (t4, h100, jax.devices()[0]):
         model = settings.model.sized(device, vocab_size=49408, classes=3)
         said[device.device_kind] = in_words(model, device)
+        unrolled[device.device_kind] = model.scan_unroll
     assert said["Tesla T4"].startswith("float32 towers, xla attention")
     assert said["Tesla T4"].endswith("; Tesla T4 has no bfloat16")
     assert said["NVIDIA H100"].startswith("bfloat16 towers, cudnn attention")
     assert "no bfloat16" not in said["NVIDIA H100"] + said["cpu"]
+    assert unrolled == {"Tesla T4": 1, "NVIDIA H100": UNROLLED, "cpu": 1}
+    sizes = {"vocab_size": 49408, "classes": 3}
+    assert settings.model.sized(h100, **sizes, sharded=True).scan_unroll == 1
+    encoders = models.without_training_heads(settings.model.sized(h100, **sizes))
+    assert encoders.scan_unroll == 1
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu"])

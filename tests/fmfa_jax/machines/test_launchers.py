@@ -1,16 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the environment says of the processes of a run is used or refused by name."""
 
-import re
-import subprocess
-from pathlib import Path
+import importlib
 
 import pytest
-import yaml
 
+from fmfa_jax.machines import launchers
 from fmfa_jax.machines.launchers import Launch, launch
 
-ROOT = Path(__file__).parents[3]
 ADDRESS = {"COORDINATOR_ADDRESS": "h:1"}
 OURS = ADDRESS | {"NUM_PROCESSES": "4", "PROCESS_ID": "3"}
 JAX = {
@@ -143,6 +140,14 @@ USED = {
     ),
     "a job of TPUs": (JOB | TPU, "tpu", {}),
     "a TPU slice": (TPU, "tpu", {}),
+    "a TPU slice, of any platform": (TPU | {"JAX_PLATFORMS": ""}, "tpu", {}),
+    "a TPU slice by addresses": ({"TPU_PROCESS_ADDRESSES": "t0:1,t1:1"}, "tpu", {}),
+    "several TPU slices": ({"MEGASCALE_COORDINATOR_ADDRESS": "t0:1"}, "tpu", {}),
+    "a job's TPU with an address": (
+        TPU | JOB | ADDRESS | {"NUM_PROCESSES": "4"},
+        "environment",
+        joined(),
+    ),
     "a TPU slice's CPUs": (TPU | {"JAX_PLATFORMS": "cpu"}, "none", {}),
 }
 
@@ -153,6 +158,23 @@ def test_what_is_used(case):
     found = launch(environ)
     assert found.launcher == launcher
     assert arguments is None or found.arguments == arguments
+
+
+def test_a_tpu_vm_asks_its_metadata(monkeypatch, tmp_path):
+    """No variable tells of the others: JAX asks, where there are chips and libtpu."""
+    chip, libtpu = tmp_path / "accel0", tmp_path / "packages" / "libtpu"
+    monkeypatch.setattr(launchers, "_CHIPS", (str(chip),))
+    monkeypatch.syspath_prepend(libtpu.parent)
+    assert launch({}) == Launch("none")
+    chip.touch()
+    assert launch({}) == Launch("none")
+    libtpu.mkdir(parents=True)
+    (libtpu / "__init__.py").touch()
+    importlib.invalidate_caches()
+    assert launch({}) == Launch("tpu")
+    assert launch({"JAX_PLATFORMS": "cpu"}) == Launch("none")
+    assert launch(OURS) == Launch("environment", joined())
+    assert launch({"NUM_PROCESSES": "1"}) == Launch("none")
 
 
 ALONE = "set NUM_PROCESSES=1 to run this process alone"
@@ -234,36 +256,3 @@ def test_what_is_refused(case):
 def test_an_address_has_a_host_and_a_port(address):
     with pytest.raises(ValueError, match=r"^COORDINATOR_ADDRESS=.*wanted HOST:PORT"):
         launch(OURS | {"COORDINATOR_ADDRESS": address})
-
-
-def launching(language):
-    """The blocks of a language in docs/launching.md."""
-    text = (ROOT / "docs" / "launching.md").read_text()
-    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)
-
-
-def test_the_manifest_says_what_is_read():
-    service, job = yaml.safe_load_all(*launching("yaml"))
-    spec = job["spec"]
-    pod = spec["template"]["spec"]
-    (container,) = pod["containers"]
-    environ = {each["name"]: each["value"] for each in container["env"]}
-    first = f"{job['metadata']['name']}-0.{pod['subdomain']}"
-    assert spec["completionMode"] == "Indexed"
-    for index in range(spec["completions"]):
-        given = environ | {"JOB_COMPLETION_INDEX": str(index)}
-        found = joined(f"{first}:8476", spec["parallelism"], index)
-        assert launch(given) == Launch("environment", found)
-    assert spec["completions"] == spec["parallelism"]
-    assert service["metadata"]["name"] == pod["subdomain"]
-    assert service["spec"]["selector"] == {"job-name": job["metadata"]["name"]}
-    assert (ROOT / container["command"][1]).is_file()
-
-
-def test_the_scripts_of_the_recipes_are_well_formed():
-    blocks = launching("bash")
-    assert len(blocks) == 5
-    for block in blocks:
-        subprocess.run(["bash", "-n"], input=block, text=True, check=True)
-        for config in re.findall(r"--config=(\S+)", block):
-            assert (ROOT / config).is_file()

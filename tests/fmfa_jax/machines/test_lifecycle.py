@@ -32,16 +32,27 @@ ROOT = Path(__file__).parents[3]
 PEER = Path(__file__).with_name("lifecycle_peer.py")
 
 STALLED = """
-import time
+import sys, tempfile, time
+import jax
+from jax._src import compilation_cache
 from fmfa_jax.machines.lifecycle import Watchdog
 
 def wait_for_a_peer():
     time.sleep(60)
 
-with Watchdog(1.5) as watchdog:
+def compile_for_long(*unread):
+    print("compiles", flush=True)
+    time.sleep(3)
+    return None, None
+
+with Watchdog(1.5) as watchdog, tempfile.TemporaryDirectory() as folder:
     for step in range(40):  # longer than the limit: the beats keep it alive
         watchdog.beat(f"step {step}")
         time.sleep(0.05)
+    jax.config.update("jax_compilation_cache_dir", folder)
+    compilation_cache.get_executable_and_time = compile_for_long
+    jax.jit(lambda x: x + 1)(1.0)  # longer than the limit, too
+    print("compiled", flush=True)
     wait_for_a_peer()
 """
 
@@ -182,8 +193,9 @@ def test_only_process_0_writes(peers, programs):
 
 
 def test_the_watchdog_ends_a_stuck_process_and_shows_where(programs):
-    code, _, err = programs["stalled"]
+    code, out, err = programs["stalled"]
     assert code == STALLED_EXIT
+    assert out == "compiles\ncompiled\n"  # which is not counted, however long it takes
     assert "no progress for 1.5 s; the last was step 39" in err
     assert "wait_for_a_peer" in err
 

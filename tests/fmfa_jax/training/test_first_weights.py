@@ -2,6 +2,7 @@
 """The weights that a run starts from: their activation, and what refuses them."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import pytest
@@ -77,3 +78,20 @@ def test_a_refusal_names_the_configs_keys(folder, plain, file):
         first_params(opened(folder, init__path=str(path)))
     assert "--config.init.drop_classifier=True" in str(error.value)
     assert "--drop-classifier" not in str(error.value)
+
+
+def test_a_run_starts_from_the_hub_as_from_the_file(folder, file, hub):
+    name = "hf://me/towers/gelu.safetensors"
+    commit = hub.commit("me/towers", {"gelu.safetensors": Path(file).read_bytes()})
+    session, local = opened(folder, init__path=name), opened(folder, init__path=file)
+    assert session.model.activation == "gelu"
+    assert session.settings.flat["init.path"] == name  # what config.json says
+    _, origin = first_params(session)
+    _, same = first_params(local)
+    assert session.identity(origin) == local.identity(same)
+    assert commit in origin["source"]
+    # What is fetched is opened once: another commit changes nothing of this session.
+    hub.commit("me/towers", {"gelu.safetensors": b"else"})
+    assert first_params(session)[1] == origin
+    with pytest.raises(weights.WeightsError, match="has no such repository"):
+        opened(folder, init__path="hf://me/nothing")

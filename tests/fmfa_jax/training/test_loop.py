@@ -61,6 +61,7 @@ def test_a_run_leaves_everything_behind(whole):
         "checkpoints",
         "eval",
         "bad_images.tsv",
+        "report.html",
         LAST,
         "model_best.safetensors",
     }
