@@ -63,9 +63,10 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.scan_unroll = 0  # blocks of a tower in an iteration of its loop; 0: auto
 
     c.init = ConfigDict()
-    # Initial weights, in any format that fmfa_jax.weights reads: a file or folder, or
-    # hf://ORG/NAME[/FILE][@REVISION] of the Hugging Face Hub.
-    c.init.path = ""
+    c.init.path = (
+        ""  # initial weights, in any format that fmfa_jax.weights reads: file,
+    )
+    # folder, or hf://ORG/NAME[/FILE][@REVISION] of the Hugging Face Hub
     c.init.activation = "auto"  # auto (as the file states) | quick_gelu | gelu
     c.init.drop_classifier = False  # True: skip a classifier of a different size
 
@@ -168,6 +169,7 @@ def _run(c: ConfigDict) -> None:
     c.log = ConfigDict()
     c.log.every_steps = 50  # steps from one line of the log to the next
     c.log.tensorboard = True  # write TensorBoard events, too
+
     # Trackers get scalars, config and results, too, if their package is installed.
     # Where they write to, their own variables say: WANDB_MODE, MLFLOW_TRACKING_URI, ...
     c.log.wandb = ""  # project of Weights & Biases; "": none
@@ -177,10 +179,8 @@ def _run(c: ConfigDict) -> None:
     c.mesh.fsdp = 1  # devices that share one copy of the parameters
 
     c.run = ConfigDict()
-    c.run.watchdog_seconds = (
-        1800  # end a run that finishes no step for so long, without
-    )
-    # the time to compile; 0: wait for ever
+    c.run.watchdog_seconds = 1800  # end a run that finishes no step for so long, the
+    # time to compile left out; 0: wait for ever
     c.run.compilation_cache = "auto"  # compiled programs: auto (run's folder) | a
     # folder that several runs share | "" (not kept)
     c.run.deterministic = False  # True: equal bits on GPUs, too, at some cost

@@ -14,7 +14,7 @@ _COLUMN = 36
 
 
 def comments(source: str) -> dict[str, str]:
-    """Dotted key, or section, -> its comment, in the order of the source.
+    """Dotted key, or section, -> its comment ("": none), in the order of the source.
 
     Args:
         source: A config file whose config is named `c`, as configs/base.py. A comment

@@ -145,13 +145,15 @@ def found(config: str) -> str:
 
 def helped(words: list[str]) -> NoReturn:
     """Say what may be asked for and, where a config is named, all its keys."""
+    # A reader such as head may leave early.
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     say(usage())
     if any(word.startswith(FILE) for word in words):
         flags.FLAGS(words)
         config = CONFIG.value.to_dict()
         say(f"\nkeys of {config['name']}, set by --config.KEY=VALUE:\n")
-        told = comments(BASE.read_text(encoding="utf-8"))
-        say("\n".join(described(config, told)))
+        why = comments(BASE.read_text(encoding="utf-8"))
+        say("\n".join(described(config, why)))
     sys.exit(0)
 
 

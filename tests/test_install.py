@@ -16,6 +16,7 @@ import pytest
 from configs import cuhk
 from fmfa_jax.__main__ import COMMANDS
 from fmfa_jax.options import flat
+from fmfa_jax.run.environment import code_version
 from tests.own_lines import Commands, foreign
 
 ROOT = Path(__file__).parents[1]
@@ -160,4 +161,4 @@ def test_it_trains_in_an_empty_folder_from_the_weights_that_travel(fmfa, site, p
     start = site / "configs" / "demo_start.safetensors"
     assert config["init.path"] == str(start) and start.is_file()
     code = json.loads((place / "run" / "environment.json").read_text())["code"]
-    assert code["commit"] is None
+    assert code == {"version": code_version(), "commit": None}  # as in the checkout

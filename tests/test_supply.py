@@ -3,6 +3,7 @@
 
 import re
 import tomllib
+from importlib.metadata import metadata
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,13 @@ def test_pip_installs_what_make_does():
 def test_extras_are_tested_in_locked_versions(extra, lock):
     found = versions(lock, MACHINES[0])
     assert all(found[name] in wanted for name, wanted in EXTRAS[extra].items())
+
+
+@pytest.mark.parametrize("extra", ["cuda", "tpu"])
+def test_extras_for_accelerators_are_those_of_jax(extra):
+    (text,) = PYPROJECT["project"]["optional-dependencies"][extra]
+    wanted = Requirement(text)
+    assert wanted.extras <= set(metadata(wanted.name).get_all("Provides-Extra"))
 
 
 def test_the_extra_for_onnx_is_all_but_its_converter():
