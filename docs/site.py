@@ -58,7 +58,7 @@ def _led_to(page: Path) -> Iterator[Path]:
 
 def made() -> dict[str, str]:
     """Return the Markdown of the pages that are no files, by place in the site."""
-    pages = {page: f"# {name}\n\n::: {name}\n" for name, page in reference().items()}
+    pages = {page: f"::: {name}\n" for name, page in reference().items()}
     notebook = json.loads((ROOT / NOTEBOOK).read_text())
     return pages | {NOTEBOOK.replace(".ipynb", ".md"): as_markdown(notebook)}
 

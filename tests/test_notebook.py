@@ -16,7 +16,7 @@ from PIL import Image
 
 from configs import demo
 from docs import site
-from tests.test_readme import has
+from tests.test_readme import environment, has
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = ROOT / site.NOTEBOOK
@@ -103,7 +103,8 @@ def test_it_runs_and_shows_its_pictures(monkeypatch, tmp_path):
         (tmp_path / top).symlink_to(ROOT / top)
     below = tmp_path / "notebooks"
     below.mkdir()
-    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
     sizes: dict[str, tuple[int, int]] = {}
 
     def look(path: str) -> None:

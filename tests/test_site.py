@@ -53,7 +53,7 @@ def test_each_room_has_a_page_of_the_reference():
     for name, page in site.reference().items():
         there = ROOT / name.replace(".", "/")
         assert there.is_dir() or there.with_suffix(".py").is_file()
-        assert f"\n::: {name}\n" in pages[page]
+        assert pages[page] == f"::: {name}\n"
 
 
 def test_the_anchors_are_those_of_github():
