@@ -15,11 +15,11 @@ import pytest
 from PIL import Image
 
 from configs import demo
-from docs import site
+from docs import layout
 from tests.test_readme import environment, has
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK = ROOT / site.NOTEBOOK
+NOTEBOOK = ROOT / layout.NOTEBOOK
 TEXT = NOTEBOOK.read_text()
 CELLS = json.loads(TEXT)["cells"]
 CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
@@ -50,8 +50,8 @@ def test_its_code_is_python():
 
 
 def test_its_links_lead_somewhere():
-    for kind, text in site.cells_of({"cells": CELLS}):
-        for target in site.links(text) if kind == "markdown" else ():
+    for kind, text in layout.cells_of({"cells": CELLS}):
+        for target in layout.links(text) if kind == "markdown" else ():
             assert (NOTEBOOK.parent / target).is_file(), target
 
 

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 
 from configs import cuhk, demo
 from data_pipeline.synthetic import write_population
-from docs.site import FENCE, anchors, links
+from docs.layout import FENCE, anchors, led_to, links
 from fmfa_jax import models, weights
 from tests.fmfa_jax.machines.hosts import free_port
 from tests.own_lines import Commands, foreign, on_terminal
@@ -350,14 +350,6 @@ def test_the_readme_is_short_and_leads_to_every_page():
     assert len(README.read_text().splitlines()) <= 150
     near = set(led_to(README))
     assert near | {there for page in near for there in led_to(page)} >= set(PAGES)
-
-
-def led_to(page: Path) -> Iterator[Path]:
-    """Yield the pages that a page has links to."""
-    for target in links(page.read_text()):
-        there = (page.parent / target.partition("#")[0]).resolve()
-        if there.suffix == ".md":
-            yield there
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

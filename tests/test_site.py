@@ -17,12 +17,12 @@ import pytest
 import yaml
 from markdown_it import MarkdownIt
 
-from docs import site
+from docs import layout
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 MKDOCS = importlib.util.find_spec("mkdocs") is not None
-PAGES = [place for place in site.published() if place.endswith(".md")]
+PAGES = [place for place in layout.published() if place.endswith(".md")]
 
 
 def leaves(nav: list | dict | str) -> Iterator[str]:
@@ -36,21 +36,23 @@ def leaves(nav: list | dict | str) -> Iterator[str]:
 
 def test_the_navigation_has_every_page_once_and_no_other():
     found = list(leaves(SETTINGS["nav"]))
-    notebook = site.NOTEBOOK.replace(".ipynb", ".md")
+    notebook = layout.NOTEBOOK.replace(".ipynb", ".md")
     assert sorted(found) == sorted([*PAGES, notebook])
-    assert notebook in site.made()
+    assert notebook in layout.made()
 
 
 def test_the_site_has_what_its_pages_lead_to():
-    found = set(site.published())
+    found = set(layout.published())
     assert {"docs/images/search.png", "configs/base.py", "SECURITY.md"} <= found
     assert not [place for place in found if not (ROOT / place).is_file()]
 
 
 def test_each_room_has_a_page_of_the_reference():
-    pages = site.made()
-    assert {"data_pipeline", "fmfa_jax.losses", "fmfa_jax.files"} <= {*site.reference()}
-    for name, page in site.reference().items():
+    pages = layout.made()
+    assert {"data_pipeline", "fmfa_jax.losses", "fmfa_jax.files"} <= {
+        *layout.reference()
+    }
+    for name, page in layout.reference().items():
         there = ROOT / name.replace(".", "/")
         assert there.is_dir() or there.with_suffix(".py").is_file()
         assert pages[page] == f"::: {name}\n"
@@ -58,14 +60,14 @@ def test_each_room_has_a_page_of_the_reference():
 
 def test_the_anchors_are_those_of_github():
     """Those of a heading with marks, whose neighbouring blanks both count."""
-    assert site.anchors("# A `b_c`: d, E-f / g?\n") == {"a-b_c-d-e-f--g"}
-    assert site.anchors("```bash\n# no heading\n```\n") == set()
+    assert layout.anchors("# A `b_c`: d, E-f / g?\n") == {"a-b_c-d-e-f--g"}
+    assert layout.anchors("```bash\n# no heading\n```\n") == set()
 
 
 def test_a_notebook_becomes_a_page():
     kinds = (("markdown", ["# T\n", "see"]), ("code", ["a = 1\n", "a"]))
     cells = [{"cell_type": kind, "source": lines} for kind, lines in kinds]
-    page = site.as_markdown({"cells": cells})
+    page = layout.as_markdown({"cells": cells})
     assert page.startswith("# T\nsee\n\n[")
     assert page.endswith("\n\n```python\na = 1\na\n```\n")
 

@@ -43,11 +43,11 @@ def published() -> list[str]:
     new = {ROOT / HOME, *(ROOT / "docs").glob("*.md"), ROOT / NOTEBOOK}
     while new:
         found |= new
-        new = {there for page in new for there in _led_to(page)} - found
+        new = {there for page in new for there in led_to(page)} - found
     return sorted(path.relative_to(ROOT).as_posix() for path in found)
 
 
-def _led_to(page: Path) -> Iterator[Path]:
+def led_to(page: Path) -> Iterator[Path]:
     """Yield the files that a page has links to."""
     if page.suffix == ".md":
         for target in links(page.read_text()):
