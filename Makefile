@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test soak bench lint clean
+.PHONY: demo test soak bench docs lint clean
 
 # Only files whose SHA-256 is in a lock are installed, PyTorch for the tests excepted.
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check
@@ -43,5 +43,14 @@ soak: .venv/dev
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
 
+# Nothing of the project is imported, so its own packages are not needed.
+.venv/docs: requirements-docs.txt
+	$(PYTHON) -m venv .venv
+	$(LOCKED) requirements-docs.txt
+	touch $@
+
+docs: .venv/docs
+	$(BIN)/python -m mkdocs build
+
 clean:
-	rm -rf .venv runs build *.egg-info
+	rm -rf .venv runs build site *.egg-info

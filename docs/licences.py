@@ -84,7 +84,8 @@ HEAD = """# Licences
 This project is licensed under [Apache-2.0](../LICENSE). It ships no code of others;
 `make` installs these packages, each under its own licence, as its metadata names it. A
 package stands where it is needed first. `python docs/licences.py` makes this page from
-the lock files, and a test holds the two together.
+the lock files, and a test holds the two together. What `make docs` builds the site with
+(requirements-docs.txt) is no part of what runs, and not listed.
 """
 
 if __name__ == "__main__":

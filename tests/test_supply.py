@@ -16,6 +16,7 @@ from docs import licences
 
 ROOT = Path(__file__).parents[1]
 LOCKS = ("requirements.lock", "requirements-dev.lock", "requirements-onnx.txt")
+SITE = "requirements-docs.txt"
 WANTED = {
     "requirements.lock": "requirements.txt",
     "requirements-dev.lock": "requirements-dev.txt",
@@ -50,7 +51,7 @@ def versions(name: str, machine: dict[str, str]) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("lock", LOCKS)
+@pytest.mark.parametrize("lock", [*LOCKS, SITE])
 def test_every_package_has_one_version_and_its_hashes(lock):
     assert entries(lock)
     for each, hashes in entries(lock):
@@ -69,7 +70,7 @@ def test_locked_versions_are_in_the_tested_ranges(lock, machine):
 
 @pytest.mark.parametrize("machine", MACHINES, ids=str)
 def test_locks_agree_where_they_meet(machine):
-    product, *others = (versions(lock, machine) for lock in LOCKS)
+    product, *others = (versions(lock, machine) for lock in [*LOCKS, SITE])
     for other in others:
         shared = product.keys() & other.keys()
         assert {k: product[k] for k in shared} == {k: other[k] for k in shared}
