@@ -359,15 +359,15 @@ def is_package(module: str) -> bool:
 @pytest.mark.parametrize(
     "block", [b for page in PAGES for b in blocks(page, "python")], ids=name
 )
-def test_the_python_example_runs(block, place):
+def test_the_python_example_runs(block, place, commands):
     code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
     if SERVED not in code:
         run([sys.executable, "-c", code], place)
         return
-    search = [sys.executable, "-m", "fmfa_jax.search"]
     model = ["--model", "clip.safetensors", "--out", "asked.index"]
-    run([*search, "index", "mine", *model], place)
-    with serving([*search, "serve", "asked.index"], place) as address:
+    assert commands.run("fmfa_jax.search", "index", "mine", *model).code == 0
+    serve = [sys.executable, "-m", "fmfa_jax.search", "serve", "asked.index"]
+    with serving(serve, place) as address:
         said = run([sys.executable, "-c", code.replace(SERVED, address)], place).stdout
     assert ".jpg" in said
 

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from data_pipeline.synthetic.vocabulary import write_tokenizer
 from data_pipeline.tokenizer import open_tokenizer
 from fmfa_jax import models, weights
+from fmfa_jax.evaluation.runs import Run
 from fmfa_jax.weights.__main__ import main
 from fmfa_jax.weights.hub import fetch, parse
 from tests.tiny_model import tiny_model
@@ -200,6 +201,10 @@ def test_what_is_pushed_comes_back(hub, made, to, tmp_path, capsys):
     opened = weights.open_with_tokenizer(tmp_path / "copy")
     assert opened.tokenizer_name == str(tmp_path / "copy")
     assert opened.model.config.activation == "gelu"
+    run = Run(tmp_path / "copy", "best")
+    assert run.model.report.sha256 == copy.report.sha256
+    assert run.about.get("step") == ("7" if to == "native" else None)
+    assert run.trained_on == ("cuhk_pedes" if to == "native" else "")
     # A file of ours keeps its digest: an index that was made with it opens with either.
     assert (copy.report.sha256 == ours.report.sha256) == (to == "native")
     assert main(["pull", NAME, str(tmp_path / "copy")]) == 2
