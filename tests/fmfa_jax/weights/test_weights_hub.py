@@ -85,21 +85,24 @@ def test_what_is_fetched_is_what_a_file_would_be(hub, made, theirs):
         loaded = weights.load_params(name)
         assert loaded.report.sha256 == ours.report.sha256
         assert loaded.config == ours.config
-    assert fetch(NAME).name == f"{NAME}@{commit}"
+    assert fetch(NAME).name == f"{NAME}@{commit}/model.safetensors"
     assert weights.run_config(fetch(NAME).place)["loss.efa_rule"] == "plus"
     assert not [line for line in hub.asked if "evil.py" in line]
 
 
 def test_a_branch_is_read_anew_and_a_commit_is_not_asked_for_twice(hub, theirs):
     first = hub.commit(REPO, theirs)
-    assert fetch(NAME).name.endswith(first)
+    assert fetch(NAME).name == f"{NAME}@{first}/model.safetensors"
     second = hub.commit(REPO, {"config.json": b"{}"})
     found = fetch(NAME)
-    assert found.name.endswith(second)
+    assert found.name == f"{NAME}@{second}/model.safetensors"
     assert (found.place / "config.json").read_bytes() == b"{}"
     hub.asked.clear()
-    fetch(f"{NAME}@{first}")
+    assert fetch(f"{NAME}@{first}").name.startswith(f"{NAME}@{first}")
     assert not [line for line in hub.asked if "/resolve/" in line]
+    hub.asked.clear()
+    assert fetch(found.name).place.name == "model.safetensors"
+    assert hub.asked == []
 
 
 def test_the_cache_serves_where_the_hub_does_not(hub, theirs, monkeypatch, capsys):
@@ -109,7 +112,8 @@ def test_the_cache_serves_where_the_hub_does_not(hub, theirs, monkeypatch, capsy
     hub.close()
     assert weights.load_params(NAME).report.sha256 == digest
     said = capsys.readouterr().err
-    assert said.startswith(f"note: {hub.url} cannot be reached (") and said[-1] == "\n"
+    assert said.startswith(f"note: {hub.url} cannot be reached (")
+    assert said.endswith(f"{NAME} is model.safetensors of the cache\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert weights.load_params(f"{NAME}/model.safetensors").report.sha256 == digest
     assert capsys.readouterr().err == ""
