@@ -177,10 +177,12 @@ class _Hub(_Cached):
 
     def __init__(self, asked: Named) -> None:
         super().__init__(asked)
-        info = (
-            library()
-            .HfApi()
-            .model_info(asked.repo, revision=asked.revision, files_metadata=True)
+        hub = library()
+        info = hub.HfApi().model_info(
+            asked.repo,
+            revision=asked.revision,
+            files_metadata=True,
+            timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
         )
         self._sizes = {each.rfilename: each.size for each in info.siblings or ()}
 
@@ -206,8 +208,10 @@ class _Hub(_Cached):
 def _open(name: str, asked: Named, also: Sequence[str]) -> _Cached:
     """The hub, or the cache where it knows as well, or the hub cannot be reached."""
     errors, cached = library().errors, _Cached(asked)
-    if _GIT.fullmatch(asked.revision) and not also and cached.has(asked.file):
-        return cached  # a file of a commit stays as it is
+    # A file of a commit stays as it is; of an index, some shards may be missing.
+    pinned = _GIT.fullmatch(asked.revision) and not asked.file.endswith(INDEX)
+    if pinned and not also and cached.has(asked.file):
+        return cached
     try:
         return _Hub(asked)
     except errors.HTTPError as error:

@@ -119,6 +119,15 @@ def test_the_cache_serves_where_the_hub_does_not(hub, theirs, monkeypatch, capsy
     assert capsys.readouterr().err == ""
 
 
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, theirs, monkeypatch, capsys):
+    hub.commit(REPO, theirs)
+    digest = weights.load_params(NAME).report.sha256
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    hub.wait.clear()
+    assert weights.load_params(NAME).report.sha256 == digest
+    assert "cannot be reached" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("offline", [True, False])
 def test_neither_hub_nor_cache_is_one_paragraph(hub, offline, monkeypatch, capsys):
     hub.close()
@@ -189,6 +198,10 @@ def test_an_index_brings_its_shards(hub, made):
     )
     found = [each.name for each in fetch(NAME).files]
     assert found == ["model.safetensors.index.json", shard]
+    # As after a kill in between: what is missing is fetched.
+    pinned = fetch(NAME)
+    (pinned.place / shard).unlink()
+    assert [each.name for each in fetch(pinned.name).files] == found
 
 
 @uploads
