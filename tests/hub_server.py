@@ -30,6 +30,7 @@ class Hub:
         private: Repositories that were made to be seen by few.
         faults: File -> "short", "wrong" or "fail": how it is sent.
         asked: Each request, as "GET /path".
+        wait: Cleared, it keeps all requests without an answer.
     """
 
     def __init__(self) -> None:
@@ -40,6 +41,8 @@ class Hub:
         self.faults: dict[str, str] = {}
         self.asked: list[str] = []
         self.large: dict[str, bytes] = {}
+        self.wait = threading.Event()
+        self.wait.set()
         handler = type("Handler", (_Handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self._server.daemon_threads = True
@@ -59,6 +62,7 @@ class Hub:
 
     def close(self) -> None:
         """End the thread."""
+        self.wait.set()
         self._server.shutdown()
         self._server.server_close()
 
@@ -72,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self) -> None:
         self.path = unquote(self.path)
         self.hub.asked.append(f"{self.command} {self.path}")
+        self.hub.wait.wait()
         path = urlsplit(self.path).path
         for pattern, answer in ROUTES:
             if found := re.fullmatch(pattern, f"{self.command} {path}"):

@@ -95,6 +95,9 @@ def in_checkout(command: str) -> str:
 
 COMMANDS = [in_checkout(c) for page in (README, *DOCS) for c in commands(page)]
 COMMANDS = list(dict.fromkeys(COMMANDS))
+EXAMPLES = [block for page in PAGES for block in blocks(page, "python")]
+# Those that ask a server are run when it is.
+CLIENTS = [block for block in EXAMPLES if SERVED in block]
 # Processes of one run, which wait for each other, are started together.
 RUNS = [
     tuple(lines)
@@ -301,6 +304,9 @@ def test_each_command_runs(together, place, commands):
             urllib.request.urlopen(address, timeout=30) as answer,
         ):
             assert "<html" in answer.read().decode()
+            for block in CLIENTS:
+                client = [sys.executable, "-c", block.replace(SERVED, address)]
+                assert ".jpg" in run(client, place).stdout
         return
     if together[0] == DEMO:
         run_on_a_terminal(words, place)
@@ -377,19 +383,11 @@ def is_package(module: str) -> bool:
 
 
 @pytest.mark.parametrize(
-    "block", [b for page in PAGES for b in blocks(page, "python")], ids=name
+    "block", [each for each in EXAMPLES if each not in CLIENTS], ids=name
 )
 def test_the_python_example_runs(block, place):
     code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
-    if SERVED not in code:
-        run([sys.executable, "-c", code], place)
-        return
-    search = [sys.executable, "-m", "fmfa_jax.search"]
-    model = ["--model", "clip.safetensors", "--out", "asked.index"]
-    run([*search, "index", "mine", *model], place)
-    with serving([*search, "serve", "asked.index"], place) as address:
-        said = run([sys.executable, "-c", code.replace(SERVED, address)], place).stdout
-    assert ".jpg" in said
+    run([sys.executable, "-c", code], place)
 
 
 def test_the_readme_is_short_and_leads_to_every_page():

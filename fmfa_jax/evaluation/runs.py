@@ -73,6 +73,8 @@ class Run:
     def file(self) -> Path:
         """The weights, or a folder that `load_params` knows to choose from.
 
+        What a run has published is one file, whichever weights they were.
+
         Raises:
             FileNotFoundError: The run has no such weights.
         """
@@ -81,6 +83,8 @@ class Run:
         if not self.path.is_dir():
             return self.path
         file = self.path / FILES[self.which]
+        if (self.path / weights.PUBLISHED).is_file():
+            return self.path / weights.PUBLISHED
         if not file.is_file():
             there = [name for name in FILES.values() if (self.path / name).is_file()]
             raise FileNotFoundError(
@@ -93,7 +97,8 @@ class Run:
     @cached_property
     def about(self) -> dict[str, str]:
         """What a weight file of a run says of itself, such as its step."""
-        if not self.file.is_file() or self.file.name not in FILES.values():
+        known = (*FILES.values(), weights.PUBLISHED)
+        if not self.file.is_file() or self.file.name not in known:
             return {}
         return dict(weights.read_archive(self.file).metadata)
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -64,10 +64,18 @@ class _View:
         self.sentence = lru_cache(256)(searcher.vector)
         self.cut = lru_cache(256)(searcher.cut)
         self.small = lru_cache(512)(self.drawn)
-        self.people = _people(searcher.gallery.root)
         # Row numbers mean other pictures once the index has changed.
         record = repr(searcher.gallery.record).encode()
         self.version = hashlib.sha256(record).hexdigest()[:16]
+
+    @cached_property
+    def people(self) -> dict[str, str]:
+        """Who is in the pictures, if the gallery is a data set that says so."""
+        try:
+            return people(self.searcher.gallery.root)
+        except AnnotationError as error:
+            _log.warning("nobody is named: %s", error)
+            return {}
 
     def drawn(self, row: int, size: str) -> bytes:
         """Encode a picture of the gallery anew."""
@@ -304,12 +312,3 @@ class Service:
             told = "the example picture is forgotten: choose it again"
             raise SearchError(told) from None
         return mixed(vector, view.sentence(sentence)) if sentence.strip() else vector
-
-
-def _people(gallery: Path) -> dict[str, str]:
-    """Who is in the pictures, if the gallery is a data set that says so."""
-    try:
-        return people(gallery)
-    except AnnotationError as error:
-        _log.warning("nobody is named: %s", error)
-        return {}

@@ -22,12 +22,14 @@ from fmfa_jax.weights.opened import (
     open_with_tokenizer,
     run_config,
 )
+from fmfa_jax.weights.push import PUBLISHED
 from fmfa_jax.weights.report import LoadReport
 from fmfa_jax.weights.source import CONFIG_HINTS
 from fmfa_jax.weights.tensors import StoredTensor, UnsafePickleError, WeightsError
 
 __all__ = [
     "CONFIG_HINTS",
+    "PUBLISHED",
     "Archive",
     "LoadReport",
     "Loaded",

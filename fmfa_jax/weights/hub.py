@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -51,7 +51,7 @@ class Fetched:
 
     Attributes:
         place: The file, or the folder that holds the weights.
-        name: The same on the hub, at the commit that was read.
+        name: The weight file on the hub, at the commit that was read.
         files: All files that belong to the weights.
     """
 
@@ -96,7 +96,7 @@ def fetch(name: str, *, also: tuple[str, ...] = ()) -> Fetched:
     """
     asked = parse(name)
     with refusals(name, asked):
-        store = _open(name, asked)
+        store = _open(name, asked, also)
         main = _weights_of(name, asked, store)
         folder = PurePosixPath(main).parent
         near = [str(folder / each) for each in (*_BESIDE, *also)]
@@ -110,10 +110,7 @@ def fetch(name: str, *, also: tuple[str, ...] = ()) -> Fetched:
     if {file.parent for file in files} != {weights.parent}:
         raise WeightsError(f"{name} has changed while it was fetched; fetch it again")
     place = weights if asked.file == main else weights.parent
-    pinned = f"{SCHEME}{asked.repo}@{root.name}"
-    return Fetched(
-        place, f"{pinned}/{asked.file}" if asked.file else pinned, tuple(files)
-    )
+    return Fetched(place, f"{SCHEME}{asked.repo}@{root.name}/{main}", tuple(files))
 
 
 def parse(name: str) -> Named:
@@ -168,6 +165,8 @@ class _Cached:
         return []
 
     def _find(self, file: str) -> object:
+        if not file:
+            return None
         return library().try_to_load_from_cache(
             self._asked.repo, file, revision=self._asked.revision
         )
@@ -178,10 +177,12 @@ class _Hub(_Cached):
 
     def __init__(self, asked: Named) -> None:
         super().__init__(asked)
-        info = (
-            library()
-            .HfApi()
-            .model_info(asked.repo, revision=asked.revision, files_metadata=True)
+        hub = library()
+        info = hub.HfApi().model_info(
+            asked.repo,
+            revision=asked.revision,
+            files_metadata=True,
+            timeout=hub.constants.HF_HUB_ETAG_TIMEOUT,
         )
         self._sizes = {each.rfilename: each.size for each in info.siblings or ()}
 
@@ -204,9 +205,13 @@ class _Hub(_Cached):
         return sorted(each for each in self._sizes if each.endswith(_WEIGHTS))
 
 
-def _open(name: str, asked: Named) -> _Cached:
-    """The hub, or the cache where the hub cannot be reached."""
-    errors = library().errors
+def _open(name: str, asked: Named, also: Sequence[str]) -> _Cached:
+    """The hub, or the cache where it knows as well, or the hub cannot be reached."""
+    errors, cached = library().errors, _Cached(asked)
+    # A file of a commit stays as it is; of an index, some shards may be missing.
+    pinned = _GIT.fullmatch(asked.revision) and not asked.file.endswith(INDEX)
+    if pinned and not also and cached.has(asked.file):
+        return cached
     try:
         return _Hub(asked)
     except errors.HTTPError as error:
@@ -215,15 +220,17 @@ def _open(name: str, asked: Named) -> _Cached:
             raise
     except errors.OfflineModeIsEnabled:
         reason = "is not asked, as HF_HUB_OFFLINE says"
-    cached, constants = _Cached(asked), library().constants
-    if not any(map(cached.has, _candidates(asked))):
+    constants = library().constants
+    found = next(filter(cached.has, _candidates(asked)), None)
+    if found is None:
         raise WeightsError(
             f"{name} is not in the cache {constants.HF_HUB_CACHE}, and "
             f"{constants.ENDPOINT} {reason}; fetch it where there is a network, by "
             f"`python -m fmfa_jax.weights pull {name} OUT`, and name the copy"
         )
-    if not constants.is_offline_mode():
-        say(f"note: {constants.ENDPOINT} {reason}: {name} is the cache's", sys.stderr)
+    if not constants.is_offline_mode() or found != asked.file:
+        note = f"note: {constants.ENDPOINT} {reason}: {name} is {found} of the cache"
+        say(note, sys.stderr)
     return cached
 
 

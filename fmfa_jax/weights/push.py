@@ -25,7 +25,8 @@ from fmfa_jax.weights.tokenizer_files import tokenizer_of, write_tokenizer
 FORMATS = ("native", "hf")
 """What is pushed: our file with all heads, or the folder that transformers opens."""
 
-WEIGHTS = "model.safetensors"
+PUBLISHED = "model.safetensors"
+"""What weights are called where they are published."""
 _LARGEST_TABLE = 1 << 20
 _PLACES = ("data.root", "data.tokenizer", "data.cache_dir", "init.path")
 _PLACES += ("run.compilation_cache",)
@@ -72,7 +73,7 @@ class Parcel:
             sizes,
             config,
             to=self.to,
-            weights=sha256(folder / WEIGHTS),
+            weights=sha256(folder / PUBLISHED),
             about=source.archive.metadata,
             table=_last_table(self.path, source.archive.metadata),
         )
@@ -151,10 +152,10 @@ def _pack_native(folder: Path, source: Source, loaded: Loaded, tokenizer: str) -
     if about.get("format") == "fmfa_jax":
         if "source" in about:
             say(f"note: the file says what it was made of: {about['source']}")
-        shutil.copyfile(source.path, folder / WEIGHTS)
+        shutil.copyfile(source.path, folder / PUBLISHED)
     else:
         origin = {"source_sha256": loaded.report.sha256}
-        save_native(folder / WEIGHTS, loaded.params, loaded.config, origin)
+        save_native(folder / PUBLISHED, loaded.params, loaded.config, origin)
     write_tokenizer(
         folder,
         tokenizer,

@@ -104,6 +104,8 @@ KINDS = {
     "init.path": (None,),
     "init.drop_classifier": ("no", None),
     "log.tensorboard": (1,),
+    "log.wandb": (1, None),
+    "log.mlflow": (True,),
     "run.deterministic": ("yes",),
 }
 WORDS = {

@@ -8,6 +8,7 @@ same run is read back from the files that the package wrote.
 import io
 import json
 import math
+import struct
 import sys
 import threading
 from types import ModuleType, SimpleNamespace
@@ -18,6 +19,7 @@ import pytest
 from fmfa_jax.run import log as logs
 from fmfa_jax.run.writers import background
 
+BLOCK = 1 << 15
 CONFIG = {"method": "fmfa", "train.epochs": 2, "model.image_size": (64, 32)}
 
 
@@ -269,4 +271,24 @@ def test_the_real_wandb_writes_offline(folder, monkeypatch):
     known = json.loads((folder / "wandb.json").read_text())
     written = sorted((folder / "wandb").glob("offline-run-*/*.wandb"))
     assert len(written) == 2 and all(known["id"] in str(each) for each in written)
-    assert all(b"total" in each.read_bytes() for each in written)
+    logged = [[(e["step"], e["total"]) for e in entries(each)] for each in written]
+    assert logged == [[("1", "0.5"), ("2", "1")], [("2", "1"), ("3", "1.5")]]
+
+
+def entries(path):
+    """Yield the entries of a log of wandb, which lie in blocks as LevelDB's do."""
+    from wandb.proto import wandb_internal_pb2 as records
+
+    data, place, whole = path.read_bytes(), 7, b""
+    while place + 7 <= len(data):
+        if (left := BLOCK - place % BLOCK) < 7:
+            place += left
+            continue
+        _, length, kind = struct.unpack("<IHB", data[place : place + 7])
+        whole += data[place + 7 : place + 7 + length]
+        place += 7 + length
+        if kind in (1, 4):  # whole, or the last part
+            record, whole = records.Record.FromString(whole), b""
+            if record.WhichOneof("record_type") == "history":
+                items = record.history.item
+                yield {each.nested_key[0]: each.value_json for each in items}

@@ -29,7 +29,7 @@ def test_an_index_notes_the_commit_and_finds_it_again(
     words = ["index", str(shared_gallery), "--model", NAME, "--out", out]
     assert main([*words, "--batch-size", "8"]) == 0
     record = store.read_record(tmp_path / "people.index")
-    assert record.model.path == f"{NAME}@{published}"
+    assert record.model.path == f"{NAME}@{published}/model.safetensors"
     local = store.read_record(index).model
     assert (record.model.sha256, record.model.config) == (local.sha256, local.config)
     hub.commit("me/towers", {"model.safetensors": b"another"})

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from data_pipeline.synthetic.vocabulary import write_tokenizer
 from data_pipeline.tokenizer import open_tokenizer
 from fmfa_jax import models, weights
+from fmfa_jax.evaluation.runs import Run
 from fmfa_jax.weights.__main__ import main
 from fmfa_jax.weights.hub import fetch, parse
 from tests.tiny_model import tiny_model
@@ -84,21 +85,24 @@ def test_what_is_fetched_is_what_a_file_would_be(hub, made, theirs):
         loaded = weights.load_params(name)
         assert loaded.report.sha256 == ours.report.sha256
         assert loaded.config == ours.config
-    assert fetch(NAME).name == f"{NAME}@{commit}"
+    assert fetch(NAME).name == f"{NAME}@{commit}/model.safetensors"
     assert weights.run_config(fetch(NAME).place)["loss.efa_rule"] == "plus"
     assert not [line for line in hub.asked if "evil.py" in line]
 
 
 def test_a_branch_is_read_anew_and_a_commit_is_not_asked_for_twice(hub, theirs):
     first = hub.commit(REPO, theirs)
-    assert fetch(NAME).name.endswith(first)
+    assert fetch(NAME).name == f"{NAME}@{first}/model.safetensors"
     second = hub.commit(REPO, {"config.json": b"{}"})
     found = fetch(NAME)
-    assert found.name.endswith(second)
+    assert found.name == f"{NAME}@{second}/model.safetensors"
     assert (found.place / "config.json").read_bytes() == b"{}"
     hub.asked.clear()
-    fetch(f"{NAME}@{first}")
+    assert fetch(f"{NAME}@{first}").name.startswith(f"{NAME}@{first}")
     assert not [line for line in hub.asked if "/resolve/" in line]
+    hub.asked.clear()
+    assert fetch(found.name).place.name == "model.safetensors"
+    assert hub.asked == []
 
 
 def test_the_cache_serves_where_the_hub_does_not(hub, theirs, monkeypatch, capsys):
@@ -108,10 +112,20 @@ def test_the_cache_serves_where_the_hub_does_not(hub, theirs, monkeypatch, capsy
     hub.close()
     assert weights.load_params(NAME).report.sha256 == digest
     said = capsys.readouterr().err
-    assert said.startswith(f"note: {hub.url} cannot be reached (") and said[-1] == "\n"
+    assert said.startswith(f"note: {hub.url} cannot be reached (")
+    assert said.endswith(f"{NAME} is model.safetensors of the cache\n")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert weights.load_params(f"{NAME}/model.safetensors").report.sha256 == digest
     assert capsys.readouterr().err == ""
+
+
+def test_a_hub_that_does_not_answer_is_not_waited_for(hub, theirs, monkeypatch, capsys):
+    hub.commit(REPO, theirs)
+    digest = weights.load_params(NAME).report.sha256
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
+    hub.wait.clear()
+    assert weights.load_params(NAME).report.sha256 == digest
+    assert "cannot be reached" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("offline", [True, False])
@@ -184,6 +198,10 @@ def test_an_index_brings_its_shards(hub, made):
     )
     found = [each.name for each in fetch(NAME).files]
     assert found == ["model.safetensors.index.json", shard]
+    # As after a kill in between: what is missing is fetched.
+    pinned = fetch(NAME)
+    (pinned.place / shard).unlink()
+    assert [each.name for each in fetch(pinned.name).files] == found
 
 
 @uploads
@@ -200,6 +218,10 @@ def test_what_is_pushed_comes_back(hub, made, to, tmp_path, capsys):
     opened = weights.open_with_tokenizer(tmp_path / "copy")
     assert opened.tokenizer_name == str(tmp_path / "copy")
     assert opened.model.config.activation == "gelu"
+    run = Run(tmp_path / "copy", "best")
+    assert run.model.report.sha256 == copy.report.sha256
+    assert run.about.get("step") == ("7" if to == "native" else None)
+    assert run.trained_on == ("cuhk_pedes" if to == "native" else "")
     # A file of ours keeps its digest: an index that was made with it opens with either.
     assert (copy.report.sha256 == ours.report.sha256) == (to == "native")
     assert main(["pull", NAME, str(tmp_path / "copy")]) == 2
