@@ -63,10 +63,8 @@ def _data_and_model(c: ConfigDict) -> None:
     c.model.scan_unroll = 0  # blocks of a tower in an iteration of its loop; 0: auto
 
     c.init = ConfigDict()
-    c.init.path = (
-        ""  # initial weights, in any format that fmfa_jax.weights reads: file,
-    )
-    # folder, or hf://ORG/NAME[/FILE][@REVISION] of the Hugging Face Hub
+    c.init.path = ""  # initial weights, in any format that fmfa_jax.weights reads, in a
+    # file, a folder or at hf://ORG/NAME[/FILE][@REVISION] of the Hugging Face Hub
     c.init.activation = "auto"  # auto (as the file states) | quick_gelu | gelu
     c.init.drop_classifier = False  # True: skip a classifier of a different size
 
