@@ -5,14 +5,14 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fmfa_jax.machines.processes import agree, gather, on_first
 from fmfa_jax.search import store
-from fmfa_jax.search.embed import Batch, Embedder
+from fmfa_jax.search.embed import Batch, Embedder, by_all_devices
 from fmfa_jax.search.gallery import Listing, Skipped, is_below, is_gone, unchanged
 from fmfa_jax.search.shards import Part, Shard, Stamp
 from fmfa_jax.search.store import BadFile, IndexRecord
@@ -79,7 +79,8 @@ def brought_up_to_date(
     Returns:
         What was done, on process 0; None on the others.
     """
-    embedder = work.embedder
+    embedder = by_all_devices(work.embedder)
+    work = replace(work, embedder=embedder)
     agree(
         {
             "model": embedder.model.record.sha256,
