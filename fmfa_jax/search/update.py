@@ -35,6 +35,7 @@ class Change:
         excluded: Pictures that stay out because they were removed before.
         others: Files of the gallery whose names are not those of pictures.
         faiss: The FAISS index now.
+        remote: The collection of Qdrant now.
         met: Those of `bad` that this call came upon.
         reused: Pictures among those added whose content the index knew, so that they
             were not embedded again.
@@ -49,6 +50,7 @@ class Change:
     excluded: int = 0
     others: int = 0
     faiss: store.FaissRecord | None = None
+    remote: store.RemoteRecord | None = None
     met: tuple[BadFile, ...] = ()
     reused: int = 0
     skipped: tuple[Skipped, ...] = ()
@@ -139,6 +141,7 @@ def update(
         excluded=excluded,
         others=listing.others,
         faiss=new.faiss,
+        remote=new.remote,
         met=tuple(met),
         reused=content.reused,
         skipped=listing.skipped,
