@@ -14,7 +14,6 @@ from fmfa_jax.search.remote import RemoteSearch
 from fmfa_jax.search.store import SearchError
 from tests.fmfa_jax.search.indexes import SMALL
 
-pytest.importorskip("qdrant_client")
 SENTENCES = ["a woman in a red skirt", "a man in a blue coat", "a green bag"]
 
 
