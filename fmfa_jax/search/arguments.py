@@ -89,7 +89,7 @@ def _index_options(make: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--storage", choices=store.STORAGES, default="float32")
     make.add_argument("--engine", choices=store.ENGINES, default="exact")
-    uri = "with --engine qdrant: http://HOST:6333, or a folder for one of its own"
+    uri = "with --engine qdrant: where it listens, like http://HOST:6333"
     make.add_argument("--uri", default="", help=uri)
     add_model_arguments(make)
 

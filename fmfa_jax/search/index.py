@@ -49,7 +49,7 @@ def index_gallery(
         model: The model.
         storage: One of `store.STORAGES`.
         engine: One of `store.ENGINES`.
-        uri: Where a Qdrant listens, or a folder for an embedded one.
+        uri: Where a Qdrant listens, or `remote.EMBEDDED`.
         batch_size: Pictures to embed at a time.
         save_every: Pictures in a commit: the most that a killed process loses.
         follow_links: Whether to enter links to folders of the gallery.
@@ -75,7 +75,7 @@ def index_gallery(
         storage=storage,
         engine=engine,
         tokenizer_sha256=model.tokenizer.fingerprint(),
-        remote=RemoteRecord(remote.place(uri), "") if uri else None,
+        remote=RemoteRecord(uri, "") if uri else None,
     )
     embedder = Embedder(model, batch_size, save_every)
     prepared = _begun(out, record, model.tokenizer_name, follow_links)

@@ -12,13 +12,11 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32
 
-from data_pipeline.command import local
 from fmfa_jax.search.approximate import (
     PICTURES,
     RECALL_WANTED,
@@ -34,6 +32,8 @@ from fmfa_jax.search.store import RemoteRecord, SearchError
 
 KEY = "QDRANT_API_KEY"
 """Variable with the key of a server that wants one; it is written nowhere."""
+EMBEDDED = ":memory:"
+"""In place of an address: a Qdrant within this process, which ends with it."""
 _POINTS = 512
 """Points in a request."""
 _PREFIX = 12
@@ -52,15 +52,6 @@ def load_qdrant() -> Any:
             "pip install qdrant-client; the engine 'exact' needs nothing"
         ) from error
     return qdrant_client
-
-
-def place(uri: str) -> str:
-    """Return an address as it is, a folder with its whole path.
-
-    Raises:
-        ValueError: It is the URL of something else.
-    """
-    return str(Path(local(uri, what="--uri")).resolve()) if _embedded(uri) else uri
 
 
 def new_collection(uri: str) -> RemoteRecord:
@@ -92,7 +83,7 @@ def hand_over(
                 size=size, distance=models.Distance.DOT, on_disk=True
             )
             client.create_collection(collection, vectors_config=dot)
-            if not _embedded(uri):
+            if uri != EMBEDDED:
                 kind = models.PayloadSchemaType.KEYWORD
                 client.create_payload_index(collection, "shard", kind)
         for shard in shards:
@@ -148,7 +139,7 @@ class RemoteSearch:
                 self._record.collection,
                 query=query.tolist(),
                 limit=top,
-                search_params=None if _embedded(uri) else effort,
+                search_params=None if uri == EMBEDDED else effort,
                 with_payload=False,
             )
         found = [(self._row(point.id), point.score) for point in points.points]
@@ -215,16 +206,14 @@ def _prefix(shard: Shard) -> bytes:
     return bytes.fromhex(shard.sha256)[:_PREFIX]
 
 
-def _embedded(uri: str) -> bool:
-    """Whether Qdrant runs within this process, with its files in a folder."""
-    return not uri.startswith(("http://", "https://"))
-
-
 @cache
 def _client(uri: str) -> Any:
     client = load_qdrant().QdrantClient
-    if _embedded(uri):  # one process may use its folder at a time
-        return client(path=uri)
+    if uri == EMBEDDED:
+        return client(location=EMBEDDED)
+    # A folder, which the client would take, too, holds pickles: they could run code.
+    if not uri.startswith(("http://", "https://")):
+        raise SearchError(f"wanted http://HOST:PORT of a Qdrant, got {uri!r}")
     key = os.environ.get(KEY) or None
     # The check would ask in a thread of its own, and fail there.
     return client(url=uri, api_key=key, timeout=_SECONDS, check_compatibility=False)

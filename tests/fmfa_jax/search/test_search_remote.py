@@ -14,25 +14,17 @@ from fmfa_jax.search.remote import RemoteSearch
 from fmfa_jax.search.store import SearchError
 from tests.fmfa_jax.search.indexes import SMALL
 
+pytest.importorskip("qdrant_client")
 SENTENCES = ["a woman in a red skirt", "a man in a blue coat", "a green bag"]
 
 
 @pytest.fixture
-def uri(tmp_path):
-    """A folder for a Qdrant of its own."""
-    folder = str(tmp_path / "qdrant")
-    yield folder
-    remote._client(folder).close()
-    remote._client.cache_clear()
-
-
-@pytest.fixture
-def index(gallery, encoder, uri, tmp_path, monkeypatch) -> Path:
+def index(gallery, encoder, tmp_path, monkeypatch) -> Path:
     monkeypatch.setattr(remote, "_POINTS", 7)  # several requests
     monkeypatch.setattr(writer, "SHARD_ROWS", 10)  # several shards
     out = tmp_path / "index"
     change = search.index_gallery(
-        gallery, out, encoder, engine="qdrant", uri=uri, **SMALL
+        gallery, out, encoder, engine="qdrant", uri=remote.EMBEDDED, **SMALL
     )
     assert change.remote.recall == 1 and len(search.read_record(out).shards) == 3
     return out
@@ -121,7 +113,7 @@ def test_a_uri_and_qdrant_belong_together(gallery, encoder, tmp_path):
 @pytest.mark.parametrize(
     "uri, message",
     [
-        ("ftp://h", "wanted a path"),
+        ("/some/folder", "wanted http://HOST:PORT"),
         ("http://127.0.0.1:1", "Qdrant at http://127.0.0.1"),
     ],
 )
