@@ -1,7 +1,8 @@
 #!/bin/bash
 # SPDX-License-Identifier: Apache-2.0
 # One task per GPU on several nodes, from the repository's root:
-#     sbatch deploy/slurm.sh --config=configs/cuhk.py --workdir=/shared/runs/cuhk
+#     sbatch deploy/slurm.sh main.py --config=configs/cuhk.py --workdir=/shared/runs/cuhk
+#     sbatch deploy/slurm.sh -m fmfa_jax.search index GALLERY --model MODEL --out INDEX
 #SBATCH --job-name=fmfa
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=4
@@ -17,7 +18,7 @@
 # For one task per node: --ntasks-per-node=1, and
 # export JAX_LOCAL_DEVICE_IDS=0,1,2,3
 
-srun --kill-on-bad-exit=1 .venv/bin/python main.py "$@"
+srun --kill-on-bad-exit=1 .venv/bin/python "$@"
 code=$?
 if [ "$code" -eq 75 ]; then
     scontrol requeue "$SLURM_JOB_ID"

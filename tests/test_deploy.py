@@ -24,7 +24,12 @@ ROOT = Path(__file__).parents[1]
 DEPLOY = ROOT / "deploy"
 SCRIPTS = sorted(DEPLOY.glob("*.sh"))
 MANIFESTS = sorted((DEPLOY / "kubernetes").glob("*.yaml"))
-FLAGS = ["--config=configs/cuhk.py", "--config.model.image_size=(64, 32)", "--x=a'b"]
+WORDS = [
+    "main.py",
+    "--config=configs/cuhk.py",
+    "--config.model.image_size=(64, 32)",
+    "--x=a'b",
+]
 # What a pod gets from the cluster, not from the manifest.
 POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
@@ -154,9 +159,9 @@ def test_a_slurm_job_that_was_stopped_is_queued_again(tmp_path, code):
     stand_in(tmp_path, "srun", code)
     stand_in(tmp_path, "scontrol")
     script = DEPLOY / "slurm.sh"
-    assert run_in(tmp_path, script, *FLAGS, SLURM_JOB_ID="7") == code
+    assert run_in(tmp_path, script, *WORDS, SLURM_JOB_ID="7") == code
     words = json.loads((tmp_path / "srun.json").read_text())
-    assert words[words.index("main.py") + 1 :] == FLAGS
+    assert words[-len(WORDS) - 1 :] == [".venv/bin/python", *WORDS]
     again = tmp_path / "scontrol.json"
     assert again.exists() == (code == 75)
     if code == 75:
@@ -171,16 +176,16 @@ def test_the_tasks_of_a_slurm_job_see_all_gpus_of_their_node():
     assert re.fullmatch(r"TERM@\d+", options["signal"])
 
 
-def test_a_tpu_vm_gets_the_flags_as_they_were_given(tmp_path):
+def test_a_tpu_vm_gets_the_words_as_they_were_given(tmp_path):
     stand_in(tmp_path, "gcloud")
-    assert run_in(tmp_path, DEPLOY / "tpu_vm.sh", "slice", "zone", *FLAGS) == 0
+    assert run_in(tmp_path, DEPLOY / "tpu_vm.sh", "slice", "zone", *WORDS) == 0
     words = json.loads((tmp_path / "gcloud.json").read_text())
     assert words[4] == "slice" and {"--zone=zone", "--worker=all"} < set(words)
     stand_in(tmp_path / "fmfa-jax", ".venv/bin/python")
     (command,) = [w for w in words if w.startswith("--command=")]
     assert run_in(tmp_path, "-c", command.removeprefix("--command=")) == 0
     noted = tmp_path / "fmfa-jax" / "python.json"
-    assert json.loads(noted.read_text()) == ["main.py", *FLAGS]
+    assert json.loads(noted.read_text()) == WORDS
 
 
 def test_the_files_that_the_page_names_are_there():

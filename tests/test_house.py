@@ -129,22 +129,22 @@ def test_command_lines_are_taken_in_one_way():
 
 
 CALLING = {"socket", "urllib", "http", "ftplib", "smtplib", "requests", "httpx2"}
-CALLING |= {"huggingface_hub"}
+CALLING |= {"huggingface_hub", "qdrant_client"}
 
 
-def test_only_the_server_and_the_hub_open_connections():
-    """Only what hf:// names is fetched or sent; hosts find each other through JAX."""
+def test_only_search_and_the_hub_open_connections():
+    """Only what hf:// names is fetched or sent; hosts find each other through JAX.
+
+    Search has a server, and hands an index to a Qdrant that was asked for.
+    """
     guilty = {
         path.relative_to(ROOT).as_posix()
         for path in SOURCES
         if CALLING & {name.split(".")[0] for name in imports(path)}
     }
+    search = {"fmfa_jax/search/server.py", "fmfa_jax/search/remote.py"}
     # The last is the server's client under load.
-    assert guilty == {
-        "fmfa_jax/search/server.py",
-        "fmfa_jax/weights/hub.py",
-        "benchmarks/serve.py",
-    }
+    assert guilty == search | {"fmfa_jax/weights/hub.py", "benchmarks/serve.py"}
 
 
 def test_near_names_are_suggested_in_one_way():

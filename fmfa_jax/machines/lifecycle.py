@@ -44,7 +44,8 @@ def leave_with_the_others() -> None:
 
 def leave(error: BaseException) -> None:
     """Say which of several processes ends, and see that it does; alone, do nothing."""
-    if jax.process_count() > 1:
+    # To ask for the count would otherwise look for devices.
+    if jax.distributed.is_initialized() and jax.process_count() > 1:
         _write(_farewell(_who(), error))
         _end_within(EXIT_SECONDS, "")
 

@@ -19,6 +19,8 @@ from fmfa_jax.machines.launchers import launch
 from fmfa_jax.machines.lifecycle import leave_with_the_others
 
 T = TypeVar("T")
+_PIECE = 2**26
+"""Bytes that are broadcast at a time."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +70,7 @@ def gather(value: Any) -> list[Any]:
     if jax.process_count() == 1:
         return [json.loads(text)]
     sizes = np.ravel(multihost_utils.process_allgather(np.int32(len(text))))
-    # A few lengths, for each is compiled.
-    row = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
+    row = np.zeros(_few(int(sizes.max())), np.uint8)
     row[: len(text)] = np.frombuffer(text, np.uint8)
     rows = np.asarray(multihost_utils.process_allgather(row))
     return [
@@ -80,10 +81,22 @@ def gather(value: Any) -> list[Any]:
 def broadcast(value: Any) -> Any:
     """Return process 0's JSON `value` on every process; all must call it."""
     text = json.dumps(value).encode() if jax.process_index() == 0 else b""
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
-    row = np.zeros(1 << (size - 1).bit_length(), np.uint8)
-    row[: len(text)] = np.frombuffer(text, np.uint8)
-    return json.loads(multihost_utils.broadcast_one_to_all(row)[:size].tobytes())
+    told = np.array(divmod(len(text), _PIECE), np.int32)
+    pieces, rest = multihost_utils.broadcast_one_to_all(told).tolist()
+    size = _PIECE * pieces + rest
+    length = min(_PIECE, _few(size))
+    found = []
+    for start in range(0, size, length):
+        row = np.zeros(length, np.uint8)
+        piece = np.frombuffer(text[start : start + length], np.uint8)
+        row[: len(piece)] = piece
+        found.append(multihost_utils.broadcast_one_to_all(row).tobytes())
+    return json.loads(b"".join(found)[:size])
+
+
+def _few(size: int) -> int:
+    """Round up to one of a few lengths, for each is compiled."""
+    return 1 << (size - 1).bit_length()
 
 
 @contextmanager

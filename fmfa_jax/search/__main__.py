@@ -69,7 +69,7 @@ def _index(args: argparse.Namespace) -> None:
     loaded = model.model.report
     if loaded.assumes:
         say(f"activation: {loaded.activation}", sys.stderr)
-    kept = _picked(args, "storage", "engine", "batch_size", "save_every")
+    kept = _picked(args, "storage", "engine", "uri", "batch_size", "save_every")
     kept |= {"follow_links": args.follow_links, "progress": ProgressLine()}
     _report(args.out, index.index_gallery(args.gallery, args.out, model, **kept))
 

@@ -26,8 +26,9 @@ RECALL_WANTED = 0.99
 SENTENCES = tuple(
     Path(__file__).with_name("sentences.txt").read_text("utf-8").splitlines()
 )
-_PICTURES = 64
-_TOP = 10
+PICTURES = 64
+"""Pictures of the gallery that are queries, too."""
+TOP = 10
 _FEWEST_PER_CELL = 39  # FAISS warns below it
 
 
@@ -52,10 +53,10 @@ def build(
     cells = max(1, min(int(4 * total**0.5), total // _FEWEST_PER_CELL))
     kind = "Flat" if shards[0].rows.dtype == np.float32 else "SQfp16"
     made = faiss.index_factory(width, f"IVF{cells},{kind}", faiss.METRIC_INNER_PRODUCT)
-    made.train(_sample(shards, min(total, 64 * cells)))
+    made.train(sample(shards, min(total, 64 * cells)))
     for shard in shards:
         made.add(shard.unit(slice(None)))
-    queries = [model.sentences(SENTENCES), _sample(shards, min(total, _PICTURES))]
+    queries = [model.sentences(SENTENCES), sample(shards, min(total, PICTURES))]
     probes, recall = _fewest_probes(made, ExactSearch(shards), queries, cells)
     with files.replacing(folder / name) as draft:
         faiss.write_index(made, str(draft))
@@ -104,21 +105,23 @@ def _fewest_probes(
     cells: int,
 ) -> tuple[int, float]:
     """Double the visited cells until both kinds of queries have the wanted recall."""
-    exact = [[set(find(q, _TOP).rows.tolist()) for q in each] for each in queries]
+    exact = [[set(find(q, TOP).rows.tolist()) for q in each] for each in queries]
     made.nprobe = 1
     while True:
-        recalls = []
-        for each, wanted in zip(queries, exact, strict=True):
-            found = made.search(each, _TOP)[1].tolist()
-            pairs = zip(found, wanted, strict=True)
-            hits = sum(len(set(rows) & best) for rows, best in pairs)
-            recalls.append(hits / sum(map(len, wanted)))
+        found = [made.search(each, TOP)[1].tolist() for each in queries]
+        recalls = [recall(*each) for each in zip(found, exact, strict=True)]
         if min(recalls) >= RECALL_WANTED or made.nprobe >= cells:
             return made.nprobe, min(recalls)
         made.nprobe = min(2 * made.nprobe, cells)
 
 
-def _sample(shards: Sequence[Shard], count: int) -> Float32[np.ndarray, "count d"]:
+def recall(found: Sequence[Sequence[int]], exact: Sequence[set[int]]) -> float:
+    """Return the share of the exact rows of all queries that were found."""
+    pairs = zip(found, exact, strict=True)
+    return sum(len(set(rows) & best) for rows, best in pairs) / sum(map(len, exact))
+
+
+def sample(shards: Sequence[Shard], count: int) -> Float32[np.ndarray, "count d"]:
     """Take rows at equal distances across all shards."""
     ends = np.cumsum([len(shard.rows) for shard in shards])
     chosen = np.linspace(0, ends[-1] - 1, count).astype(np.int64)

@@ -89,6 +89,8 @@ def _index_options(make: argparse.ArgumentParser) -> None:
     )
     make.add_argument("--storage", choices=store.STORAGES, default="float32")
     make.add_argument("--engine", choices=store.ENGINES, default="exact")
+    uri = "with --engine qdrant: where it listens, like http://HOST:6333"
+    make.add_argument("--uri", default="", help=uri)
     add_model_arguments(make)
 
 

@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jaxtyping import Float32
 
 from fmfa_jax.machines.processes import broadcast, gather
-from fmfa_jax.search.encoder import IndexModel
+from fmfa_jax.search.encoder import IndexModel, spread
 from fmfa_jax.search.gallery import Picture, is_gone, read_pictures
 from fmfa_jax.search.shards import Part, Stamp
 from fmfa_jax.search.store import BadFile, SearchError
@@ -139,6 +139,18 @@ class Embedder:
         pixels[: len(new)] = [each.pixels for each in new]
         rows = self.model.pictures(pixels)[: len(new)]
         return Batch((Part(rows, tuple(each.stamp for each in new)),), known, bad)
+
+
+def by_all_devices(embedder: Embedder) -> Embedder:
+    """Return an embedder that uses all accelerators of this process.
+
+    A CPU is one device. Of accelerators as many are taken as divide a batch.
+    """
+    devices = jax.local_devices()
+    count = math.gcd(len(devices), embedder.batch_size)
+    if devices[0].platform == "cpu" or count == 1:
+        return embedder
+    return replace(embedder, model=spread(embedder.model, devices[:count]))
 
 
 def _told(batch: Batch) -> dict[str, dict[str, str]]:

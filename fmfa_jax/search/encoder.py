@@ -4,10 +4,13 @@
 import dataclasses
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+import jax
 import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Float, Float32, UInt8
 
 from data_pipeline.tokenizer import WordTokenizer
@@ -38,6 +41,7 @@ class IndexModel:
         tokenizer_name: "clip" or a folder.
         record: What an index notes about the model.
         efa_rule: Rule by which the model was trained to compare words and patches.
+        rows: Where the rows of a batch of pictures go; None: all to one device.
     """
 
     model: Retriever
@@ -45,6 +49,7 @@ class IndexModel:
     tokenizer_name: str
     record: store.ModelRecord
     efa_rule: str = "official"
+    rows: NamedSharding | None = None
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -55,12 +60,21 @@ class IndexModel:
         self, images: UInt8[np.ndarray, "b h w 3"]
     ) -> Float32[np.ndarray, "b d"]:
         """Embed pictures of the model's size; see `embeddings`."""
-        return embeddings(self.model.encode_image(images))
+        placed = jax.device_put(images, self.rows) if self.rows else images
+        return embeddings(self.model.encode_image(placed))
 
     def sentences(self, sentences: Sequence[str]) -> Float32[np.ndarray, "b d"]:
         """Embed sentences, truncated as in training; see `embeddings`."""
         tokens = self.tokenizer.encode(sentences, self.model.config.context_length)
         return embeddings(self.model.encode_text(tokens))
+
+
+def spread(model: IndexModel, devices: Sequence[jax.Device]) -> IndexModel:
+    """Return the model on several devices, each of which embeds a part of a batch."""
+    mesh = Mesh(np.array(devices), ("data",))
+    params = jax.device_put(model.model.params, NamedSharding(mesh, P()))
+    copies = Retriever(model.model.config, params, model.model.report)
+    return replace(model, model=copies, rows=NamedSharding(mesh, P("data")))
 
 
 def embeddings(

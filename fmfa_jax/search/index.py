@@ -8,7 +8,7 @@ from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 from fmfa_jax.models import ModelConfig
-from fmfa_jax.search import approximate, store
+from fmfa_jax.search import approximate, remote, store
 from fmfa_jax.search.embed import Embedder
 from fmfa_jax.search.encoder import IndexModel, reopen_model
 from fmfa_jax.search.gallery import (
@@ -19,7 +19,7 @@ from fmfa_jax.search.gallery import (
     relative_name,
 )
 from fmfa_jax.search.shards import Shard, open_shards
-from fmfa_jax.search.store import IndexRecord, SearchError
+from fmfa_jax.search.store import IndexRecord, RemoteRecord, SearchError
 from fmfa_jax.search.update import Change, Progress, Work, brought_up_to_date
 from fmfa_jax.search.writer import IndexWriter
 
@@ -31,6 +31,7 @@ def index_gallery(
     *,
     storage: str = "float32",
     engine: str = "exact",
+    uri: str = "",
     batch_size: int = 64,
     save_every: int = 1024,
     follow_links: bool = False,
@@ -48,6 +49,7 @@ def index_gallery(
         model: The model.
         storage: One of `store.STORAGES`.
         engine: One of `store.ENGINES`.
+        uri: Where a Qdrant listens, or `remote.EMBEDDED`.
         batch_size: Pictures to embed at a time.
         save_every: Pictures in a commit: the most that a killed process loses.
         follow_links: Whether to enter links to folders of the gallery.
@@ -61,6 +63,8 @@ def index_gallery(
             f"storage {storage!r} and engine {engine!r}: wanted one of "
             f"{', '.join(store.STORAGES)} and one of {', '.join(store.ENGINES)}"
         )
+    if (engine == "qdrant") != bool(uri):
+        raise SearchError("the engine 'qdrant', and no other, has a --uri")
     if engine == "faiss":
         approximate.load_faiss()
     record = IndexRecord(
@@ -71,6 +75,7 @@ def index_gallery(
         storage=storage,
         engine=engine,
         tokenizer_sha256=model.tokenizer.fingerprint(),
+        remote=RemoteRecord(uri, "") if uri else None,
     )
     embedder = Embedder(model, batch_size, save_every)
     prepared = _begun(out, record, model.tokenizer_name, follow_links)
@@ -89,6 +94,9 @@ def _begun(
             record = store.read_record(out)
             _check_same(out, record, asked)
             record = replace(record, tokenizer_sha256=asked.tokenizer_sha256)
+        elif record.remote:
+            made = remote.new_collection(record.remote.uri)
+            record = replace(record, remote=made)
         store.keep_tokenizer(out, tokenizer)
         listing = list_gallery(root, leave=out, follow_links=follow_links)
         if not (begun or listing.pictures):
@@ -190,8 +198,8 @@ def remove(
     Args:
         index: Folder of the index.
         paths: Files and folders of the gallery; by default what is no longer there.
-        model: Where the model lies now; only a FAISS index needs it, whose recall is
-            measured again.
+        model: Where the model lies now; only an approximate index needs it, whose
+            recall is measured again.
         gallery: Where the gallery lies from now on, if it has moved.
         even_all: Remove what is no longer there even if nothing is: otherwise that is
             refused, because a disk that is away for a moment looks the same.
@@ -213,12 +221,14 @@ def remove(
             if not any(is_below(file, [name]) for file in drop):
                 reason = f"the index has no picture {name!r}, nor any below it"
                 raise SearchError(reason)
-        opened = reopen_model(folder, old, model) if old.engine == "faiss" else None
+        opened = reopen_model(folder, old, model) if old.engine != "exact" else None
         bad = tuple(entry for entry in old.bad if entry.file not in drop)
         excluded = tuple(sorted({*old.excluded, *names}))
         writer.commit(drop=drop, model=opened, bad=bad, excluded=excluded)
         new = writer.record
-        return Change(0, old.rows - new.rows, new.bad, new.rows, faiss=new.faiss)
+        return Change(
+            0, old.rows - new.rows, new.bad, new.rows, 0, 0, 0, new.faiss, new.remote
+        )
 
 
 def _missing(root: Path, known: Collection[str], even_all: bool) -> set[str]:
@@ -279,10 +289,15 @@ def _check_same(out: Path, old: IndexRecord, new: IndexRecord) -> None:
     # What indexes from before there was a choice do not state.
     usual = {f.name: f.default for f in fields(ModelConfig) if f.default is not MISSING}
     there, wanted = (
-        {**asdict(r), "model": r.model.sha256, "model sizes": usual | r.model.config}
+        {
+            **asdict(r),
+            "model": r.model.sha256,
+            "model sizes": usual | r.model.config,
+            "uri": r.remote.uri if r.remote else "",
+        }
         for r in (old, new)
     )
-    names = ("gallery", "preprocessing", "tokenizer", "storage", "engine")
+    names = ("gallery", "preprocessing", "tokenizer", "storage", "engine", "uri")
     differing = [
         f"{name}: there {there[name]}, asked for {wanted[name]}"
         for name in ("model", "model sizes", *names)

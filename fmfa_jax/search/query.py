@@ -19,8 +19,15 @@ from fmfa_jax.search.encoder import IndexModel, embeddings, reopen_model
 from fmfa_jax.search.exact import ExactSearch, Found
 from fmfa_jax.search.gallery import is_gone, read_file
 from fmfa_jax.search.index import moved
+from fmfa_jax.search.remote import RemoteSearch
 from fmfa_jax.search.shards import Shard, open_shards
-from fmfa_jax.search.store import RECORD, IndexRecord, SearchError, read_record
+from fmfa_jax.search.store import (
+    RECORD,
+    FaissRecord,
+    IndexRecord,
+    SearchError,
+    read_record,
+)
 
 MAX_LETTERS = 1000
 """A longer sentence is refused; a model reads 77 tokens at most."""
@@ -115,7 +122,7 @@ class Searcher:
 
     gallery: Gallery
     model: IndexModel
-    find: ExactSearch | ApproximateSearch
+    find: ExactSearch | ApproximateSearch | RemoteSearch
     given: str | None = None
 
     def vector(
@@ -208,10 +215,12 @@ def open_searcher(
 
 def _finder(
     gallery: Gallery, checked: Collection[Shard] = ()
-) -> ExactSearch | ApproximateSearch:
-    faiss = gallery.record.faiss
-    if faiss:
-        return ApproximateSearch(gallery.folder, faiss)
+) -> ExactSearch | ApproximateSearch | RemoteSearch:
+    made = gallery.record.approximate
+    if isinstance(made, FaissRecord):
+        return ApproximateSearch(gallery.folder, made)
+    if made:
+        return RemoteSearch(made, gallery.shards)
     return ExactSearch(gallery.shards, checked)
 
 

@@ -163,7 +163,7 @@ class Service:
         return {
             "name": Path(gallery.record.gallery).name,
             "pictures": len(gallery),
-            "engine": "faiss" if gallery.record.faiss else "exact",
+            "engine": gallery.record.engine if gallery.record.approximate else "exact",
             "page": PAGE,
             "letters": MAX_LETTERS,
             "upload": MAX_UPLOAD,

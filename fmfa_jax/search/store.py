@@ -35,7 +35,7 @@ VERSION = 3
 READABLE = (2, VERSION)
 """Version 2 had no SHA-256 of shards, nor of index.json itself."""
 STORAGES = ("float32", "float16")
-ENGINES = ("exact", "faiss")
+ENGINES = ("exact", "faiss", "qdrant")
 RECORD, SHARDS, TOKENIZER = "index.json", "shards", "tokenizer"
 BAD_LIST = "bad_images.tsv"
 LARGEST_RECORD = 128 << 20
@@ -110,13 +110,28 @@ class FaissRecord:
 
 
 @dataclass(frozen=True)
+class RemoteRecord:
+    """A collection of Qdrant at `uri`, which is to hold all shards.
+
+    A query makes an `effort` (hnsw_ef) that had that recall@10 against exact search;
+    0 until all rows are there.
+    """
+
+    uri: str
+    collection: str
+    effort: int = 0
+    recall: float = 0.0
+
+
+@dataclass(frozen=True)
 class IndexRecord:
     """What an index is: the content of index.json.
 
     `tokenizer` is "clip" or TOKENIZER, the copy in the index, and `tokenizer_sha256`
     its fingerprint ("" in an index of version 2). Rows are numbered across
     the shards in order. What is `excluded`, files and folders, stays out until it is
-    added by name. `faiss` is None with the engine "exact" and until indexing ends.
+    added by name. `faiss` is None with the engine "exact" and until indexing ends;
+    `remote` is for "qdrant".
     """
 
     gallery: str
@@ -130,11 +145,19 @@ class IndexRecord:
     excluded: tuple[str, ...] = ()
     faiss: FaissRecord | None = None
     tokenizer_sha256: str = ""
+    remote: RemoteRecord | None = None
 
     @property
     def rows(self) -> int:
         """Number of pictures in the index."""
         return sum(shard.rows for shard in self.shards)
+
+    @property
+    def approximate(self) -> FaissRecord | RemoteRecord | None:
+        """What searches approximately, where that is ready."""
+        return self.faiss or (
+            self.remote if self.remote and self.remote.effort else None
+        )
 
     @property
     def undigested(self) -> int:
@@ -200,12 +223,13 @@ def _digest(values: dict[str, Any]) -> str:
 def _record(values: dict[str, Any]) -> IndexRecord:
     del values["version"]
     model, faiss = values["model"], values["faiss"]
-    grid = model["source_grid"]
+    grid, remote = model["source_grid"], values.get("remote")
     typed = {
         "model": _typed(ModelRecord, {**model, "source_grid": grid and tuple(grid)}),
         "shards": tuple(_typed(ShardRecord, shard) for shard in values["shards"]),
         "bad": tuple(_typed(BadFile, bad) for bad in values["bad"]),
         "excluded": tuple(values["excluded"]),
+        "remote": remote and _typed(RemoteRecord, remote),
         "faiss": faiss and _typed(FaissRecord, faiss),
     }
     record = _typed(IndexRecord, {**values, **typed})

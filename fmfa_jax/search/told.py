@@ -71,6 +71,10 @@ def report(folder: str, change: Change, *, embedded: bool = True) -> None:
         recall, probes = change.faiss.recall, count(change.faiss.probes, "cell")
         print(f"FAISS: recall@10 against exact search {recall:.4f} ", end="")
         print(f"(the worse of sentences and pictures), visiting {probes}")
+    if change.remote and change.rows:
+        recall, uri = change.remote.recall, printable(change.remote.uri)
+        print(f"Qdrant at {uri}: recall@10 against exact search {recall:.4f} ", end="")
+        print(f"(the worse of sentences and pictures), effort {change.remote.effort}")
     if embedded and change.bad and not change.rows:
         raise SearchError(
             f"{folder} holds no pictures: not one of {count(len(change.bad), 'file')} "

@@ -5,14 +5,14 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from fmfa_jax.machines.processes import agree, gather, on_first
 from fmfa_jax.search import store
-from fmfa_jax.search.embed import Batch, Embedder
+from fmfa_jax.search.embed import Batch, Embedder, by_all_devices
 from fmfa_jax.search.gallery import Listing, Skipped, is_below, is_gone, unchanged
 from fmfa_jax.search.shards import Part, Shard, Stamp
 from fmfa_jax.search.store import BadFile, IndexRecord
@@ -35,6 +35,7 @@ class Change:
         excluded: Pictures that stay out because they were removed before.
         others: Files of the gallery whose names are not those of pictures.
         faiss: The FAISS index now.
+        remote: The collection of Qdrant now.
         met: Those of `bad` that this call came upon.
         reused: Pictures among those added whose content the index knew, so that they
             were not embedded again.
@@ -49,6 +50,7 @@ class Change:
     excluded: int = 0
     others: int = 0
     faiss: store.FaissRecord | None = None
+    remote: store.RemoteRecord | None = None
     met: tuple[BadFile, ...] = ()
     reused: int = 0
     skipped: tuple[Skipped, ...] = ()
@@ -79,7 +81,8 @@ def brought_up_to_date(
     Returns:
         What was done, on process 0; None on the others.
     """
-    embedder = work.embedder
+    embedder = by_all_devices(work.embedder)
+    work = replace(work, embedder=embedder)
     agree(
         {
             "model": embedder.model.record.sha256,
@@ -138,6 +141,7 @@ def update(
         excluded=excluded,
         others=listing.others,
         faiss=new.faiss,
+        remote=new.remote,
         met=tuple(met),
         reused=content.reused,
         skipped=listing.skipped,

@@ -3,8 +3,8 @@
 
 from pathlib import Path
 
-from fmfa_jax.search import approximate
-from fmfa_jax.search.shards import open_shard, shard_path
+from fmfa_jax.search import approximate, remote
+from fmfa_jax.search.shards import open_shard, open_shards, shard_path
 from fmfa_jax.search.store import IndexRecord, SearchError, own_tokenizer, read_record
 
 
@@ -28,6 +28,10 @@ def verify(folder: str | Path) -> IndexRecord:
             damage.append(str(error))
     if record.faiss and not approximate.sound(folder, record.faiss):
         damage.append(f"{folder / record.faiss.file} is missing or damaged")
+    if record.approximate and record.remote and not damage:
+        shards = open_shards(folder, record)
+        if not remote.complete(record.remote, shards):
+            damage.append(f"Qdrant at {record.remote.uri} lacks rows of this index")
     if problem := _tokenizer_problem(folder, record):
         damage.append(problem)
     if damage and read_record(folder) != record:

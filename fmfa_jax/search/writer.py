@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fmfa_jax.search import approximate, store
+from fmfa_jax.search import approximate, remote, store
 from fmfa_jax.search.encoder import IndexModel
 from fmfa_jax.search.shards import (
     SHARD_ROWS,
@@ -22,7 +22,7 @@ from fmfa_jax.search.shards import (
     shard_path,
     write_shard,
 )
-from fmfa_jax.search.store import IndexRecord, ShardRecord
+from fmfa_jax.search.store import IndexRecord, RemoteRecord, ShardRecord
 
 
 class IndexWriter:
@@ -72,7 +72,7 @@ class IndexWriter:
             parts: The new pictures.
             drop: Names of pictures to take out; they may be among the new ones.
             last: Whether no further commit follows.
-            model: The index's model; only the engine "faiss" needs it.
+            model: The index's model; the engine "exact" does without.
             changes: Other fields of the record.
         """
         record = replace(self.record, **changes)
@@ -81,16 +81,21 @@ class IndexWriter:
             kept = {s: each for s, each in self._stamps.items() if s not in stale}
             old = (_without(drop, shard, self._stamps[shard]) for shard in stale)
             self._stamps = kept | dict(self._written(itertools.chain(old, parts)))
-            record = replace(record, faiss=None)
+            record = replace(record, faiss=None, remote=_unready(record.remote))
         shards = [ShardRecord(s.path.stem, len(s.rows), s.sha256) for s in self._stamps]
         record = replace(record, shards=tuple(shards))
         if last and record.engine == "faiss" and record.rows and not record.faiss:
             name = f"{self._next():08d}.faiss"
             built = approximate.build(self.folder, name, [*self._stamps], model)
             record = replace(record, faiss=built)
+        if last and record.remote and record.rows and not record.approximate:
+            filled = remote.hand_over(record.remote, [*self._stamps], model)
+            record = replace(record, remote=filled)
         self.record = record
         store.write_record(self.folder, record)
         store.sweep(self.folder, record)
+        if last and record.remote:
+            remote.tidy(record.remote, [*self._stamps])
 
     def _stale(self, drop: Set[str], new: int, last: bool) -> list[Shard]:
         """Choose the shards to rewrite."""
@@ -117,6 +122,10 @@ class IndexWriter:
         shards = shard_path(self.folder, "*")
         used = [*shards.parent.glob(shards.name), *self.folder.glob("*.faiss")]
         return 1 + max((int(path.stem) for path in used), default=-1)
+
+
+def _unready(record: RemoteRecord | None) -> RemoteRecord | None:
+    return replace(record, effort=0, recall=0.0) if record else None
 
 
 def _without(drop: Set[str], shard: Shard, stamps: Sequence[Stamp]) -> Part:

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from fmfa_jax.machines import processes
 from fmfa_jax.machines.lifecycle import StopSignal
 from fmfa_jax.machines.processes import (
     agree,
@@ -111,7 +112,10 @@ def main():
         pass
     check_shared(folder / "run")
     own = folder / f"own-{me.index}"
+    processes._PIECE = 64
+    pieces = broadcast("ä" * 100 * (1 - me.index))
     report = {
+        "pieces": pieces,
         "processes": [me.index, me.count, me.launcher],
         "gathered": gather(mine),
         "shared": broadcast(mine),

@@ -133,6 +133,7 @@ def test_every_process_sees_all_values(peers):
     for peer in peers:
         assert peer["gathered"] == everyone
         assert peer["shared"] == everyone[0]
+        assert peer["pieces"] == "ä" * 100
 
 
 def test_processes_that_disagree_are_told_what_about(peers):

@@ -11,6 +11,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -19,6 +20,8 @@ from data_pipeline import images
 from fmfa_jax import search
 from fmfa_jax.search import gallery as files
 from fmfa_jax.search import query, store, writer
+from fmfa_jax.search.embed import Embedder, by_all_devices
+from fmfa_jax.search.encoder import spread
 from fmfa_jax.search.store import SearchError
 from fmfa_jax.weights import WeightsError
 from tests.fmfa_jax.search.indexes import SMALL, content, same
@@ -37,6 +40,19 @@ def test_an_index_holds_each_picture_as_the_model_sees_it(
         pixels = images.load(shared_gallery / file, encoder.image_size)
         wanted = np.asarray(encoder.model.encode_image(pixels[None]))[0]
         np.testing.assert_allclose(row, wanted / np.linalg.norm(wanted), atol=1e-5)
+
+
+def test_several_devices_embed_what_one_does(encoder, shared_gallery):
+    """As accelerators do of their own accord; a CPU is one, so it is asked for."""
+    model = spread(encoder, jax.devices()[:4])
+    files = sorted(p for p in shared_gallery.rglob("*.jpg") if not p.is_symlink())
+    pixels = np.stack([images.load(file, encoder.image_size) for file in files[:8]])
+    parts = model.model.encode_image(jax.device_put(pixels, model.rows))
+    assert [shard.data.shape[0] for shard in parts.addressable_shards] == [2] * 4
+    np.testing.assert_allclose(
+        model.pictures(pixels), encoder.pictures(pixels), atol=1e-5
+    )
+    assert by_all_devices(Embedder(encoder, 8, 8)).model is encoder
 
 
 def test_bad_files_are_counted_and_listed(index, shared_gallery):
