@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
+from data_pipeline.buckets import PACKAGES, scheme
 from data_pipeline.hints import printable
 
 OWN = ("configs", "data_pipeline", "fmfa_jax")
@@ -53,6 +54,17 @@ def local(path: str, *, what: str) -> str:
             f"home folder of {user}; write ./{user} for a name that begins with ~"
         )
     return expanded
+
+
+def kept(path: str, *, what: str) -> str:
+    """Return a path, see `local`, or the URL of a folder that can be written to.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if scheme(path) in PACKAGES and path.count("/") > 2 and path.split("/")[2]:
+        return path
+    return local(path, what=what)
 
 
 class Parser(argparse.ArgumentParser):

@@ -11,7 +11,6 @@ import jax
 
 from data_pipeline.command import say
 from data_pipeline.findings import shortened
-from data_pipeline.hints import printable
 from fmfa_jax import evaluation, figures, files, models, weights
 from fmfa_jax.machines.mesh import replicated
 from fmfa_jax.machines.processes import broadcast, together
@@ -197,7 +196,7 @@ class Judge:
             self.measure_file(
                 self.session.workdir / name, title, step=int(facts["step"])
             )
-        self.say(f"All files of the run: {printable(str(self.session.workdir))}")
+        self.say(f"All files of the run: {self.session.address}")
 
     @property
     def unmeasured(self) -> str:

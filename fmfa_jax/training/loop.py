@@ -3,7 +3,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from data_pipeline.command import say
 from data_pipeline.findings import Finding
-from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
 from fmfa_jax import files
@@ -28,8 +27,8 @@ from fmfa_jax.methods.method import Batch, Epoch, Method, State
 from fmfa_jax.run import disk
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
+from fmfa_jax.run.folder import RunFolder
 from fmfa_jax.run.identity import digest
-from fmfa_jax.run.lock import FolderLock, check_name
 from fmfa_jax.run.log import RunLog, open_log
 from fmfa_jax.run.writers.jsonl import METRICS, recorded
 from fmfa_jax.training.computing import in_words
@@ -150,6 +149,7 @@ def prepare(session: Session) -> Training:
         told=session.told(),
         keep=settings.checkpoint.keep,
         most_failed=settings.checkpoint.max_failed,
+        mirror=session.mirror,
     )
     restored = checkpoints.restore_latest(state)
     state, start = (state, 0) if restored is None else restored
@@ -177,7 +177,7 @@ def train(
 
     Args:
         config: A whole config, as configs/ makes it.
-        workdir: Folder of the run.
+        workdir: Folder of the run, or its URL in an object store.
         devices: Devices to train on; None: all of all processes.
 
     Returns:
@@ -188,13 +188,14 @@ def train(
             another configuration, another process that trains in `workdir`.
         FloatingPointError: Too many steps in a row were not finite.
         DiskError: `workdir` can no longer be written.
+        StoreError: It lies in a store that cannot be read.
     """
-    check_name(workdir)
     initialize_distributed()
-    with FolderLock(workdir) as lock:
-        session = open_session(config, workdir, devices=devices)
-        lock.take()
-        with disk.watched(session.workdir):
+    with RunFolder(workdir) as folder:
+        session = open_session(config, str(folder.local), devices=devices)
+        folder.take()
+        session = replace(session, mirror=folder.mirror)
+        with disk.watched(session.workdir), folder.kept():
             return run(session, prepare(session))
 
 
@@ -334,7 +335,7 @@ def opening(session: Session, plan: Plan, start: int) -> str:
         f"{session.processes.count} process(es), batch {settings.train.batch_size}, "
         f"{plan.epoch} steps an epoch",
         in_words(session.model, devices[0]),
-        f"run folder: {printable(str(session.workdir))}",
+        f"run folder: {session.address}",
     ]
     if start:
         lines.append(f"resumed after step {start} of {plan.stop}")
@@ -374,7 +375,16 @@ def evaluate(
     Raises:
         FileNotFoundError: There is neither.
     """
-    session = open_session(config, workdir, devices=devices)
+    initialize_distributed()
+    with reading(workdir) as folder:
+        session = open_session(config, str(folder.local), devices=devices)
+        folder.bring()
+        with folder.kept():
+            measure(replace(session, mirror=folder.mirror))
+
+
+def measure(session: Session) -> None:
+    """Measure what the run folder holds, or else init.path; see `evaluate`."""
     writes = session.processes.index == 0
     judge = Judge(session, say if writes else lambda text: None)
     path, record = session.settings.init.path, session.workdir / "init.json"
@@ -389,7 +399,7 @@ def evaluate(
             files.write_json(record, loaded.as_dict())
     else:
         raise FileNotFoundError(
-            f"nothing to evaluate: {session.workdir} holds neither {LAST} nor {BEST}, "
+            f"nothing to evaluate: {session.address} holds neither {LAST} nor {BEST}, "
             "and config.init.path is empty; name a run with --workdir or a weight file "
             "with --config.init.path"
         )

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from data_pipeline.datasets import open_dataset
 from data_pipeline.examine import check_evaluation
+from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages, Material, train_batches
 from data_pipeline.noise import with_noise
 from data_pipeline.order import steps_per_epoch
@@ -39,11 +40,9 @@ from fmfa_jax.machines.trees import not_finite, some
 from fmfa_jax.methods import Method, Task
 from fmfa_jax.methods.method import Batch, HostBatch
 from fmfa_jax.run.environment import code_version
+from fmfa_jax.run.mirror import PROGRAMS, Mirror
 from fmfa_jax.training import settings as door
 from fmfa_jax.training.settings import AUTO, Settings
-
-PROGRAMS = "compiled"
-"""Subfolder of a run for compiled programs."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +59,7 @@ class Session:
         data: The data set.
         tokenizer: Tokenizer for the captions.
         model: Sizes of the model that is trained.
+        mirror: Keeps what `workdir` holds in an object store, if the run lies there.
     """
 
     settings: Settings
@@ -69,6 +69,12 @@ class Session:
     data: PersonDataset
     tokenizer: WordTokenizer
     model: models.ModelConfig
+    mirror: Mirror | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the run lies, safe to print: its folder, or its URL."""
+        return printable(self.mirror.url if self.mirror else str(self.workdir))
 
     @property
     def epoch(self) -> int:
