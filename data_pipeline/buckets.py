@@ -41,6 +41,15 @@ def scheme(path: str) -> str:
     return name if separator else ""
 
 
+def readable() -> set[str]:
+    """Schemes that can be read, if their packages are installed."""
+    from fsspec import available_protocols
+
+    here = {"file", "local", "dir", "data", "simplecache", "filecache", "blockcache"}
+    # Names of models are no files.
+    return {*available_protocols()} - here - {"hf"}
+
+
 @dataclass(frozen=True)
 class Entry:
     """An object: its size in bytes, and a text that changes with its content."""

@@ -33,7 +33,7 @@ from pathlib import Path
 
 from data_pipeline.buckets import Bucket, Entry, StoreError
 from data_pipeline.hints import printable
-from data_pipeline.image_cache import user_folder
+from data_pipeline.room import user_folder
 from fmfa_jax.run.bucket_lock import LOCKS, BucketLock
 from fmfa_jax.run.lock import LOCK
 from fmfa_jax.run.manifests import MANIFEST, UNSEALED

@@ -5,7 +5,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipeline.copies import near
 from data_pipeline.datasets import open_dataset
 from data_pipeline.examine import check_evaluation
 from data_pipeline.hints import printable
@@ -171,7 +172,7 @@ def open_session(
     """
     processes = initialize_distributed()
     with together("opening the run"):
-        settings = door.read(config)
+        settings = with_copies(door.read(config))
         keep_programs(settings.run.compilation_cache, Path(workdir), processes)
         mesh = make_mesh(fsdp=settings.mesh.fsdp, devices=devices)
         train = settings.train
@@ -209,6 +210,15 @@ def open_session(
     )
     check_shared(session.workdir)
     return session
+
+
+def with_copies(settings: Settings) -> Settings:
+    """The same settings, with the first weights on this machine.
+
+    Data and tokenizer are copied where they are opened. config.json keeps all URLs.
+    """
+    path = near(settings.init.path, what="config.init.path")
+    return replace(settings, init=replace(settings.init, path=path))
 
 
 def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
