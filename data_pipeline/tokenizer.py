@@ -96,8 +96,8 @@ class WordTokenizer(Tokenizer, Protocol):
 def open_tokenizer(name: str) -> WordTokenizer:
     """Open a tokenizer: "clip", or a folder with a Hugging Face CLIP tokenizer.
 
-    The folder, or what its URL names, contains vocab.json and merges.txt, or tokenizer.json alone; see
-    `byte_pairs.folder_byte_pairs`.
+    The folder, of which there may be a URL, contains vocab.json and merges.txt, or
+    tokenizer.json alone; see `byte_pairs.folder_byte_pairs`.
 
     Raises:
         FileNotFoundError: If `name` is neither "clip" nor a folder with these files.

@@ -182,7 +182,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
     if args.pair is None:
         if args.query is None or args.image is None:
             raise ValueError("expected --pair N, or both --query TEXT and --image FILE")
-        return Asked(args.query, read_regular(args.image), args.image.name)
+        return Asked(args.query, read_regular(args.image), Path(args.image).name)
     split = run.data.evaluation_split(args.split)
     if not 0 <= args.pair < len(split.pairs):
         raise ValueError(
@@ -192,7 +192,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
     pair = split.pairs[args.pair]
     caption = pair.caption if args.query is None else args.query
     if args.image is not None:
-        return Asked(caption, read_regular(args.image), args.image.name)
+        return Asked(caption, read_regular(args.image), Path(args.image).name)
     file = split.images[pair.image].file
     origin = f"{split.name}, pair {args.pair}, {file}"
     return Asked(caption, split.read(pair.image), origin)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from data_pipeline.command import say
 from data_pipeline.findings import Finding
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
@@ -27,14 +26,14 @@ from fmfa_jax.methods.method import Batch, Epoch, Method, State
 from fmfa_jax.run import disk
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
-from fmfa_jax.run.folder import RunFolder
+from fmfa_jax.run.folder import RunFolder, reading
 from fmfa_jax.run.identity import digest
 from fmfa_jax.run.log import RunLog, open_log
 from fmfa_jax.run.writers.jsonl import METRICS, recorded
 from fmfa_jax.training.computing import in_words
 from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
-from fmfa_jax.training.judge import BEST, LAST, Judge
+from fmfa_jax.training.judge import LAST, Judge, measure
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
 from fmfa_jax.training.session import (
     Session,
@@ -381,25 +380,3 @@ def evaluate(
         folder.bring()
         with folder.kept():
             measure(replace(session, mirror=folder.mirror))
-
-
-def measure(session: Session) -> None:
-    """Measure what the run folder holds, or else init.path; see `evaluate`."""
-    writes = session.processes.index == 0
-    judge = Judge(session, say if writes else lambda text: None)
-    path, record = session.settings.init.path, session.workdir / "init.json"
-    if not session.reported_on:
-        raise ValueError(judge.unmeasured)
-    if any((session.workdir / name).is_file() for name in (LAST, BEST)):
-        judge.report()
-    elif path:
-        activation = session.settings.init.activation
-        loaded = judge.measure_file(path, path, activation=activation)
-        if writes and not record.exists():  # a run that has begun has its own
-            files.write_json(record, loaded.as_dict())
-    else:
-        raise FileNotFoundError(
-            f"nothing to evaluate: {session.address} holds neither {LAST} nor {BEST}, "
-            "and config.init.path is empty; name a run with --workdir or a weight file "
-            "with --config.init.path"
-        )
