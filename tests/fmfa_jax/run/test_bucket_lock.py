@@ -122,6 +122,7 @@ def test_of_many_that_come_at_once_one_gets_it(lock):
     won[0].check()
 
 
+@pytest.mark.parametrize("bucket", ["memory"], indirect=True)
 @pytest.mark.parametrize("content", [b"\xff", b"[]", b"", b'{"pid": "\\u001b[31m"}'])
 def test_what_an_object_says_is_not_trusted(lock, bucket, content):
     bucket.write("locks/7", content)

@@ -131,7 +131,7 @@ def test_what_has_not_changed_is_not_put_again(url, tmp_path):
 
 def test_a_kill_before_any_change_leaves_a_sound_folder(tmp_path):
     """The slow oracle of the order: each prefix of the requests is tried."""
-    for after in range(1, 99):
+    for after in range(99):
         url, one = f"mortal://runs/{after}", tmp_path / f"one{after}"
         Mortal.left = itertools.repeat(1)
         mirrored = mirror(url, one)
@@ -154,7 +154,7 @@ def test_a_kill_before_any_change_leaves_a_sound_folder(tmp_path):
             mirrored = mirror(url, two)
             step(mirrored, two, 6, keep=1)
             assert restored(url, tmp_path / f"three{after}") == [6]
-    assert after > 7, "there were that many changes"
+    assert after == 7, "so many changes"
 
 
 def test_a_corrupt_checkpoint_is_replaced(url, tmp_path):
@@ -214,9 +214,8 @@ def test_who_has_lost_the_lock_seals_nothing(checks, tmp_path, url):
     one = tmp_path / "one"
     mirror(url, one)
     (one / LOCK).touch()
-    lock, rival = (
-        kind(Bucket(url), one, say=print) for kind in (Overtaken, BucketLock)
-    )
+    rival = BucketLock(Bucket(url), one, say=print)
+    lock = Overtaken(Bucket(url), one, say=print)
     lock.left, lock.rival = checks, rival
     lock.take()
     with pytest.raises(InUseError):

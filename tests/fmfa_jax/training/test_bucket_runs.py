@@ -4,7 +4,6 @@
 import json
 import os
 import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -35,9 +34,8 @@ def cache(tmp_path_factory):
 def start(folder):
     """First weights, in a file."""
     session = open_session(tiny_config(folder), str(folder / "never"), devices=few())
-    sizes = replace(session.model, classes=1)
-    path = folder / "start.safetensors"
-    weights.save_native(path, models.init_params(sizes, 7), sizes.portable)
+    path, model = folder / "start.safetensors", session.model
+    weights.save_native(path, models.init_params(model, 7), model.portable)
     return path
 
 
