@@ -13,8 +13,9 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from typing import Any
 
 import pytest
 
@@ -45,31 +46,54 @@ class Line:
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port = self._listening.getsockname()[1]
         self.fault, self.answer, self.left = b"", b"", 0
-        threading.Thread(target=self._listen, daemon=True).start()
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._start(self._listen)
 
     def fail(self, fault: bytes, *, answer: bytes = b"", times: int = 1) -> None:
         """Let the next requests that contain `fault` fail."""
         self.fault, self.answer, self.left = fault, answer, times
 
     def close(self) -> None:
+        for end in (self._listening, *self._open):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits for it
+        for thread in self._threads:
+            thread.join()
         self._listening.close()
+
+    def _start(self, target: Callable[..., None], *arguments: Any) -> None:
+        thread = threading.Thread(target=target, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
 
     def _listen(self) -> None:
         with suppress(OSError):
             while True:
                 client, _ = self._listening.accept()
-                server = socket.create_connection(("127.0.0.1", self._server))
-                for ends in ((client, server, True), (server, client, False)):
-                    threading.Thread(target=self._pump, args=ends, daemon=True).start()
+                self._start(self._join, client)
+
+    def _join(self, client: socket.socket) -> None:
+        server = socket.create_connection(("127.0.0.1", self._server))
+        with closing(client), closing(server):
+            self._open |= {client, server}
+            back = threading.Thread(target=self._pump, args=(server, client, False))
+            back.start()
+            self._pump(client, server, True)
+            back.join()
+            self._open -= {client, server}
 
     def _pump(self, one: socket.socket, other: socket.socket, asks: bool) -> None:
-        with suppress(OSError), closing(one), closing(other):
+        with suppress(OSError):
             while chunk := one.recv(1 << 16):
                 if asks and self.left and self.fault in chunk:
                     self.left -= 1
                     one.sendall(self.answer)
-                    return
+                    break
                 other.sendall(chunk)
+        for end in (one, other):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
 
 
 @contextmanager

@@ -159,9 +159,9 @@ def train_until_killed(
         stderr=subprocess.PIPE,
     )
     saved = saved or (Path(run) / "checkpoints" / str(after)).exists
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + 600
     while not saved() and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint within 240 s"
+        assert time.monotonic() < deadline, "no checkpoint within 600 s"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()
