@@ -22,8 +22,8 @@ from typing import Any
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
 
-PACKAGES = {"gs": "gcsfs", "s3": "s3fs", "memory": "fsspec"}
-"""Package of each scheme that is written to; memory:// ends with the process."""
+PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
+"""Package of each scheme that a run folder may have."""
 
 # What stands for an object's content, of the first of these that a store tells.
 _VERSIONS = ("generation", "ETag", "etag", "md5Hash", "LastModified", "mtime")
