@@ -28,6 +28,7 @@ PACKAGES = {"gs": "gcsfs", "s3": "s3fs"}
 # What stands for an object's content, of the first of these that a store tells.
 _VERSIONS = ("generation", "ETag", "etag", "md5Hash", "LastModified", "mtime")
 _VERSIONS += ("created",)
+_ADVICE = "see that the address is right, the store reached and access allowed"
 _AT_ONCE = 64 << 20  # larger files are put in parts, straight from the disk
 
 
@@ -93,9 +94,9 @@ class Bucket:
         except Exception as error:
             kind = type(error).__name__
             reason = shortened(" ".join(str(error).split()), 300)
+            advice = "install it" if isinstance(error, ImportError) else _ADVICE
             raise StoreError(
-                f"{printable(self.url)}: could not {what}: {kind}: {reason}; see that "
-                "the address is right, the store can be reached and access is allowed"
+                f"{printable(self.url)}: could not {what}: {kind}: {reason}; {advice}"
             ) from error
 
     def _at(self, name: str) -> str:
