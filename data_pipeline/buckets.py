@@ -162,18 +162,16 @@ class Bucket:
     def put(self, folder: Path, names: Iterable[str]) -> None:
         """Copy local files to objects of the same names, many at a time.
 
-        Files up to 64 MiB are read first: a log may grow meanwhile.
+        Those up to 64 MiB are read first, so many at a time: a log may grow meanwhile.
         """
-        names = [*names]
-        small = [name for name in names if (folder / name).stat().st_size <= _AT_ONCE]
-        large = sorted({*names} - {*small})
+        sizes = {name: (folder / name).stat().st_size for name in names}
         with self._asked("write it"):
-            if small:
-                contents = [(folder / name).read_bytes() for name in small]
-                self._fs.pipe(dict(zip(map(self._at, small), contents, strict=True)))
-            if large:
-                local = [str(folder / name) for name in large]
-                self._fs.put(local, [*map(self._at, large)])
+            for part in _rounds(sizes):
+                if sizes[part[0]] > _AT_ONCE:
+                    self._fs.put_file(str(folder / part[0]), self._at(part[0]))
+                    continue
+                contents = [(folder / name).read_bytes() for name in part]
+                self._fs.pipe(dict(zip(map(self._at, part), contents, strict=True)))
 
     def read(self, name: str) -> bytes | None:
         """The content of a small object; None if there is none."""
@@ -215,6 +213,20 @@ class Bucket:
                     self._fs.rm_file(self._at(name))
                 except FileNotFoundError:
                     continue
+
+
+def _rounds(sizes: Mapping[str, int]) -> Iterator[list[str]]:
+    """Names in groups whose files fit into memory; a large file is alone."""
+    part: list[str] = []
+    total = 0
+    for name in sorted(sizes, key=sizes.__getitem__):
+        if part and total + sizes[name] > _AT_ONCE:
+            yield part
+            part, total = [], 0
+        part.append(name)
+        total += sizes[name]
+    if part:
+        yield part
 
 
 def _entry(info: Mapping[str, Any]) -> Entry:
