@@ -16,7 +16,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs.base import PRESETS, base
-from data_pipeline.command import USER_ERROR, called, local, say, speak, told
+from data_pipeline.command import USER_ERROR, called, kept, local, say, speak, told
 from data_pipeline.hints import near
 from fmfa_jax.keys import comments, described
 from fmfa_jax.machines.flags import set_flags
@@ -112,7 +112,7 @@ def parse(argv: list[str]) -> list[str]:
             helped(asked)
         others = flags.FLAGS(words)
         run = WORKDIR.value or f"runs/{CONFIG.value.name}"
-        flags.FLAGS.workdir = local(run, what="--workdir")
+        flags.FLAGS.workdir = kept(run, what="--workdir")
         return others
     except (flags.Error, LookupError, OSError, *WRONG) as error:
         say(f"error: {mistyped(words, keys(words)) or reason(error)}", sys.stderr)

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, path, run, say, source, told_of
+from data_pipeline.copies import own
 from data_pipeline.images import ImageError
 from fmfa_jax.evaluation.attributes import WORDS
 from fmfa_jax.evaluation.charts import write_chart
@@ -90,7 +91,7 @@ def _own_folder(run: Run, args: argparse.Namespace) -> Path:
         raise ValueError(
             f"{args.path} is no run folder: say where to write the table with --out"
         )
-    return protocol_folder(run, args.command)
+    return own(protocol_folder(run, args.command))
 
 
 def _title(args: argparse.Namespace, run: Run) -> str:
@@ -104,8 +105,9 @@ def _title(args: argparse.Namespace, run: Run) -> str:
 
 
 def _compare(args: argparse.Namespace) -> tuple[Table, Path]:
-    table = compare(args.runs, table=args.table, which=args.weights)
-    return table, args.out or args.runs[0] / "eval" / "compare"
+    runs = [Path(each) for each in args.runs]
+    table = compare(runs, table=args.table, which=args.weights)
+    return table, args.out or own(runs[0] / "eval" / "compare")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,7 +125,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "tables that runs wrote, side by side; seeds are averaged"
     beside = commands.add_parser("compare", help=text, description=text)
     beside.set_defaults(run=_compare)
-    beside.add_argument("runs", nargs="+", type=folder, help="run folders")
+    beside.add_argument("runs", nargs="+", type=source, help="run folders")
     tables = (EVALUATION, *PROTOCOLS)
     beside.add_argument("--table", choices=tables, default=EVALUATION)
     _common(beside, "default: the first run's eval/compare/")
@@ -142,7 +144,7 @@ def _protocol(commands: Any, name: str) -> argparse.ArgumentParser:
         "--split", choices=("test", "val"), default="", help="default: test, or val"
     )
     command.add_argument(
-        "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'
+        "--tokenizer", type=source, help='"clip" or a folder; default: the run\'s'
     )
     add_model_arguments(command)
     _common(command, "default: the run's eval/PROTOCOL/")

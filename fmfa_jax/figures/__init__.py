@@ -4,7 +4,7 @@
 from fmfa_jax.figures.curves import write_curves
 from fmfa_jax.figures.features import write_feature_map, write_similarities
 from fmfa_jax.figures.overlays import words_sheet, write_words
-from fmfa_jax.figures.page import write_page
+from fmfa_jax.figures.page import PAGE, write_page
 from fmfa_jax.figures.rankings import (
     Hit,
     Ranking,
@@ -17,6 +17,7 @@ from fmfa_jax.figures.report import write_evaluation, write_run
 from fmfa_jax.figures.words import WordMaps, word_maps
 
 __all__ = [
+    "PAGE",
     "Hit",
     "Ranking",
     "Retrieved",

@@ -12,7 +12,7 @@ from data_pipeline.hints import printable
 from data_pipeline.regular import read_json, read_regular
 from fmfa_jax import files
 
-NAME = "report.html"
+PAGE = "report.html"
 LISTED = 20
 """Pictures that could not be read, and parameters, that are named one by one."""
 
@@ -66,7 +66,7 @@ def write_page(runs: Sequence[str | Path], path: str | Path | None = None) -> Pa
         for folder, config in zip(folders, configs, strict=True)
     ]
     body = "".join([_differences(folders, configs), "<main>", *articles, "</main>"])
-    target = folders[0] / NAME if path is None else Path(path)
+    target = folders[0] / PAGE if path is None else Path(path)
     files.write_text(target, _document(" | ".join(dict.fromkeys(titles)), body))
     return target
 

@@ -4,7 +4,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 
-from data_pipeline.command import Parser, path
+from data_pipeline.command import Parser, path, source
 from fmfa_jax.search import store
 from fmfa_jax.search.export import FORMATS
 from fmfa_jax.weights.arguments import add_model_arguments, model_path, positive
@@ -37,14 +37,15 @@ def parser(
     give = command("export", "write the embeddings for another engine")
     _index_options(make)
     for each in (grow, shrink, ask, serve, sound, give):
-        each.add_argument("index", type=path, help="folder of the index")
+        kind = path if each in (grow, shrink) else source  # which are written to
+        each.add_argument("index", type=kind, help="folder of the index")
     for each in (grow, shrink, ask, serve):
         text = "where the index's model lies now"
         each.add_argument("--model", type=model_path, help=text)
     place = "where the gallery lies now, if it has moved"
     for each, kept in ((grow, True), (shrink, True), (ask, False), (serve, False)):
         text = place + ("; noted in the index" if kept else "; for this call")
-        each.add_argument("--gallery", type=path, help=text)
+        each.add_argument("--gallery", type=source, help=text)
     links = "enter links to folders, where they stay inside the gallery"
     for each in (make, grow):
         each.add_argument("--follow-links", action="store_true", help=links)
@@ -64,7 +65,7 @@ def parser(
     shrink.add_argument("--even-all", action="store_true", help=even)
     ask.add_argument("sentence", nargs="?", default="")
     ask.add_argument(
-        "--image", type=path, help="an example picture, alone or with the sentence"
+        "--image", type=source, help="an example picture, alone or with the sentence"
     )
     ask.add_argument("--top", type=positive, default=10)
     ask.add_argument("--json", action="store_true")
@@ -79,13 +80,13 @@ def parser(
 
 def _index_options(make: argparse.ArgumentParser) -> None:
     make.add_argument(
-        "gallery", type=path, help="folder of pictures, subfolders included"
+        "gallery", type=source, help="folder of pictures, subfolders included"
     )
     text = "run folder, weight file, or hf://ORG/NAME"
     make.add_argument("--model", type=model_path, required=True, help=text)
     make.add_argument("--out", type=path, required=True, help="folder of the index")
     make.add_argument(
-        "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'
+        "--tokenizer", type=source, help='"clip" or a folder; default: the run\'s'
     )
     make.add_argument("--storage", choices=store.STORAGES, default="float32")
     make.add_argument("--engine", choices=store.ENGINES, default="exact")

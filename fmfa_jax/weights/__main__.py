@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, path, run, say, source, told_of
 from fmfa_jax.models.config import ACTIVATIONS
 from fmfa_jax.weights.arguments import model_path, pair
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     give.add_argument(
         "--tokenizer",
-        type=path,
+        type=source,
         default="",
         help='hf: "clip" or a folder; default: the run\'s, or "clip" if it fits',
     )

@@ -4,7 +4,7 @@
 import argparse
 from typing import Any
 
-from data_pipeline.command import path
+from data_pipeline.command import source
 from fmfa_jax.models.config import ACTIVATIONS
 from fmfa_jax.weights.hub import is_hub
 from fmfa_jax.weights.load import AUTO
@@ -31,8 +31,8 @@ def stated(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def model_path(text: str) -> str:
-    """The type of an argument that names weights: a path, or a place on the hub."""
-    return text if is_hub(text) else path(text)
+    """The type of an argument that names weights: a `source`, or on the Hub."""
+    return text if is_hub(text) else source(text)
 
 
 def pair(text: str) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import ModuleType
 from typing import NamedTuple, NoReturn
 
-from data_pipeline.command import local, say
+from data_pipeline.command import found, say
 from fmfa_jax.weights.folders import FILES, INDEX, shard_names
 from fmfa_jax.weights.tensors import MAX_LISTED, WeightsError, shown
 
@@ -66,12 +66,12 @@ def is_hub(path: str | Path) -> bool:
 
 
 def weights_path(text: str, *, what: str) -> str:
-    """Return the name of weights: one on the hub as it is, and a path as `local` does.
+    """Return the name of weights: one on the hub as it is, others as `found` does.
 
     Raises:
         ValueError: It is neither.
     """
-    return text if is_hub(text) else local(text, what=what)
+    return text if is_hub(text) else found(text, what=what)
 
 
 def located(path: str | Path) -> str | Path:
