@@ -168,7 +168,10 @@ class Bucket:
         with self._asked("write it"):
             for part in _rounds(sizes):
                 if sizes[part[0]] > _AT_ONCE:
-                    self._fs.put_file(str(folder / part[0]), self._at(part[0]))
+                    # By number: another file may take its name meanwhile.
+                    with (folder / part[0]).open("rb") as file:
+                        path = f"/dev/fd/{file.fileno()}"
+                        self._fs.put_file(path, self._at(part[0]))
                     continue
                 contents = [(folder / name).read_bytes() for name in part]
                 self._fs.pipe(dict(zip(map(self._at, part), contents, strict=True)))

@@ -13,7 +13,8 @@ of the local folder, which every holder has too (see `lock`).
 
 A holder that was silent for longer, as if it were dead, finds a greater number before
 it seals its next checkpoint, and ends. Only between that look and the seal could both
-write; they compute the same bits.
+write; they compute the same bits. Where a store does not know the condition and takes
+both of two that come at once, one finds the other's name under its number, and ends.
 """
 
 import json
@@ -95,7 +96,7 @@ class BucketLock:
             InUseError: Another process has taken it.
         """
         number, held = self._newest()
-        if number != self._number:
+        if number != self._number or held.get("token") != self._me["token"]:
             raise self._in_use(held)
 
     def release(self) -> None:

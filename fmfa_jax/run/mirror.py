@@ -26,6 +26,7 @@ next save, and is computed again. Hidden files and compiled programs stay local.
 """
 
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Iterable
@@ -150,9 +151,13 @@ class Mirror:
             self._lock.check()
 
     def _names(self) -> list[str]:
-        paths = (path for path in self._folder.rglob("*") if path.is_file())
-        names = sorted(path.relative_to(self._folder).as_posix() for path in paths)
-        return [name for name in names if _step(name) is None and _travels(name)]
+        # A walk that passes over folders which the run removes meanwhile.
+        found = (
+            Path(parent, name).relative_to(self._folder).as_posix()
+            for parent, _, names in os.walk(self._folder)
+            for name in names
+        )
+        return [name for name in found if _step(name) is None and _travels(name)]
 
     def _stamp(self, name: str) -> tuple[int, int]:
         found = (self._folder / name).stat()

@@ -91,6 +91,14 @@ def test_one_that_comes_back_to_life_keeps_its_place(lock, bucket):
     wakes.join()
 
 
+def test_where_a_store_took_two_one_finds_out(lock, bucket):
+    first, other = lock(refresh=FOREVER), lock(folder="b")
+    first.take()
+    bucket.write("locks/1", other._sign())
+    with pytest.raises(InUseError):
+        first.check()
+
+
 def test_one_that_leaves_meanwhile_is_followed_at_once(lock):
     first = lock(refresh=FOREVER)
     first.take()
