@@ -94,11 +94,11 @@ def _parser() -> argparse.ArgumentParser:
 def _add_hub_commands(commands: Any) -> None:
     text = "upload weights, their tokenizer and a model card to the Hugging Face Hub"
     give = commands.add_parser("push", help=text, description=text)
-    give.add_argument("source", type=path, help="run folder or weight file")
+    give.add_argument("source", type=source, help="run folder or weight file")
     give.add_argument("out", metavar="hf://ORG/NAME[@BRANCH]")
     give.add_argument("--to", choices=FORMATS, default=FORMATS[0])
     tokenizer = '"clip" or a folder; default: the run\'s, or "clip" if it fits'
-    give.add_argument("--tokenizer", type=path, default="", help=tokenizer)
+    give.add_argument("--tokenizer", type=source, default="", help=tokenizer)
     public = "let all see a repository that is made; others stay as they are"
     give.add_argument("--public", action="store_true", help=public)
     card = "replace the README.md that the repository has"
