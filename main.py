@@ -20,7 +20,7 @@ from absl import app, flags
 from ml_collections import config_flags
 
 from configs.base import base
-from data_pipeline.command import USER_ERROR, local, say, speak, told
+from data_pipeline.command import USER_ERROR, kept, local, say, speak, told
 from fmfa_jax.machines.flags import set_flags
 from fmfa_jax.options import flat, mistyped
 
@@ -103,7 +103,7 @@ def parse(argv: list[str]) -> list[str]:
     try:
         others = flags.FLAGS([with_file(word) for word in argv])
         run = WORKDIR.value or f"runs/{CONFIG.value.name}"
-        flags.FLAGS.workdir = local(run, what="--workdir")
+        flags.FLAGS.workdir = kept(run, what="--workdir")
         return others
     except (flags.Error, LookupError, OSError, *WRONG) as error:
         say(f"error: {mistyped(argv, keys(argv)) or reason(error)}", sys.stderr)

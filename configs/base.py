@@ -35,7 +35,7 @@ def base() -> ConfigDict:
 def _data_and_model(c: ConfigDict) -> None:
     c.data = ConfigDict()
     c.data.name = "cuhk_pedes"  # a reader of data_pipeline.datasets, or tfds:NAME
-    c.data.root = "data"  # the folder that contains the data set's own folder
+    c.data.root = "data"  # the folder (or URL) that contains the data set's own
     c.data.options = ConfigDict()  # for the reader (synthetic: identities, ..)
     c.data.people = 1.0  # share of the training people, by few-shot's fixed order
     c.data.tokenizer = "clip"  # clip | a folder with a Hugging Face CLIP tokenizer

@@ -24,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, run, say, source, told_of
 from data_pipeline.datasets import AnnotationError, DatasetMissing, folder, open_dataset
 from data_pipeline.datasets.layout import Counts, traces
 from data_pipeline.datasets.published import LAYOUTS
@@ -145,13 +145,13 @@ def _parser() -> argparse.ArgumentParser:
         prog="python -m data_pipeline.check", description=__doc__.split("\n")[0]
     )
     parser.add_argument(
-        "root", type=path, help="folder with the data sets, or of one of them"
+        "root", type=source, help="folder with the data sets, or of one of them"
     )
     parser.add_argument("--name", help="check only this data set, e.g. cuhk_pedes")
     parser.add_argument("--json", action="store_true", help="for scripts")
     parser.add_argument(
         "--tokenizer",
-        type=path,
+        type=source,
         default="clip",
         help="config.data.tokenizer of the run",
     )

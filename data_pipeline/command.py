@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 
 from absl import logging as absl_logging
 
+from data_pipeline.buckets import PACKAGES, readable, scheme
+from data_pipeline.copies import near
 from data_pipeline.hints import printable
 
 OWN = ("configs", "data_pipeline", "fmfa_jax")
@@ -55,10 +57,37 @@ def local(path: str, *, what: str) -> str:
     return expanded
 
 
+class Stored(str):
+    """A URL that is to be read; `Parser` puts a local copy in its place."""
+
+
+def found(path: str, *, what: str) -> str:
+    """Return a path that is read, see `local`, or the URL of an object or folder.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if (kind := scheme(path)) and kind in readable() and path.split("/")[2]:
+        return Stored(path)
+    return local(path, what=what)
+
+
+def kept(path: str, *, what: str) -> str:
+    """Return a path, see `local`, or the URL of a folder that can be written to.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    if scheme(path) in PACKAGES and path.count("/") > 2 and path.split("/")[2]:
+        return path
+    return local(path, what=what)
+
+
 class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, with --verbosity.
 
-    `path` is the type of its arguments that are paths.
+    Of its arguments, `source` is the type of what is read, which may lie in a store,
+    and `path` of all other paths.
     """
 
     def __init__(self, **options: object) -> None:
@@ -71,6 +100,16 @@ class Parser(argparse.ArgumentParser):
             metavar="N",
             help="1: also what libraries say, and the traceback of an error",
         )
+
+    def parse_args(self, *given: Any, **more: Any) -> Any:
+        """Parse; what lies in a store is copied once all arguments are right."""
+        args = super().parse_args(*given, **more)
+        try:
+            for name, value in vars(args).items():
+                setattr(args, name, _copied(value, what=name))
+        except OSError as error:
+            self.error(str(error))
+        return args
 
     def error(self, message: str) -> NoReturn:
         """End the program; --help tells the rest."""
@@ -85,6 +124,21 @@ def path(text: str) -> str:
     except ValueError as error:
         message = str(error).removeprefix("a path: ")
         raise argparse.ArgumentTypeError(message) from error
+
+
+def source(text: str) -> str:
+    """The type of an argument that is read; see `found`."""
+    try:
+        return found(text, what="a path")
+    except ValueError as error:
+        message = str(error).removeprefix("a path: ")
+        raise argparse.ArgumentTypeError(message) from error
+
+
+def _copied(value: Any, *, what: str) -> Any:
+    if isinstance(value, list):
+        return [_copied(each, what=what) for each in value]
+    return near(value, what=what) if isinstance(value, Stored) else value
 
 
 def say(text: object, stream: Any = None) -> None:

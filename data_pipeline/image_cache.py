@@ -3,7 +3,6 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -83,7 +82,7 @@ def open_cache(
         raise ValueError(hints.unknown("cache", kind, CACHES))
     if kind == "none":
         return None
-    where = Path(folder) if folder else user_folder()
+    where = Path(folder) if folder else room.user_folder()
     try:
         if kind == "memory":
             cache = MemoryCache(len(split.images), image_size)
@@ -100,9 +99,3 @@ def open_cache(
         *(len(split.images), size, cache.where, len(cache)),
     )
     return cache
-
-
-def user_folder() -> Path:
-    """Return the folder of the disk cache unless another one is named."""
-    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(caches) / "fmfa_jax"

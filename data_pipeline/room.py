@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Whether a cache fits into the free memory or disk space."""
+"""Where caches lie, and whether one fits into the free memory or disk space."""
 
 import os
 from pathlib import Path
@@ -9,6 +9,12 @@ SHARE_OF_FREE = 0.9
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+def user_folder() -> Path:
+    """Return the folder of all caches, unless another one is named."""
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(caches) / "fmfa_jax"
 
 
 def check(images: int, size: int, *, free: int) -> None:

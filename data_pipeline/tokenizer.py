@@ -21,6 +21,7 @@ from data_pipeline.byte_pairs import (
     folder_byte_pairs,
     table_files,
 )
+from data_pipeline.copies import near
 
 LONGEST_WORD = 4096
 """Letters that are kept of a word, since byte pairs cost the square of its length. More
@@ -95,8 +96,8 @@ class WordTokenizer(Tokenizer, Protocol):
 def open_tokenizer(name: str) -> WordTokenizer:
     """Open a tokenizer: "clip", or a folder with a Hugging Face CLIP tokenizer.
 
-    The folder contains vocab.json and merges.txt, or tokenizer.json alone; see
-    `byte_pairs.folder_byte_pairs`.
+    The folder, of which there may be a URL, contains vocab.json and merges.txt, or
+    tokenizer.json alone; see `byte_pairs.folder_byte_pairs`.
 
     Raises:
         FileNotFoundError: If `name` is neither "clip" nor a folder with these files.
@@ -104,7 +105,7 @@ def open_tokenizer(name: str) -> WordTokenizer:
     """
     if name == "clip":
         return _BytePairTokenizer(clip_byte_pairs())
-    folder = Path(name)
+    folder = Path(near(name, what="tokenizer"))
     if not table_files(folder):
         missing = [file for file in TABLES[0] if not (folder / file).is_file()]
         raise FileNotFoundError(

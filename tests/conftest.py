@@ -2,6 +2,9 @@
 """Settings that must stand before JAX is imported."""
 
 import os
+from contextlib import ExitStack
+
+import pytest
 
 # Eight devices on one host: every test may build meshes of 1, 2, 4 or 8.
 os.environ["XLA_FLAGS"] = (
@@ -12,3 +15,15 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+@pytest.fixture(scope="session")
+def stores():
+    """Object stores on this machine; see `tests.stores`."""
+    from tests.stores import Stores
+
+    before = dict(os.environ)
+    with ExitStack() as stack:
+        yield Stores(stack)
+    os.environ.clear()
+    os.environ.update(before)

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from data_pipeline import command
+from data_pipeline.buckets import Bucket
 from tests.own_lines import foreign
 
 ROOT = Path(__file__).parents[1]
@@ -19,50 +20,53 @@ TFDS = "data_pipeline.datasets.tfds.__main__"
 EVALUATION = "fmfa_jax.evaluation.__main__"
 SYNTHETIC = "data_pipeline.synthetic.__main__"
 
-# Each argument that is a path, as PATH among others.
-PATHS = [
+# Each argument that is a path, as PATH among others: what is read, which may lie in a
+# store, and the rest.
+READ = [
     (WEIGHTS, "inspect PATH"),
     (WEIGHTS, "import PATH out"),
-    (WEIGHTS, "import in PATH"),
     (WEIGHTS, "export --to hf PATH out"),
-    (WEIGHTS, "export --to hf in PATH"),
     (WEIGHTS, "export --to hf in out --tokenizer PATH"),
     (SEARCH, "index PATH --model in --out out"),
     (SEARCH, "index in --model PATH --out out"),
-    (SEARCH, "index in --model in --out PATH"),
     (SEARCH, "index in --model in --out out --tokenizer PATH"),
-    (SEARCH, "add PATH"),
-    (SEARCH, "add in PATH"),
     (SEARCH, "add in --model PATH"),
-    (SEARCH, "remove PATH --missing"),
-    (SEARCH, "remove in PATH"),
     (SEARCH, "remove in --missing --model PATH"),
     (SEARCH, "query PATH man"),
     (SEARCH, "query in man --model PATH"),
     (SEARCH, "query in --image PATH"),
-    (SEARCH, "query in man --sheet PATH"),
     (SEARCH, "query in man --gallery PATH"),
     (SEARCH, "add in --gallery PATH"),
     (SEARCH, "remove in --missing --gallery PATH"),
     (SEARCH, "verify PATH"),
     (SEARCH, "serve PATH"),
     (SEARCH, "serve in --gallery PATH"),
-    (SEARCH, "serve in --access-log PATH"),
     (SEARCH, "serve in --model PATH"),
-    (SEARCH, "serve in --ssl-certfile PATH"),
-    (SEARCH, "serve in --ssl-certfile in --ssl-keyfile PATH"),
     (EVALUATION, "hubness PATH"),
-    (EVALUATION, "hubness in --out PATH"),
     (EVALUATION, "hubness in --tokenizer PATH"),
     (EVALUATION, "compare PATH"),
     (FIGURES, "curves PATH"),
-    (FIGURES, "curves in --out PATH"),
     (FIGURES, "worst in --root PATH"),
     (FIGURES, "worst in --tokenizer PATH"),
     (FIGURES, "words in --query man --image PATH"),
     (CHECK, "PATH"),
     (CHECK, "in --tokenizer PATH"),
     (TFDS, "cuhk_pedes --manual_dir=PATH --data_dir=out"),
+]
+LOCAL = [
+    (WEIGHTS, "import in PATH"),
+    (WEIGHTS, "export --to hf in PATH"),
+    (SEARCH, "index in --model in --out PATH"),
+    (SEARCH, "add PATH"),
+    (SEARCH, "add in PATH"),
+    (SEARCH, "remove PATH --missing"),
+    (SEARCH, "remove in PATH"),
+    (SEARCH, "query in man --sheet PATH"),
+    (SEARCH, "serve in --access-log PATH"),
+    (SEARCH, "serve in --ssl-certfile PATH"),
+    (SEARCH, "serve in --ssl-certfile in --ssl-keyfile PATH"),
+    (EVALUATION, "hubness in --out PATH"),
+    (FIGURES, "curves in --out PATH"),
     (TFDS, "cuhk_pedes --manual_dir=in --data_dir=PATH"),
     (SYNTHETIC, "PATH"),
     (SYNTHETIC, "out --sheet PATH"),
@@ -73,7 +77,7 @@ def words(line: str, path: str) -> list[str]:
     return [word.replace("PATH", path) for word in shlex.split(line)]
 
 
-@pytest.mark.parametrize(("module", "line"), PATHS)
+@pytest.mark.parametrize(("module", "line"), READ + LOCAL)
 def test_a_path_is_expanded_or_refused(module, line, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
@@ -82,19 +86,41 @@ def test_a_path_is_expanded_or_refused(module, line, monkeypatch, tmp_path, caps
     values = [taken["paths"] if taken.get("paths") else [], *taken.values()]
     given = [str(each) for value in values for each in _listed(value)]
     assert "/home/me/x" in given and not any("~" in each for each in given)
-    for path, advice in {
-        "gs://bucket/x": "mount the gs:// address or copy its files",
-        "s3://bucket/x": "mount the s3:// address or copy its files",
+    refused = {
+        "nfs://host/x": "mount the nfs:// address or copy its files",
         "file:///x": "leave out file://",
         "~nobodyhere/x": "there is no home folder of ~nobodyhere",
-    }.items():
-        with pytest.raises(SystemExit) as ended:
-            program.main(words(line, path))
-        said = capsys.readouterr()
-        assert ended.value.code == 2 and not said.out
-        assert said.err.startswith("error: argument ") and said.err.count("\n") == 1
-        assert path in said.err and advice in said.err
+    }
+    if (module, line) in LOCAL:
+        refused["s3://bucket/x"] = "mount the s3:// address or copy its files"
+    for path, advice in refused.items():
+        said = error_of(program, words(line, path), capsys)
+        assert said.startswith("error: argument ")
+        assert path in said and advice in said
     assert list(tmp_path.iterdir()) == []
+
+
+def error_of(program, line: list[str], capsys) -> str:
+    """The line that a program ends with."""
+    with pytest.raises(SystemExit) as ended:
+        program.main(line)
+    said = capsys.readouterr()
+    assert ended.value.code == 2 and not said.out and said.err.count("\n") == 1
+    return said.err
+
+
+@pytest.mark.parametrize(("module", "line"), READ)
+def test_what_is_read_may_lie_in_a_store(module, line, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    program = importlib.import_module(module)
+    said = error_of(program, words(line, "memory://commands/none"), capsys)
+    assert "there is no file or folder memory://commands/none" in said
+    Bucket("memory://commands").write("one.txt", b"content")
+    given = words(line, "memory://commands/one.txt")
+    taken = vars(program._parser().parse_args(given)).values()
+    texts = [str(each) for value in taken for each in _listed(value)]
+    copies = [Path(text) for text in texts if text.startswith(str(tmp_path))]
+    assert [path.read_bytes() for path in copies] == [b"content"]
 
 
 def _listed(value: object) -> list[object]:
@@ -173,6 +199,7 @@ SPEAKS = """
 import logging, sys, warnings
 from absl import logging as absl_logging
 from data_pipeline import command
+from data_pipeline.buckets import Bucket
 
 def main(arguments):
     logging.getLogger("data_pipeline.x").warning("own \\x1b[2J")

@@ -244,7 +244,8 @@ MISTYPED = {
     "--config=gs://b/x.py": "mount the gs:// address",
     "--config=configs/cuhk.py:plos": "error: --config: wanted a preset among",
     "train": "wanted only --flags, got ['train']",
-    "--workdir=gs://b/run": "--workdir: wanted a path on a mounted disk",
+    "--workdir=https://b/run": "--workdir: wanted a path on a mounted disk",
+    "--workdir=gs://": "--workdir: wanted a path on a mounted disk",
     "--workdir=~nobodyhere/run": "no home folder of ~nobodyhere",
 }
 
@@ -289,12 +290,15 @@ def test_a_wrong_flag_is_answered_in_a_line(flag, answers):
     assert code == "2"
 
 
-@pytest.mark.parametrize("key", [*map(".".join, settings.PATHS)])
+@pytest.mark.parametrize("key", [*map(".".join, settings.SOURCES + settings.PATHS)])
 def test_a_path_is_expanded_or_refused(key):
     config = get("cuhk").copy_and_resolve_references()
     config.update_from_flattened_dict({key: "~/here"})
     assert settings.read(config).flat[key] == str(Path.home() / "here")
     config.update_from_flattened_dict({key: "s3://bucket/here"})
+    if tuple(key.split(".")) in settings.SOURCES:
+        assert settings.read(config).flat[key] == "s3://bucket/here"
+        config.update_from_flattened_dict({key: "nfs://host/here"})
     with pytest.raises(ValueError, match=rf"config\.{key}: wanted a path on a mounted"):
         settings.read(config)
 

@@ -114,6 +114,12 @@ def test_the_config_stops_at_the_door():
     assert readers == set()
 
 
+def test_one_module_asks_stores():
+    names = r"(import|from) (fsspec|s3fs|gcsfs|boto|aiobotocore)"
+    assert uses(names, "data_pipeline") == ["data_pipeline/buckets.py"]
+    assert uses(names, "fmfa_jax") == []
+
+
 def test_files_are_written_in_one_way():
     replaced = uses(r"os\.(replace|rename)\(", "fmfa_jax")
     assert replaced == ["fmfa_jax/files.py"]

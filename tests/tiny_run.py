@@ -1,11 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped demo config, shrunk to seconds: what the tests of whole runs share."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,25 +123,45 @@ def started(folder: Path, run: Path, *, limit: str = "unlimited"):
     )
 
 
-def train_until_killed(folder: Path, run: Path, *, after: int, preset: str = "plus"):
-    """The tiny run in a process of its own, killed once checkpoint `after` is there."""
+def train_until_killed(
+    folder: Path,
+    run: Path | str,
+    *,
+    after: int,
+    preset: str = "plus",
+    saved: Callable[[], bool] | None = None,
+    **changes,
+):
+    """The tiny run in a process of its own, killed once checkpoint `after` is there.
+
+    Args:
+        folder: See `tiny_config`.
+        run: Folder of the run, or its URL.
+        after: Step of the checkpoint.
+        preset: See `tiny_config`.
+        saved: Whether the checkpoint is there; looks into a folder by default.
+        **changes: See `tiny_config`.
+    """
     script = (
-        "import sys; from pathlib import Path\n"
+        "import json, sys; from pathlib import Path\n"
         "from tests.tiny_run import tiny_config\n"
         "from fmfa_jax.training import loop\n"
-        "loop.train(tiny_config(Path(sys.argv[1]), sys.argv[3]), sys.argv[2])\n"
+        "folder, run, preset, changes = sys.argv[1:]\n"
+        "config = tiny_config(Path(folder), preset, **json.loads(changes))\n"
+        "loop.train(config, run)\n"
     )
+    told = [str(folder), str(run), preset, json.dumps(changes)]
     process = subprocess.Popen(
-        [sys.executable, "-c", script, str(folder), str(run), preset],
+        [sys.executable, "-c", script, *told],
         cwd=ROOT,
         env=os.environ | ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
     )
-    saved = run / "checkpoints" / str(after)
-    deadline = time.monotonic() + 240
-    while not saved.exists() and process.poll() is None:
-        assert time.monotonic() < deadline, "no checkpoint within 240 s"
+    saved = saved or (Path(run) / "checkpoints" / str(after)).exists
+    deadline = time.monotonic() + 600
+    while not saved() and process.poll() is None:
+        assert time.monotonic() < deadline, "no checkpoint within 600 s"
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     _, errors = process.communicate()

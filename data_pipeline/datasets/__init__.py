@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection
 from functools import partial
 
 from data_pipeline import hints
+from data_pipeline.copies import near
 from data_pipeline.datasets import folder, synthetic
 from data_pipeline.datasets.few import few_people
 from data_pipeline.datasets.layout import read_layout
@@ -40,7 +41,7 @@ def open_dataset(
 
     Args:
         name: Name of the data set; see the module's docstring.
-        root: Folder of the data set; `~` is the home folder.
+        root: Folder of the data set, or its URL; see `copies`.
         people: Share of the training people to keep; see `few_people`.
         **options: Options of the reader (synthetic and folder have some).
 
@@ -54,6 +55,7 @@ def open_dataset(
     if name not in names:
         raise ValueError(hints.unknown("data set", name, names))
     _check_options(name, options, _OPTIONS.get(name, ()))
+    root = near(root, what=f"data set {name}")
     return few_people(_read(name, root, options), people)
 
 

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, path, run, say, source, told_of
+from data_pipeline.copies import own
 from data_pipeline.images import ImageError
 from fmfa_jax.evaluation.attributes import WORDS
 from fmfa_jax.evaluation.charts import write_chart
@@ -65,9 +66,8 @@ def _write(table: Table, folder: Path) -> None:
 
 
 def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
-    run = Run(
-        args.path, args.weights, tokenizer_name=args.tokenizer, stated=stated(args)
-    )
+    place = Path(args.path)
+    run = Run(place, args.weights, tokenizer_name=args.tokenizer, stated=stated(args))
     if not run.path.exists():
         raise FileNotFoundError(f"no run folder or weight file at {run.path}")
     folder = args.out or _own_folder(run, args.command)
@@ -91,7 +91,7 @@ def _own_folder(run: Run, protocol: str) -> Path:
         raise ValueError(
             f"{run.path} is no run folder: say where to write the table with --out"
         )
-    return protocol_folder(run, protocol)
+    return own(protocol_folder(run, protocol))
 
 
 def _title(args: argparse.Namespace, run: Run) -> str:
@@ -104,8 +104,9 @@ def _title(args: argparse.Namespace, run: Run) -> str:
 
 
 def _compare(args: argparse.Namespace) -> tuple[Table, Path]:
-    table = compare(args.runs, table=args.table, which=args.weights)
-    return table, args.out or args.runs[0] / "eval" / "compare"
+    runs = [Path(each) for each in args.runs]
+    table = compare(runs, table=args.table, which=args.weights)
+    return table, args.out or own(runs[0] / "eval" / "compare")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -123,7 +124,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "tables that runs wrote, side by side; seeds are averaged"
     beside = commands.add_parser("compare", help=text, description=text)
     beside.set_defaults(run=_compare)
-    beside.add_argument("runs", nargs="+", type=folder, help="run folders")
+    beside.add_argument("runs", nargs="+", type=source, help="run folders")
     tables = (EVALUATION, *PROTOCOLS)
     beside.add_argument("--table", choices=tables, default=EVALUATION)
     _common(beside, "default: the first run's eval/compare/")
@@ -133,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
 def _protocol(commands: Any, name: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=_HELP[name], description=_HELP[name])
     command.set_defaults(run=_measure, options=lambda args: {})
-    command.add_argument("path", type=folder, metavar="RUN", help="run or weight file")
+    command.add_argument("path", type=source, metavar="RUN", help="run or weight file")
     command.add_argument(
         "data", nargs="*", metavar="NAME:ROOT", help="data sets; default: the run's own"
     )
@@ -141,7 +142,7 @@ def _protocol(commands: Any, name: str) -> argparse.ArgumentParser:
         "--split", choices=("test", "val"), default="", help="default: test, or val"
     )
     command.add_argument(
-        "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'
+        "--tokenizer", type=source, help='"clip" or a folder; default: the run\'s'
     )
     add_model_arguments(command)
     _common(command, "default: the run's eval/PROTOCOL/")

@@ -10,7 +10,8 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from data_pipeline import hints
-from data_pipeline.command import local
+from data_pipeline.command import found
+from data_pipeline.copies import near
 from data_pipeline.datasets import READERS, open_dataset
 from data_pipeline.loader import gallery_batches, query_batches
 from data_pipeline.records import PersonDataset, Split
@@ -201,7 +202,7 @@ def open_data(text: str) -> PersonDataset:
         )
     if name.removeprefix("tfds:") not in READERS:
         raise ValueError(hints.unknown("data set", name, READERS))
-    root = local(root, what=f"data set {name}")
+    root = near(found(root, what=f"data set {name}"), what=f"data set {name}")
     # Drawn people are read as they are, never drawn here.
     options = recorded_options(root) if name == "synthetic" else {}
     return open_dataset(name, root, **options)

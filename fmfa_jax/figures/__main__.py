@@ -21,7 +21,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipeline import images
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, path, run, say, source, told_of
+from data_pipeline.copies import own
 from data_pipeline.records import Split
 from data_pipeline.regular import read_regular
 from fmfa_jax import evaluation, figures, models
@@ -48,16 +49,16 @@ def _parser() -> argparse.ArgumentParser:
     }
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
-        command.add_argument("run", type=_place, help="run folder")
+        command.add_argument("run", type=source, help="run folder")
         command.add_argument("--out", type=_place, help="default: RUN/figures")
         if name == "curves":
             continue
         command.add_argument("--split", choices=("test", "val"), default="test")
         command.add_argument(
-            "--root", type=path, help="new root of the data set, if it was moved"
+            "--root", type=source, help="new root of the data set, if it was moved"
         )
         command.add_argument(
-            "--tokenizer", type=path, help="clip or a folder, if it was moved"
+            "--tokenizer", type=source, help="clip or a folder, if it was moved"
         )
         if name == "rankings":
             _add_ranking_arguments(command)
@@ -86,7 +87,7 @@ def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
 def _add_word_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--pair", type=int, help="caption and image of this pair")
     command.add_argument("--query", help="sentence instead of the pair's")
-    command.add_argument("--image", type=_place, help="file instead of the pair's")
+    command.add_argument("--image", type=source, help="file instead of the pair's")
     command.add_argument(
         "--view",
         choices=("both", *VIEWS),
@@ -181,7 +182,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
     if args.pair is None:
         if args.query is None or args.image is None:
             raise ValueError("expected --pair N, or both --query TEXT and --image FILE")
-        return Asked(args.query, read_regular(args.image), args.image.name)
+        return Asked(args.query, read_regular(args.image), Path(args.image).name)
     split = run.data.evaluation_split(args.split)
     if not 0 <= args.pair < len(split.pairs):
         raise ValueError(
@@ -191,7 +192,7 @@ def _asked_for(args: argparse.Namespace, run: Run) -> Asked:
     pair = split.pairs[args.pair]
     caption = pair.caption if args.query is None else args.query
     if args.image is not None:
-        return Asked(caption, read_regular(args.image), args.image.name)
+        return Asked(caption, read_regular(args.image), Path(args.image).name)
     file = split.images[pair.image].file
     origin = f"{split.name}, pair {args.pair}, {file}"
     return Asked(caption, split.read(pair.image), origin)
@@ -210,7 +211,8 @@ def _places(wanted: Sequence[str], words: Sequence[str]) -> list[int]:
 
 
 def _draw(args: argparse.Namespace) -> list[Path]:
-    folder = args.out or args.run / "figures"
+    args.run = Path(args.run)
+    folder = args.out or own(args.run / "figures")
     if args.command == "curves":
         metrics = args.run / "metrics.jsonl"
         return [figures.write_curves(metrics, folder / "curves.png")]

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
+from data_pipeline.buckets import StoreError
 from data_pipeline.command import say
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
@@ -31,7 +32,9 @@ from fmfa_jax.machines.processes import broadcast, gather, together
 from fmfa_jax.machines.trees import not_finite, some
 from fmfa_jax.run import identity, manifests, repeats, states
 from fmfa_jax.run.disk import SaveError, refusal
+from fmfa_jax.run.lock import InUseError
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
+from fmfa_jax.run.mirror import Mirror
 
 CORRUPT = "corrupt"
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -65,6 +68,7 @@ class Checkpoints:
         keep: int = 1,
         most_failed: int = 0,
         say: Callable[[str], None] = say,
+        mirror: Mirror | None = None,
     ) -> None:
         """Touch nothing on disk yet.
 
@@ -79,6 +83,7 @@ class Checkpoints:
                 several processes none may: they cannot agree on what has failed.
             say: Told about corrupt checkpoints, such changes and failed saves, on
                 process 0 only.
+            mirror: Gets each checkpoint before it is sealed here.
         """
         if keep < 1:
             raise ValueError(f"wanted to keep at least 1 checkpoint, got {keep}")
@@ -87,6 +92,7 @@ class Checkpoints:
         self._told = manifests.as_json(told or {})
         self._keep = keep
         self._most_failed = most_failed if jax.process_count() == 1 else 0
+        self._mirror = mirror
         self.tell(say)
         self._writer: ocp.AsyncCheckpointer | None = None
         self._newest: Manifest | None = None
@@ -247,6 +253,8 @@ class Checkpoints:
     def _saving(self) -> Iterator[None]:
         try:
             yield
+        except InUseError:
+            raise  # no later save could be written
         except Exception as error:
             step = None if self._newest is None else self._newest.step
             raise SaveError(f"step {step} could not be saved: {error}") from error
@@ -301,6 +309,14 @@ class Checkpoints:
                 path = self._folder / str(step)
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
+            if self._mirror is not None:
+                self._keep_in_store(self._mirror)
+
+    def _keep_in_store(self, mirror: Mirror) -> None:
+        try:
+            mirror.keep(_steps(self._folder))
+        except StoreError as error:
+            self._say(f"warning: {error}; old checkpoints wait for the next save")
 
     def _seal(self) -> None:
         """Write the manifest; Orbax calls it on process 0 just before the rename."""
@@ -309,6 +325,8 @@ class Checkpoints:
         folder = self._folder / f"{manifest.step}{_UNFINISHED}"
         states.check_stored(folder, manifest.arrays)
         manifests.seal(folder, manifest)
+        if self._mirror is not None:
+            self._mirror.seal(manifest.step, folder)
 
     def _find_newest(self) -> Manifest | None:
         """Find the newest step not rejected; process 0 reads and tells the others."""

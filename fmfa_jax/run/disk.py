@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The end of a run whose folder can no longer be written, told in one line."""
+"""The end of a run whose folder can no longer be written, told in one line.
+
+The folder may lie on a disk or in an object store.
+"""
 
 import errno
 import os
@@ -9,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from data_pipeline.buckets import StoreError
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
 from fmfa_jax.run import manifests
@@ -57,6 +61,8 @@ def watched(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         number = refusal(error, folder)
+        if store := _store_error(error):
+            raise DiskError(_told_of_store(store, folder)) from error
         if number is None and not isinstance(error, SaveError):
             raise
         raise DiskError(_told(error, number, folder)) from error
@@ -85,6 +91,12 @@ def refusal(error: BaseException | None, folder: Path) -> int | None:
     return None
 
 
+def _store_error(error: BaseException | None) -> StoreError | None:
+    while error is not None and not isinstance(error, StoreError):
+        error = error.__cause__
+    return error
+
+
 def _is_in(folder: Path, error: BaseException, name: object) -> bool:
     """Whether an error is about a file of a folder, by its name or else in words."""
     here = folder.absolute()
@@ -103,6 +115,13 @@ def _told(error: Exception, number: int | None, folder: Path) -> str:
         f"written: {refused}{_room(folder)}. {_survived(folder)}; "
         f"{advice}, then start the same command again. (It was: "
         f"{shortened(reason, 300)})"
+    )
+
+
+def _told_of_store(error: StoreError, folder: Path) -> str:
+    return (
+        f"the run has ended, since its folder cannot be written: {error}. "
+        f"{_survived(folder)}; start the same command again"
     )
 
 

@@ -65,14 +65,22 @@ class FolderLock:
     other user; `take` makes the folder and takes the lock, unless that is done.
     """
 
-    def __init__(self, folder: str | Path, say: Callable[[str], None] = say) -> None:
+    def __init__(
+        self,
+        folder: str | Path,
+        say: Callable[[str], None] = say,
+        *,
+        name: str | None = None,
+    ) -> None:
         """Touch nothing yet.
 
         Args:
             folder: Folder of the run, on a file system that all processes share.
             say: Told of a holder that did not leave in order, on process 0 only.
+            name: How users call the folder; its path by default.
         """
         self._folder = Path(folder)
+        self._name = printable(str(folder) if name is None else name)
         self._say = say
         self._handle: int | None = None
 
@@ -96,7 +104,7 @@ class FolderLock:
         self._together(lambda: True)
 
     def _together(self, wanted: Callable[[], bool]) -> None:
-        with together(f"locking {printable(str(self._folder))}"):
+        with together(f"locking {self._name}"):
             if jax.process_index() == 0 and self._handle is None and wanted():
                 self._take()
 
@@ -112,12 +120,12 @@ class FolderLock:
         self._handle = handle
 
     def _lock(self, handle: int) -> None:
-        where = printable(str(self._folder))
+        where = self._name
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise InUseError(
-                f"the run folder {where} is in use by {_named(_read(handle))}: wait "
+                f"the run folder {where} is in use by {named(_read(handle))}: wait "
                 "until it ends, stop it, or take another --workdir"
             ) from error
         except OSError as error:
@@ -127,13 +135,13 @@ class FolderLock:
                 f"warning: the file system of {where} cannot lock ({error.strerror}): "
                 "see that no other process trains there"
             )
-        if holder := _read(handle):
-            self._say(_left(holder, where))
+        if before := _read(handle):
+            self._say(_left(before, where))
 
 
 def _left(holder: dict[str, Any], where: str) -> str:
     """What is said of a holder that did not leave in order."""
-    text = f"note: {_named(holder)} left {where} without a word; its place is taken"
+    text = f"note: {named(holder)} left {where} without a word; its place is taken"
     if holder.get("host") != platform.node():
         text += (
             ". If it still runs, end one of the two: this file system's locks do not "
@@ -142,23 +150,32 @@ def _left(holder: dict[str, Any], where: str) -> str:
     return text
 
 
-def _write(handle: int) -> None:
+def holder() -> dict[str, Any]:
+    """This process, as a lock tells of it."""
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    holder = {"host": platform.node(), "pid": os.getpid(), "since": now}
+    return {"host": platform.node(), "pid": os.getpid(), "since": now}
+
+
+def _write(handle: int) -> None:
     os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(holder).encode() + b"\n", 0)
+    os.pwrite(handle, json.dumps(holder()).encode() + b"\n", 0)
 
 
 def _read(handle: int) -> dict[str, Any]:
-    """Who the file says holds the lock; empty if it says nothing that can be read."""
+    return parsed(os.pread(handle, 4096, 0))
+
+
+def parsed(content: bytes) -> dict[str, Any]:
+    """Who a lock says holds it; empty if it says nothing that can be read."""
     try:
-        found = json.loads(os.pread(handle, 4096, 0))
+        found = json.loads(content)
     except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 
 
-def _named(holder: dict[str, Any]) -> str:
+def named(holder: dict[str, Any]) -> str:
+    """The holder of a lock, for people."""
     words = {"pid": "process", "host": "on", "since": "since"}
     told = [f"{word} {holder[key]}" for key, word in words.items() if key in holder]
     return printable(" ".join(told)) or "another process"

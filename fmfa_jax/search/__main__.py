@@ -20,7 +20,7 @@ from typing import Any
 
 from PIL import Image
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, path, run, say, source, told_of
 from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from data_pipeline.regular import read_regular
@@ -205,13 +205,16 @@ def _parser() -> argparse.ArgumentParser:
     sound = command("verify", _verify, "compare an index with its SHA-256 digests")
     _index_options(make)
     for each in (grow, shrink, ask, serve, sound):
-        each.add_argument("index", type=path, help="folder of the index")
+        kind = path if each in (grow, shrink) else source  # which are written to
+        each.add_argument("index", type=kind, help="folder of the index")
     for each in (grow, shrink, ask, serve):
-        each.add_argument("--model", type=path, help="where the index's model lies now")
+        each.add_argument(
+            "--model", type=source, help="where the index's model lies now"
+        )
     place = "where the gallery lies now, if it has moved"
     for each, kept in ((grow, True), (shrink, True), (ask, False), (serve, False)):
         text = place + ("; noted in the index" if kept else "; for this call")
-        each.add_argument("--gallery", type=path, help=text)
+        each.add_argument("--gallery", type=source, help=text)
     links = "enter links to folders, where they stay inside the gallery"
     for each in (make, grow):
         each.add_argument("--follow-links", action="store_true", help=links)
@@ -231,7 +234,7 @@ def _parser() -> argparse.ArgumentParser:
     shrink.add_argument("--even-all", action="store_true", help=even)
     ask.add_argument("sentence", nargs="?", default="")
     ask.add_argument(
-        "--image", type=path, help="an example picture, alone or with the sentence"
+        "--image", type=source, help="an example picture, alone or with the sentence"
     )
     ask.add_argument("--top", type=positive, default=10)
     ask.add_argument("--json", action="store_true")
@@ -242,14 +245,14 @@ def _parser() -> argparse.ArgumentParser:
 
 def _index_options(make: argparse.ArgumentParser) -> None:
     make.add_argument(
-        "gallery", type=path, help="folder of pictures, subfolders included"
+        "gallery", type=source, help="folder of pictures, subfolders included"
     )
     make.add_argument(
-        "--model", type=path, required=True, help="run folder or weight file"
+        "--model", type=source, required=True, help="run folder or weight file"
     )
     make.add_argument("--out", type=path, required=True, help="folder of the index")
     make.add_argument(
-        "--tokenizer", type=path, help='"clip" or a folder; default: the run\'s'
+        "--tokenizer", type=source, help='"clip" or a folder; default: the run\'s'
     )
     make.add_argument("--storage", choices=store.STORAGES, default="float32")
     make.add_argument("--engine", choices=store.ENGINES, default="exact")

@@ -11,7 +11,6 @@ import jax
 
 from data_pipeline.command import say
 from data_pipeline.findings import shortened
-from data_pipeline.hints import printable
 from fmfa_jax import evaluation, figures, files, models, weights
 from fmfa_jax.machines.mesh import replicated
 from fmfa_jax.machines.processes import broadcast, together
@@ -197,7 +196,7 @@ class Judge:
             self.measure_file(
                 self.session.workdir / name, title, step=int(facts["step"])
             )
-        self.say(f"All files of the run: {printable(str(self.session.workdir))}")
+        self.say(f"All files of the run: {self.session.address}")
 
     @property
     def unmeasured(self) -> str:
@@ -244,3 +243,25 @@ class Judge:
         self.say(f"\n{title} on {session.reported_on}, percent:")
         self.say(evaluation.table(result, dataset=session.data.name))
         return loaded.report
+
+
+def measure(session: Session) -> None:
+    """Measure what the run folder holds, or else init.path; see `loop.evaluate`."""
+    writes = session.processes.index == 0
+    judge = Judge(session, say if writes else lambda text: None)
+    path, record = session.settings.init.path, session.workdir / "init.json"
+    if not session.reported_on:
+        raise ValueError(judge.unmeasured)
+    if any((session.workdir / name).is_file() for name in (LAST, BEST)):
+        judge.report()
+    elif path:
+        activation = session.settings.init.activation
+        loaded = judge.measure_file(path, path, activation=activation)
+        if writes and not record.exists():  # a run that has begun has its own
+            files.write_json(record, loaded.as_dict())
+    else:
+        raise FileNotFoundError(
+            f"nothing to evaluate: {session.address} holds neither {LAST} nor {BEST}, "
+            "and config.init.path is empty; name a run with --workdir or a weight file "
+            "with --config.init.path"
+        )

@@ -3,15 +3,13 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from data_pipeline.command import say
 from data_pipeline.findings import Finding
-from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
 from fmfa_jax import files
@@ -28,14 +26,14 @@ from fmfa_jax.methods.method import Batch, Epoch, Method, State
 from fmfa_jax.run import disk
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
+from fmfa_jax.run.folder import RunFolder, reading
 from fmfa_jax.run.identity import digest
-from fmfa_jax.run.lock import FolderLock, check_name
 from fmfa_jax.run.log import RunLog, open_log
 from fmfa_jax.run.writers.jsonl import METRICS, recorded
 from fmfa_jax.training.computing import in_words
 from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
-from fmfa_jax.training.judge import BEST, LAST, Judge
+from fmfa_jax.training.judge import LAST, Judge, measure
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
 from fmfa_jax.training.session import (
     Session,
@@ -150,6 +148,7 @@ def prepare(session: Session) -> Training:
         told=session.told(),
         keep=settings.checkpoint.keep,
         most_failed=settings.checkpoint.max_failed,
+        mirror=session.mirror,
     )
     restored = checkpoints.restore_latest(state)
     state, start = (state, 0) if restored is None else restored
@@ -177,7 +176,7 @@ def train(
 
     Args:
         config: A whole config, as configs/ makes it.
-        workdir: Folder of the run.
+        workdir: Folder of the run, or its URL in an object store.
         devices: Devices to train on; None: all of all processes.
 
     Returns:
@@ -188,13 +187,14 @@ def train(
             another configuration, another process that trains in `workdir`.
         FloatingPointError: Too many steps in a row were not finite.
         DiskError: `workdir` can no longer be written.
+        StoreError: It lies in a store that cannot be read.
     """
-    check_name(workdir)
     initialize_distributed()
-    with FolderLock(workdir) as lock:
-        session = open_session(config, workdir, devices=devices)
-        lock.take()
-        with disk.watched(session.workdir):
+    with RunFolder(workdir) as folder:
+        session = open_session(config, str(folder.local), devices=devices)
+        folder.take()
+        session = replace(session, mirror=folder.mirror)
+        with disk.watched(session.workdir), folder.kept():
             return run(session, prepare(session))
 
 
@@ -334,7 +334,7 @@ def opening(session: Session, plan: Plan, start: int) -> str:
         f"{session.processes.count} process(es), batch {settings.train.batch_size}, "
         f"{plan.epoch} steps an epoch",
         in_words(session.model, devices[0]),
-        f"run folder: {printable(str(session.workdir))}",
+        f"run folder: {session.address}",
     ]
     if start:
         lines.append(f"resumed after step {start} of {plan.stop}")
@@ -374,22 +374,9 @@ def evaluate(
     Raises:
         FileNotFoundError: There is neither.
     """
-    session = open_session(config, workdir, devices=devices)
-    writes = session.processes.index == 0
-    judge = Judge(session, say if writes else lambda text: None)
-    path, record = session.settings.init.path, session.workdir / "init.json"
-    if not session.reported_on:
-        raise ValueError(judge.unmeasured)
-    if any((session.workdir / name).is_file() for name in (LAST, BEST)):
-        judge.report()
-    elif path:
-        activation = session.settings.init.activation
-        loaded = judge.measure_file(path, path, activation=activation)
-        if writes and not record.exists():  # a run that has begun has its own
-            files.write_json(record, loaded.as_dict())
-    else:
-        raise FileNotFoundError(
-            f"nothing to evaluate: {session.workdir} holds neither {LAST} nor {BEST}, "
-            "and config.init.path is empty; name a run with --workdir or a weight file "
-            "with --config.init.path"
-        )
+    initialize_distributed()
+    with reading(workdir) as folder:
+        session = open_session(config, str(folder.local), devices=devices)
+        folder.bring()
+        with folder.kept():
+            measure(replace(session, mirror=folder.mirror))

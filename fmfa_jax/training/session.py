@@ -5,7 +5,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,10 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from data_pipeline.copies import near
 from data_pipeline.datasets import open_dataset
 from data_pipeline.examine import check_evaluation
+from data_pipeline.hints import printable
 from data_pipeline.loader import BadImages, Material, train_batches
 from data_pipeline.noise import with_noise
 from data_pipeline.order import steps_per_epoch
@@ -39,11 +41,9 @@ from fmfa_jax.machines.trees import not_finite, some
 from fmfa_jax.methods import Method, Task
 from fmfa_jax.methods.method import Batch, HostBatch
 from fmfa_jax.run.environment import code_version
+from fmfa_jax.run.mirror import PROGRAMS, Mirror
 from fmfa_jax.training import settings as door
 from fmfa_jax.training.settings import AUTO, Settings
-
-PROGRAMS = "compiled"
-"""Subfolder of a run for compiled programs."""
 
 _log = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class Session:
         data: The data set.
         tokenizer: Tokenizer for the captions.
         model: Sizes of the model that is trained.
+        mirror: Keeps what `workdir` holds in an object store, if the run lies there.
     """
 
     settings: Settings
@@ -69,6 +70,12 @@ class Session:
     data: PersonDataset
     tokenizer: WordTokenizer
     model: models.ModelConfig
+    mirror: Mirror | None = None
+
+    @property
+    def address(self) -> str:
+        """Where the run lies, safe to print: its folder, or its URL."""
+        return printable(self.mirror.url if self.mirror else str(self.workdir))
 
     @property
     def epoch(self) -> int:
@@ -165,7 +172,7 @@ def open_session(
     """
     processes = initialize_distributed()
     with together("opening the run"):
-        settings = door.read(config)
+        settings = with_copies(door.read(config))
         keep_programs(settings.run.compilation_cache, Path(workdir), processes)
         mesh = make_mesh(fsdp=settings.mesh.fsdp, devices=devices)
         train = settings.train
@@ -203,6 +210,15 @@ def open_session(
     )
     check_shared(session.workdir)
     return session
+
+
+def with_copies(settings: Settings) -> Settings:
+    """The same settings, with the first weights on this machine.
+
+    Data and tokenizer are copied where they are opened. config.json keeps all URLs.
+    """
+    path = near(settings.init.path, what="config.init.path")
+    return replace(settings, init=replace(settings.init, path=path))
 
 
 def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:

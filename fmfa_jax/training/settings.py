@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from ml_collections import ConfigDict
 
 from data_pipeline.captions import check_buckets
-from data_pipeline.command import local
+from data_pipeline.command import found, local
 from data_pipeline.loader import CACHES
 from data_pipeline.order import SAMPLERS
 from fmfa_jax import models
@@ -44,8 +44,10 @@ NOISE_KEYS = ("data.noise", "data.noise_seed")
 NOT_IDENTITY = frozenset(
     f"model.{name}" for name in ("products", "attention", "remat", "scan_unroll")
 )
-PATHS = (("data", "root"), ("data", "tokenizer"), ("data", "cache_dir"))
-PATHS += (("init", "path"), ("run", "compilation_cache"))
+SOURCES = (("data", "root"), ("data", "tokenizer"), ("init", "path"))
+"""Keys of what is read, which may lie in an object store."""
+PATHS = (("data", "cache_dir"), ("run", "compilation_cache"))
+"""Keys of folders that are on a mounted disk."""
 SPLITS = ("auto", "val", "test", "none")
 Positive = Annotated[int, Between(1)]
 NotNegative = Annotated[int, Between(0)]
@@ -267,10 +269,10 @@ def read(config: ConfigDict) -> Settings:
         ValueError: Names the key, the value, and what it may be.
     """
     values = config.to_dict()
-    for section, key in PATHS:
-        given = values[section][key]
+    for section, key in SOURCES + PATHS:
+        given, take = values[section][key], local if (section, key) in PATHS else found
         if isinstance(given, str):
-            values[section][key] = local(given, what=f"config.{section}.{key}")
+            values[section][key] = str(take(given, what=f"config.{section}.{key}"))
     OneOf(tuple(METHODS)).check("config.method", values["method"])
     Between(0, LARGEST_SEED).check("config.seed", values["seed"])
     method = METHODS[values["method"]]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.command import Parser, path, run, say, told_of
+from data_pipeline.command import Parser, path, run, say, source, told_of
 from fmfa_jax.models.config import ACTIVATIONS
 from fmfa_jax.weights.arguments import pair
 from fmfa_jax.weights.deploy import export_onnx, export_stablehlo
@@ -39,7 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     for command in (look, take, give):
         command.add_argument(
             "source",
-            type=path,
+            type=source,
             help="weight file, CLIP folder or run folder",
         )
         command.add_argument("--image-size", type=pair, metavar="HxW")
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     give.add_argument(
         "--tokenizer",
-        type=path,
+        type=source,
         default="",
         help='hf: "clip" or a folder; default: the run\'s, or "clip" if it fits',
     )

@@ -45,7 +45,7 @@ ROWS = [
     ("tfds", "arguments are required"),
     ("tfds nothing --manual_dir={} --data_dir={}", "invalid choice: 'nothing'"),
     ("tfds folder --manual_dir={} --data_dir={}/out", "no folder data set at"),
-    ("tfds folder --manual_dir=gs://b --data_dir={}", "mount the gs:// address"),
+    ("tfds folder --manual_dir={} --data_dir=gs://b", "mount the gs:// address"),
     ("synthetic", "arguments are required"),
     ("synthetic {}/out --identities 0", "identities"),
     ("synthetic {}/out --identities many", "invalid int value: 'many'"),

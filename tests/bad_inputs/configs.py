@@ -128,9 +128,13 @@ WORDS = {
 TOGETHER = [
     (("plus", "data.caption_buckets", (32, 16)), "wanted increasing lengths"),
     (("plus", "data.caption_buckets", (16, 77)), "lengths from 2 to 76"),
-    (("official", "data.root", "gs://b/x"), "config.data.root: wanted a path on a"),
+    (("official", "data.root", "nfs://b/x"), "config.data.root: wanted a path on a"),
+    (("official", "data.cache_dir", "gs://b/x"), "data.cache_dir: wanted a path on a"),
     (("official", "data.tokenizer", "~nobodyhere/t"), "no home folder of ~nobodyhere"),
-    (("official", "init.path", "s3://b/m.pt"), "config.init.path: wanted a path on a"),
+    (
+        ("official", "init.path", "ftps://b/m.pt"),
+        "config.init.path: wanted a path on a",
+    ),
     (("official", "run.compilation_cache", "file:///x"), "leave out file://"),
 ]
 

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import redirect_stdout
 
-from data_pipeline.command import Parser, path, run, say, told_of, verbosity
+from data_pipeline.command import Parser, path, run, say, source, told_of, verbosity
 from data_pipeline.datasets import PREPARABLE, AnnotationError, open_dataset
 
 
@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("name", choices=PREPARABLE)
     parser.add_argument(
-        "--manual_dir", type=path, required=True, help="the data set's root"
+        "--manual_dir", type=source, required=True, help="the data set's root"
     )
     parser.add_argument(
         "--data_dir", type=path, required=True, help="where the shards go"

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from fmfa_jax.run.disk import DiskError, refusal, watched
+from data_pipeline.buckets import StoreError
+from fmfa_jax.run.disk import DiskError, SaveError, refusal, watched
 
+STORE = StoreError("s3://b/run: could not write it: PermissionError: no")
 FULL = "RESOURCE_EXHAUSTED: Error writing 'x' [OS error 28: No space left on device]"
 
 
@@ -65,3 +67,12 @@ def test_what_is_told_is_one_line(tmp_path):
     with pytest.raises(DiskError, match="No checkpoint is left; make room"):
         with watched(tmp_path):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+@pytest.mark.parametrize("error", [STORE, nested(STORE, ValueError("x"), SaveError())])
+def test_a_store_that_refuses_is_told_of(error, tmp_path):
+    with pytest.raises(DiskError) as told, watched(tmp_path):
+        raise error
+    line = str(told.value)
+    assert f"cannot be written: {STORE}. No checkpoint is left; start" in line
+    assert str(tmp_path) not in line
