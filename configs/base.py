@@ -66,6 +66,7 @@ def _data_and_model(c: ConfigDict) -> None:
     c.init.path = ""  # initial weights, in any format that fmfa_jax.weights reads, in a
     # file, a folder or at hf://ORG/NAME[/FILE][@REVISION] of the Hugging Face Hub
     c.init.activation = "auto"  # auto (as the file states) | quick_gelu | gelu
+    c.init.text_positions = "stretch"  # for another length: stretch | keep (first 20)
     c.init.drop_classifier = False  # True: skip a classifier of a different size
 
 

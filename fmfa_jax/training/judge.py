@@ -229,6 +229,7 @@ class Judge:
             path,
             sizes,
             drop_classifier=True,
+            text_positions=session.settings.init.text_positions,
             activation=activation,
             hints=weights.CONFIG_HINTS,
         )

@@ -329,6 +329,7 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         init.path,
         session.model,
         drop_classifier=init.drop_classifier,
+        text_positions=init.text_positions,
         activation=init.activation,
         hints=weights.CONFIG_HINTS,
     )

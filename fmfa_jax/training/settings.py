@@ -30,6 +30,7 @@ from fmfa_jax.options import (
 from fmfa_jax.training.computing import AUTO, computing
 from fmfa_jax.training.optimizer import AdamOptions, ScheduleOptions
 from fmfa_jax.weights import weights_path
+from fmfa_jax.weights.positions import LINES
 
 # With the sections of the method's recipe, the keys that decide what a run computes; a
 # checkpoint made under other values is refused. The rest (paths, logging, evaluation)
@@ -143,6 +144,7 @@ class Init(Options, section="init"):
     path: str
     activation: Annotated[str, OneOf((AUTO, *models.config.ACTIVATIONS))]
     drop_classifier: bool
+    text_positions: Annotated[str, OneOf(LINES)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,12 @@ from flax.traverse_util import flatten_dict
 
 from fmfa_jax.machines.trees import some
 from fmfa_jax.models import PARTS, ModelConfig, param_shapes
-from fmfa_jax.weights.positions import Interpolation, resize_grid, resize_line
+from fmfa_jax.weights.positions import (
+    LINES,
+    Interpolation,
+    resize_grid,
+    resize_line,
+)
 from fmfa_jax.weights.rules import Rule
 from fmfa_jax.weights.sizes import stored_grid
 from fmfa_jax.weights.source import HINTS, Source
@@ -177,6 +182,7 @@ def fill_params(
     match: Match,
     config: ModelConfig,
     stated_grid: tuple[int, int] | None,
+    text_positions: str = LINES[0],
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Read the tensors of a match without problems.
 
@@ -186,7 +192,7 @@ def fill_params(
     flat = flatten_dict(param_shapes(config), sep="/")
     shapes = {path: tuple(leaf.shape) for path, leaf in flat.items()}
     resized: list[str] = []
-    positions = _read_positions(source, config, stated_grid, resized)
+    positions = _read_positions(source, config, stated_grid, text_positions, resized)
     params: dict[str, np.ndarray] = {}
     # Largest first, so that peak memory (mapped source plus copy) comes early.
     for rule in sorted(match.rules, key=lambda rule: -np.prod(shapes[rule.target])):
@@ -234,6 +240,7 @@ def _read_positions(
     source: Source,
     config: ModelConfig,
     stated_grid: tuple[int, int] | None,
+    text_positions: str,
     resized: list[str],
 ) -> dict[str, np.ndarray]:
     """Read both position embeddings and resize them to the config."""
@@ -252,10 +259,11 @@ def _read_positions(
     if grid != config.grid:
         resized.append(f"{IMAGE_POSITION}: {_grid(grid)} -> {_grid(config.grid)}")
     if len(text) != config.context_length:
-        resized.append(f"{TEXT_POSITION}: {len(text)} -> {config.context_length}")
+        how = "" if text_positions == LINES[0] else f", {text_positions}"
+        resized.append(f"{TEXT_POSITION}: {len(text)} -> {config.context_length}{how}")
     return {
         IMAGE_POSITION: resize_grid(image, grid, config.grid),
-        TEXT_POSITION: resize_line(text, config.context_length),
+        TEXT_POSITION: resize_line(text, config.context_length, text_positions),
     }
 
 

@@ -21,6 +21,7 @@ from fmfa_jax.weights.convert import (
     parts_to_load,
 )
 from fmfa_jax.weights.native import check_digest
+from fmfa_jax.weights.positions import LINES
 from fmfa_jax.weights.report import LoadReport
 from fmfa_jax.weights.sizes import infer_config, stored_grid
 from fmfa_jax.weights.source import HINTS, Source, activation_of, open_source
@@ -53,6 +54,7 @@ def load_params(
     stride: int | None = None,
     context_length: int | None = None,
     source_grid: tuple[int, int] | None = None,
+    text_positions: str = LINES[0],
     activation: str = AUTO,
     key: str = "",
     hints: Mapping[str, str] = HINTS,
@@ -71,6 +73,8 @@ def load_params(
         context_length: Text positions if `config` is None; by default the file's.
         source_grid: Rows and columns of the file's position embedding, required if
             they are neither square nor as in the model.
+        text_positions: How another number of text positions is made: "stretch" or
+            "keep", see `positions.resize_line`.
         activation: "quick_gelu" or "gelu"; "auto" is what the file states, and
             otherwise that of `config`, or "quick_gelu", which the report says.
         key: Which of several models in the file to take.
@@ -94,7 +98,9 @@ def load_params(
         hints=hints,
     )
     check_digest(source.archive)
-    params, resized = fill_params(source, plan.match, plan.config, source_grid)
+    params, resized = fill_params(
+        source, plan.match, plan.config, source_grid, text_positions
+    )
     check_finite(source, params)
     shapes = flatten_dict(param_shapes(plan.config), sep="/")
     report = LoadReport(

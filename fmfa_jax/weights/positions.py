@@ -13,6 +13,11 @@ from jaxtyping import Float
 # Coefficient of the cubic kernel in PyTorch.
 CUBIC = -0.75
 
+LINES = ("stretch", "keep")
+"""How text positions are resized, see `resize_line`."""
+WELL_TRAINED = 20
+"""Positions of CLIP's text tower that most of its training captions reached."""
+
 
 class Interpolation(Enum):
     """Interpolation method; Hugging Face's CLIP resizes its grid bicubically."""
@@ -81,12 +86,26 @@ def resize_grid(
     return _separable(position, source, rows, columns)
 
 
-def resize_line(position: Float[np.ndarray, "l w"], length: int) -> np.ndarray:
-    """Resize text positions linearly to another context length."""
+def resize_line(
+    position: Float[np.ndarray, "l w"], length: int, rule: str = "stretch"
+) -> Float[np.ndarray, "m w"]:
+    """Resize text positions to another context length.
+
+    Args:
+        position: Those of the file.
+        length: Positions wanted.
+        rule: "stretch" interpolates all linearly. "keep" leaves the first
+            `WELL_TRAINED` as they are and stretches the others (Long-CLIP, Zhang et
+            al., ECCV 2024); for a shorter context it takes the first ones.
+    """
     if len(position) == length:
         return position
-    matrix = interpolation_matrix(len(position), length)
-    return (matrix @ position.astype(np.float64)).astype(np.float32)
+    if rule == "keep" and length < len(position):
+        return position[:length]
+    kept = WELL_TRAINED if rule == "keep" and len(position) > WELL_TRAINED else 0
+    matrix = interpolation_matrix(len(position) - kept, length - kept)
+    stretched = (matrix @ position[kept:].astype(np.float64)).astype(np.float32)
+    return np.concatenate([position[:kept], stretched])
 
 
 def square_grid(

@@ -39,6 +39,7 @@ RANGES = {
     "model.context_length": (0, 2, 10**9),
     "model.irr_layers": (-1, 10**9),
     "model.scan_unroll": (-1,),
+    "init.text_positions": ("squeeze", ""),
     "losses.efa": (NAN, -1.0, INF),
     "losses.id": (-1.0,),
     "loss.scale": (0.0, -50.0, NAN, INF),

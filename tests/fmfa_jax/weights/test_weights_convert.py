@@ -395,6 +395,11 @@ def test_longer_captions(file, loaded):
     longer = weights.load_params(file, replace(loaded.config, context_length=21))
     assert longer.params["text_tower"]["position"].shape == (21, 64)
     assert longer.report.resized == ("text_tower/position: 10 -> 21",)
+    config = replace(loaded.config, context_length=6)
+    cut = weights.load_params(file, config, text_positions="keep")
+    given = loaded.params["text_tower"]["position"][:6]
+    np.testing.assert_array_equal(cut.params["text_tower"]["position"], given)
+    assert cut.report.resized == ("text_tower/position: 10 -> 6, keep",)
 
 
 def test_leaves_are_handed_to_jax_without_a_copy(loaded):

@@ -9,6 +9,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from fmfa_jax.weights.positions import (
+    LINES,
     Interpolation,
     resize_grid,
     resize_line,
@@ -73,9 +74,28 @@ def test_text_positions_as_torch_resizes_a_line(length):
     np.testing.assert_allclose(got, wanted[0].t().numpy(), rtol=0, atol=1e-6)
 
 
-def test_text_positions_of_the_same_length_are_left_alone():
+@pytest.mark.parametrize("length", [78, 168, 248])
+def test_the_first_text_positions_can_be_kept(length):
+    """Of 77 to 248 the others are stretched by 4, as in Long-CLIP."""
+    position = np.random.default_rng(2).normal(size=(77, 4)).astype(np.float32)
+    got = resize_line(position, length, "keep")
+    assert got.shape == (length, 4) and got.dtype == np.float32
+    np.testing.assert_array_equal(got[:20], position[:20])
+    np.testing.assert_array_equal(got[20:], resize_line(position[20:], length - 20))
+
+
+def test_few_text_positions_are_cut_or_stretched():
+    position = np.random.default_rng(2).normal(size=(12, 4)).astype(np.float32)
+    np.testing.assert_array_equal(resize_line(position, 5, "keep"), position[:5])
+    np.testing.assert_array_equal(
+        resize_line(position, 30, "keep"), resize_line(position, 30)
+    )
+
+
+@pytest.mark.parametrize("rule", LINES)
+def test_text_positions_of_the_same_length_are_left_alone(rule):
     position = np.ones((7, 4), np.float32)
-    assert resize_line(position, 7) is position
+    assert resize_line(position, 7, rule) is position
 
 
 @pytest.mark.parametrize("grid", [(24, 8), (27, 9), (16, 8), (12, 4), (3, 5), (8, 8)])
