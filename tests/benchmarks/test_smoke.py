@@ -94,6 +94,14 @@ def test_the_methods_and_rdes_pass_beside_each_other(bench):
     assert all(float(row["pairs/s"]) > 0 for row in rows.values())
 
 
+def test_an_engine_beside_exact_search(bench):
+    pytest.importorskip("qdrant_client")
+    small = ("--people", "3", "--sentences", "2", "--repeats", "1")
+    title, rows = table(bench("benchmarks.engine", *small))
+    assert title == "2 sentences, 12 pictures of drawn people"
+    assert rows["qdrant"]["recall@10"] == rows["exact"]["recall@10"] == "1.0000"
+
+
 def test_attention_of_three_engines(bench):
     title, rows = table(bench("benchmarks.attention", "--batch", "1", "--repeats", "1"))
     shape = "193 on 193, 12 heads"
