@@ -91,7 +91,14 @@ def test_pip_installs_what_make_does():
 
 @pytest.mark.parametrize(
     ("extra", "lock"),
-    [("faiss", "requirements-dev.lock"), ("onnx", "requirements-onnx.txt")],
+    [
+        ("faiss", "requirements-dev.lock"),
+        ("gcs", "requirements-dev.lock"),
+        ("onnx", "requirements-onnx.txt"),
+        ("qdrant", "requirements-dev.lock"),
+        ("s3", "requirements-dev.lock"),
+        ("search", "requirements.lock"),
+    ],
 )
 def test_extras_are_tested_in_locked_versions(extra, lock):
     found = versions(lock, MACHINES[0])
