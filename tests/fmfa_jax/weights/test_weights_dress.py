@@ -323,9 +323,16 @@ def test_a_file_that_is_something_else_is_named(tmp_path):
             weights.load_params(tmp_path / "m.pt")
 
 
-@pytest.mark.parametrize("name", ["gs://b/m.pt", "ViT-B/16", "openai/clip-vit-base"])
-def test_a_name_is_no_file(name):
-    with pytest.raises(weights.WeightsError, match="download"):
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [
+        ("gs://b/m.pt", "download it, and name the local file"),
+        ("ViT-B/16", "or hf://ORG/NAME for one on the Hugging Face Hub"),
+        ("openai/clip-vit-base", "or hf://ORG/NAME for one on the Hugging Face Hub"),
+    ],
+)
+def test_a_name_is_no_file(name, advice):
+    with pytest.raises(weights.WeightsError, match=advice):
         weights.load_params(name)
 
 
