@@ -25,11 +25,22 @@ def photograph(
     rng: np.random.Generator,
     *,
     image_size: tuple[int, int],
+    posed_as: Identity | None = None,
 ) -> Image.Image:
     """Draw a person in a shot.
 
+    Nothing random depends on the person: two people in the same shot, with generators
+    in the same state, differ only where they are dressed differently.
+
+    Args:
+        person: Who is drawn.
+        shot: The circumstances.
+        rng: Draws the background, an occluder, light and noise.
+        image_size: (height, width) of the picture.
+        posed_as: Whose body and arms are posed, if not the person's own.
+
     Returns:
-        An RGB picture of (height, width) `image_size`.
+        An RGB picture.
     """
     height, width = image_size
     background = draw_background(rng, style=shot.style, size=(width, height))
@@ -44,7 +55,7 @@ def photograph(
         mirror=shot.mirror,
     )
     painter.shadow(_ground_shadow(), 0.22)
-    body = pose(person, view=shot.view, stride=shot.stride)
+    body = pose(posed_as or person, view=shot.view, stride=shot.stride)
     draw_figure(painter, person, body)
     draw_occluder(rng, canvas, shot)
     return expose(rng, canvas.reduce(_SUPERSAMPLING), shot.style)

@@ -187,6 +187,11 @@ def people_of(root: str | os.PathLike[str]) -> dict[int, Identity]:
     return dict(enumerate(people, start=1))
 
 
+def drawing_rng(seed: int, number: int, image: int) -> np.random.Generator:
+    """Return what draws picture `image` of person `number`; both count from 0."""
+    return _rng(seed, number, image, 1)
+
+
 def shots_of(person: Identity, number: int, options: Options) -> Iterator[Shot]:
     """Yield the shots of one person's pictures, in order."""
     for image in range(options.images_per_identity):
@@ -227,7 +232,7 @@ def _write_person(
     for image, shot in enumerate(shots_of(person, number, options)):
         camera = "cam_a" if image % 2 == 0 else "cam_b"
         file_path = f"{shot.style}_{camera}/{number + 1:05d}_{image}.jpg"
-        drawing = _rng(options.seed, number, image, 1)
+        drawing = drawing_rng(options.seed, number, image)
         picture = photograph(person, shot, drawing, image_size=options.image_size)
         picture.save(images / file_path, quality=_JPEG_QUALITY)
         writing = _rng(options.seed, number, image, 2)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Figures of results: ranking sheets, word maps, curves, features."""
 
+from fmfa_jax.figures.contribution import contribution_maps
 from fmfa_jax.figures.curves import write_curves
 from fmfa_jax.figures.features import write_feature_map, write_similarities
 from fmfa_jax.figures.overlays import words_sheet, write_words
@@ -22,6 +23,7 @@ __all__ = [
     "Ranking",
     "Retrieved",
     "WordMaps",
+    "contribution_maps",
     "draw_rankings",
     "draw_spread",
     "sheet",

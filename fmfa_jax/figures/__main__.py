@@ -32,8 +32,8 @@ from fmfa_jax.evaluation.blocks import unit_rows
 from fmfa_jax.evaluation.runs import Run
 from fmfa_jax.weights.arguments import positive
 
-VIEWS = ("similarity", "attention")
-"""The views of `figures.word_maps`, in order."""
+VIEWS = ("contribution", "similarity", "attention")
+"""The view of `figures.contribution_maps`, then those of `figures.word_maps`."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -95,9 +95,10 @@ def _add_word_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--image", type=source, help="file instead of the pair's")
     command.add_argument(
         "--view",
-        choices=("both", *VIEWS),
-        default="both",
-        help="EFA's similarity or the interaction encoder's attention",
+        choices=(*VIEWS, "all"),
+        default=VIEWS[0],
+        help="what a word adds to the cosine (the default), EFA's similarity, or the "
+        "interaction encoder's attention",
     )
     command.add_argument(
         "--word",
@@ -141,9 +142,7 @@ def _draw_words(args: argparse.Namespace, run: Run, folder: Path) -> list[Path]:
     """Draw the word maps of a caption and an image."""
     asked = _asked_for(args, run)
     pixels = images.decode(asked.encoded)
-    views, cosine = _look(run, asked.caption, pixels)
-    if args.view != "both":
-        views = views[VIEWS.index(args.view) :][:1]
+    views, cosine = _look(run, asked.caption, pixels, args.view)
     if not views:
         raise ValueError(
             f"--view {args.view}: the model has no interaction encoder; it was trained "
@@ -162,21 +161,25 @@ def _draw_words(args: argparse.Namespace, run: Run, folder: Path) -> list[Path]:
 
 
 def _look(
-    run: Run, caption: str, pixels: UInt8[np.ndarray, "H W 3"]
+    run: Run, caption: str, pixels: UInt8[np.ndarray, "H W 3"], view: str
 ) -> tuple[tuple[figures.WordMaps, ...], float]:
-    """Return the word maps, and the cosine of the whole sentence and image."""
+    """Return the word maps, and the cosine of the whole sentence and image.
+
+    Only those of the view are computed; there are none that the model cannot have.
+    """
     config = run.model.config
     ids = run.tokenizer.encode([caption], config.context_length)
     small = images.resize(pixels, config.image_size)
     image, text = run.model.forward_tokens(small[None], ids)
-    irr = models.bind(config, run.model.params).irr if config.irr_layers else None
-    views = figures.word_maps(
-        text[0],
-        image[0],
-        run.tokenizer.words(ids[0]),
-        rule=run.config["loss.efa_rule"],
-        interaction=irr,
-    )
+    words, views = run.tokenizer.words(ids[0]), ()
+    if view in (VIEWS[0], "all"):
+        params = run.model.params
+        views = (figures.contribution_maps(config, params, small, ids[0], words),)
+    if view != VIEWS[0]:
+        irr = models.bind(config, run.model.params).irr if config.irr_layers else None
+        rule = run.config["loss.efa_rule"]
+        found = figures.word_maps(text[0], image[0], words, rule=rule, interaction=irr)
+        views += found if view == "all" else found[VIEWS.index(view) - 1 :][:1]
     pair = models.global_image(image)[0], models.global_text(text, jnp.asarray(ids))[0]
     a, b = unit_rows(np.stack(pair))
     return views, float(a @ b)

@@ -91,12 +91,14 @@ def drawn(monkeypatch) -> list[dict]:
 
 
 def test_words_come_from_the_towers_and_the_run_s_rule(run, drawn):
-    assert main(["words", str(run), "--pair", "0"]) == 0
+    assert main(["words", str(run), "--pair", "0", "--view", "all"]) == 0
     (call,) = drawn
     assert call["path"] == run / "figures" / "words_000000.png"
     assert call["chosen"] is None and call["pixels"].shape == (40, 20, 3)
-    similarity, attention = call["views"]
-    assert similarity.words == attention.words == tuple(CAPTIONS[0].split())
+    contribution, similarity, _ = call["views"]
+    for view in call["views"]:
+        assert view.words == tuple(CAPTIONS[0].split())
+        assert view.patches.shape == (6, 8)
     # "plus" drops the lower half of a range, "official" what is below 1 of 8 patches.
     assert (similarity.patches == 0).mean() > 0.25
     model = weights.load_model(run)
@@ -108,11 +110,17 @@ def test_words_come_from_the_towers_and_the_run_s_rule(run, drawn):
     cosine = image @ text / np.linalg.norm(image) / np.linalg.norm(text)
     assert call["note"].endswith(f"sentence and picture {cosine:.3f}")
     assert call["note"].startswith("test, pair 0, 0.png")
+    # What the cosine is without "red", by the towers again.
+    less = model.encode_text(open_tokenizer("clip").encode(["a man in a jacket"], 12))
+    fallen = cosine - image @ less[0] / np.linalg.norm(image) / np.linalg.norm(less)
+    np.testing.assert_allclose(contribution.strength[4], fallen, atol=1e-5)
 
 
 def test_one_view_of_the_words(run, drawn, capsys):
+    assert main(["words", str(run), "--pair", "0", "--view", "all"]) == 0
     assert main(["words", str(run), "--pair", "0"]) == 0
-    for number, view in enumerate(("similarity", "attention")):
+    assert drawn[-1]["views"][0].title.startswith("contribution")
+    for number, view in enumerate(("contribution", "similarity", "attention")):
         assert main(["words", str(run), "--pair", "0", "--view", view]) == 0
         (shown,) = drawn[-1]["views"]
         assert shown.title.startswith(view)
