@@ -79,8 +79,9 @@ def contributions(
     """Return what separates captions from the first one, in all and by patch.
 
     The path of the integral leads from an image that has the mean colour of `pixels`
-    everywhere to `pixels`. If patches do not overlap, the patches of a word sum to
-    the difference that it makes between both images (up to the error of the sum).
+    everywhere, in whole values, to `pixels`. If patches do not overlap, those of a word
+    sum to the difference that it makes between both images (up to the error of the
+    sum).
 
     Args:
         config: Config of the model.
@@ -101,8 +102,11 @@ def contributions(
         feature = unit(global_image(model.encode_images(image[None])))[0]
         return jnp.dot(directions, feature, precision=jax.lax.Precision.HIGHEST)
 
-    image = normalize_images(pixels[None])[0]
-    change = image - image.mean(axis=(0, 1))
+    # Rounded, so that nothing changes on the way to an image of one colour.
+    mean = jnp.round(pixels.astype(jnp.float32).mean(axis=(0, 1))).astype(pixels.dtype)
+    flat = jnp.broadcast_to(mean, pixels.shape)
+    image, start = normalize_images(jnp.stack([pixels, flat]))
+    change = image - start
     # The points lead back from the image, half a step in.
     back = (jnp.arange(steps) + 0.5) / steps
     gradients = jax.lax.map(

@@ -61,13 +61,18 @@ def test_a_caption_loses_all_pieces_of_a_word():
     assert left.tolist() == [78, 5, 8, 79] + [0] * 8 and left.dtype == IDS.dtype
 
 
+def both(pixels):
+    """The image, and one of its mean colour, normalized."""
+    flat = np.full_like(pixels, pixels.mean(axis=(0, 1)).round().astype(np.uint8))
+    return np.asarray(models.normalize_images(jnp.asarray([pixels, flat])))
+
+
 def test_patches_divide_what_a_word_adds(params, pixels, rows, cosines):
     """The completeness of integrated gradients: the parts sum to the whole."""
     found, patches = contribution.contributions(
         CONFIG, params, pixels, rows, steps=STEPS
     )
-    image = np.asarray(models.normalize_images(jnp.asarray(pixels)[None]))[0]
-    flat = np.broadcast_to(image.mean(axis=(0, 1)), image.shape)
+    image, flat = both(pixels)
     here, there = cosines(np.stack([image, flat]))
     np.testing.assert_allclose(found, here[0] - here[1:], atol=1e-5)
     wanted = (here[0] - here[1:]) - (there[0] - there[1:])
@@ -77,8 +82,8 @@ def test_patches_divide_what_a_word_adds(params, pixels, rows, cosines):
 
 def test_the_parts_are_those_of_differences(params, pixels, rows, cosines):
     """A quarter and three quarters of the path, and central differences by patch."""
-    image = np.asarray(models.normalize_images(jnp.asarray(pixels)[None]))[0]
-    change, step = image - image.mean(axis=(0, 1)), 0.02
+    image, flat = both(pixels)
+    change, step = image - flat, 0.02
     slow = []
     for place in np.ndindex(CONFIG.grid):
         inside = np.zeros_like(image)
@@ -107,6 +112,6 @@ def test_the_view_keeps_the_patches_that_raise_a_word(params, pixels, rows):
 
 
 def test_an_image_of_one_colour_gives_empty_maps(params):
-    flat = np.full((*CONFIG.image_size, 3), 128, np.uint8)
+    flat = np.full((*CONFIG.image_size, 3), (131, 7, 202), np.uint8)
     view = contribution.contribution_maps(CONFIG, params, flat, IDS, WORDS)
     assert view.patches.shape == (3, PATCHES) and not view.patches.any()
