@@ -109,7 +109,7 @@ def contributions(
     change = image - start
 
     def gradients(part: Float[Array, ""]) -> Float[Array, "v H W 3"]:
-        """One word at a time: XLA's CPU program errs in gradients of many at once."""
+        """One word at a time: on CPUs, gradients of many at once came out wrong."""
         _, pull = jax.vjp(contribution, image - part * change)
         return jax.lax.map(lambda row: pull(row)[0], jnp.eye(len(directions)))
 
