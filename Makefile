@@ -14,8 +14,10 @@ LOCKED := $(INSTALL) --require-hashes -r
 	$(LOCKED) requirements.lock
 	touch $@
 
-.venv/dev: .venv/product requirements-dev.lock requirements-torch.txt requirements-onnx.txt
+.venv/dev: .venv/product requirements-dev.lock requirements-torch.txt requirements-onnx.txt \
+		requirements-docs.txt
 	$(LOCKED) requirements-dev.lock
+	$(LOCKED) requirements-docs.txt
 	$(INSTALL) -r requirements-torch.txt
 	# Without its own pins, which would take back the locked versions.
 	$(LOCKED) requirements-onnx.txt --no-deps
