@@ -8,7 +8,7 @@ Names and licences are what the installed packages say of themselves.
 
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import PackageNotFoundError, metadata
+from importlib.metadata import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -21,7 +21,8 @@ LOCKS = {
     ),
 }
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
-# Installed on other systems, or other processors, than this list was made on.
+# Installed on other systems, or other processors, than this list was made on, or where
+# other packages happen to need it: stated here, so that the list is the same everywhere.
 ELSEWHERE = {
     "colorama": "BSD-3-Clause",
     "httpx2-jsfetch": "BSD-3-Clause",
@@ -44,10 +45,9 @@ def pinned(text: str) -> dict[str, str]:
 
 def licence(name: str) -> str:
     """The licence of a package, as an SPDX expression where it gives one."""
-    try:
-        told = metadata(name)
-    except PackageNotFoundError:
+    if name in ELSEWHERE:
         return ELSEWHERE[name]
+    told = metadata(name)
     said = [told.get("License-Expression") or "", _short(told.get("License") or "")]
     said += [*classified(told.get_all("Classifier")), SILENT.get(name, "not stated")]
     return next(filter(None, said))
