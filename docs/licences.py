@@ -22,7 +22,7 @@ LOCKS = {
 }
 PINNED = re.compile(r"^([A-Za-z0-9._-]+)==(\S+)", re.MULTILINE)
 # Installed on other systems, or other processors, than this list was made on, or where
-# other packages happen to need it: stated here, so that the list is the same everywhere.
+# other packages need it: stated here, so that the list is the same everywhere.
 ELSEWHERE = {
     "colorama": "BSD-3-Clause",
     "httpx2-jsfetch": "BSD-3-Clause",
