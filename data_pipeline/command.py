@@ -135,17 +135,18 @@ def called(long: str) -> str:
 
 def path(text: str) -> str:
     """The type of an argument that is a path; see `local`."""
-    try:
-        return local(text, what="a path")
-    except ValueError as error:
-        message = str(error).removeprefix("a path: ")
-        raise argparse.ArgumentTypeError(message) from error
+    return _argument(local, text)
 
 
 def source(text: str) -> str:
     """The type of an argument that is read; see `found`."""
+    return _argument(found, text)
+
+
+def _argument(take: Callable[..., str], text: str) -> str:
+    """A path as `take` lets it pass; argparse names the argument itself."""
     try:
-        return found(text, what="a path")
+        return take(text, what="a path")
     except ValueError as error:
         message = str(error).removeprefix("a path: ")
         raise argparse.ArgumentTypeError(message) from error

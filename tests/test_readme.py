@@ -387,7 +387,7 @@ def is_package(module: str) -> bool:
 )
 def test_the_python_example_runs(block, place):
     code = block.replace("(384, 128), stride=16", "(64, 32), stride=8")
-    run([sys.executable, "-c", code], place)
+    assert run([sys.executable, "-c", code], place).returncode == 0
 
 
 def test_the_readme_is_short_and_leads_to_every_page():

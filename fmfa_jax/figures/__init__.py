@@ -14,7 +14,7 @@ from fmfa_jax.figures.rankings import (
     draw_spread,
     sheet,
 )
-from fmfa_jax.figures.report import write_evaluation, write_run
+from fmfa_jax.figures.report import write_evaluation
 from fmfa_jax.figures.words import WordMaps, word_maps
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "write_evaluation",
     "write_feature_map",
     "write_page",
-    "write_run",
     "write_similarities",
     "write_words",
 ]

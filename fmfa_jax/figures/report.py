@@ -1,25 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""All figures of an evaluated split, and of a run."""
+"""All figures of an evaluated split."""
 
 from pathlib import Path
 
 from data_pipeline.records import Split
 from fmfa_jax.evaluation import TOP, MatchRanks, SplitFeatures, nearest
-from fmfa_jax.figures.curves import write_curves
 from fmfa_jax.figures.features import write_feature_map, write_similarities
-from fmfa_jax.figures.page import write_page
 from fmfa_jax.figures.rankings import Retrieved, draw_spread
-from fmfa_jax.run.writers.jsonl import METRICS
-
-
-def write_run(folder: Path) -> None:
-    """Draw a finished run's curves, and write its page.
-
-    Args:
-        folder: The run's, with metrics.jsonl and config.json.
-    """
-    write_curves(folder / METRICS, folder / "curves.png")
-    write_page([folder])
 
 
 def write_evaluation(

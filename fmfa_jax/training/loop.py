@@ -13,7 +13,7 @@ from data_pipeline.findings import Finding
 from data_pipeline.loader import BadImages
 from data_pipeline.survey import cut, survey
 from fmfa_jax import files
-from fmfa_jax.figures import write_run
+from fmfa_jax.figures import write_curves, write_page
 from fmfa_jax.machines.flops import peak_flops
 from fmfa_jax.machines.lifecycle import StopSignal, Watchdog
 from fmfa_jax.machines.processes import (
@@ -29,7 +29,7 @@ from fmfa_jax.run.environment import environment
 from fmfa_jax.run.folder import RunFolder, reading
 from fmfa_jax.run.identity import digest
 from fmfa_jax.run.log import RunLog, open_log
-from fmfa_jax.run.writers.jsonl import recorded
+from fmfa_jax.run.writers.jsonl import METRICS, recorded
 from fmfa_jax.training.computing import in_words
 from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
@@ -249,9 +249,12 @@ def run(session: Session, training: Training) -> bool:
                 evaluate_now(judge, log, state, plan, step)
         checkpoints.wait()
         judge.save(LAST, state["params"], step=plan.stop)
+        writes = session.processes.index == 0
+        if writes:  # before the evaluation, which may fail
+            write_curves(session.workdir / METRICS, session.workdir / "curves.png")
         judge.report()
-        if session.processes.index == 0:
-            write_run(session.workdir)
+        if writes:
+            write_page([session.workdir])
     return True
 
 

@@ -99,13 +99,19 @@ def test_where_a_store_took_two_one_finds_out(lock, bucket):
         first.check()
 
 
-def test_one_that_leaves_meanwhile_is_followed_at_once(lock):
-    first = lock(refresh=FOREVER)
+def test_one_that_leaves_meanwhile_is_followed_and_not_taken_for_dead(lock, bucket):
+    first, said = lock(refresh=FOREVER), []
     first.take()
     leaves = threading.Timer(PATIENCE / 3, first.release)
     leaves.start()
-    lock(folder="b").take()
+    second = lock(folder="b", said=said)
+    second.take()
     leaves.join()
+    second.check()
+    assert [*bucket.list("locks")] == ["locks/2"]
+    assert len(said) == 1 and "waiting" in said[0]
+    with pytest.raises(InUseError):
+        first.check()
 
 
 def test_of_many_that_come_at_once_one_gets_it(lock):
