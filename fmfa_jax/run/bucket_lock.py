@@ -74,9 +74,9 @@ class BucketLock:
             StoreError: The store cannot be read or written.
         """
         last, held = self._newest()
+        if last and "left" not in held and held.get("where") != self._me["where"]:
+            held = self._outwait(last, held)
         if last and "left" not in held:
-            if held.get("where") != self._me["where"]:
-                self._outwait(last, held)
             self._say(
                 f"note: {named(held)} left {self._name} without a word; its place is "
                 "taken"
@@ -129,8 +129,8 @@ class BucketLock:
         content = self._bucket.read(_object(number)) if number else None
         return number, parsed(content or b"")
 
-    def _outwait(self, number: int, held: dict[str, Any]) -> None:
-        """Wait until a holder must be dead."""
+    def _outwait(self, number: int, held: dict[str, Any]) -> dict[str, Any]:
+        """Wait until a holder has left or must be dead; return its last sign."""
         self._say(
             f"note: {self._name} is held by {named(held)}; waiting up to "
             f"{self._patience:.0f} s for a sign of life"
@@ -140,9 +140,10 @@ class BucketLock:
             time.sleep(min(self._refresh, self._patience) / 4)
             now = self._newest()
             if now[0] == number and "left" in now[1]:
-                return
+                return now[1]
             if now != (number, held):
                 raise self._in_use(now[1])
+        return held
 
     def _in_use(self, held: dict[str, Any]) -> InUseError:
         return InUseError(
