@@ -79,6 +79,7 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.losses.efa = 1.0  # explicit fine-grained alignment, of FMFA
     c.losses.itc = 0.0  # image-text contrast, as CLIP was trained
     c.losses.cmpm = 0.0  # cross-modal projection matching
+    c.losses.tal = 0.0  # triplet alignment, of RDE: a sum over the pairs
 
     c.loss = ConfigDict()  # how the losses are computed
     c.loss.scale = 50.0  # 1 / tau
@@ -87,6 +88,8 @@ def _losses_and_optimizer(c: ConfigDict) -> None:
     c.loss.efa_rule = "official"  # official | plus (ignores padding, by person)
     c.loss.mlm_rule = "official"  # official | plus (ignores padding)
     c.loss.itc_positives = "pair"  # pair | person (same identity counts as a match)
+    c.loss.tal_tau = 0.015  # temperature of tal; RDE itself has rde.tau
+    c.loss.tal_margin = 0.1  # of tal; RDE itself has rde.margin
 
     c.weak = ConfigDict()  # the weak method; the defaults are its official code
     c.weak.threshold = 0.7  # cosine above which two pairs are linked
@@ -260,7 +263,7 @@ def _make_weak(config: ConfigDict, preset: str) -> None:
 def _make_rde(config: ConfigDict, preset: str) -> None:
     """Select RDE: CVPR 2024 and its official code."""
     config.method = "rde"
-    config.losses = ConfigDict({"bge": 1.0, "tse": 1.0})
+    config.losses = ConfigDict({"bge": 1.0, "tse": 1.0, "id": 0.0})
     # Biases learn twice as fast and do not decay; TSE's head has a rate of its own.
     config.optimizer.groups = "irra"
     if preset == "rde-batch":

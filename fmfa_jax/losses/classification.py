@@ -23,14 +23,23 @@ def identity_loss(
     text_logits: Float[Array, "b k"],
     person: Int[Array, " b"],
 ) -> Float[Array, ""]:
-    """Cross-entropy of both modalities' identity scores, averaged.
+    """Cross-entropy of both modalities' identity scores: the mean of `pair_identity`.
 
     Args:
         image_logits: Scores of the pictures.
         text_logits: Scores of the captions, from the same classifier.
         person: Identity of each pair, 0..k-1.
     """
-    both = [token_losses(x, person).mean() for x in (image_logits, text_logits)]
+    return pair_identity(image_logits, text_logits, person).mean()
+
+
+def pair_identity(
+    image_logits: Float[Array, "b k"],
+    text_logits: Float[Array, "b k"],
+    person: Int[Array, " b"],
+) -> Float[Array, " b"]:
+    """Cross-entropy of each pair's identity scores, averaged over both modalities."""
+    both = [token_losses(x, person) for x in (image_logits, text_logits)]
     return sum(both) / 2
 
 

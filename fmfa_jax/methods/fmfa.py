@@ -34,7 +34,7 @@ from fmfa_jax.methods.views import (
 )
 from fmfa_jax.options import Above, Between, OneOf, Options
 
-TERMS = ("a_sdm", "cmpm", "efa", "id", "itc", "mlm", "sdm")
+TERMS = ("a_sdm", "cmpm", "efa", "id", "itc", "mlm", "sdm", "tal")
 MLM_RULES = ("official", "plus")
 POSITIVES = ("pair", "person")
 
@@ -51,6 +51,8 @@ class LossOptions(Options, section="loss"):
         mlm_rule: "official": the interaction encoder attends to padding as well;
             "plus": it does not.
         itc_positives: "pair", or "person": all pairs of a person match.
+        tal_tau: Temperature of tal.
+        tal_margin: By how much tal wants a positive to beat the negatives.
     """
 
     scale: Annotated[float, Above(0)] = 50.0
@@ -59,6 +61,8 @@ class LossOptions(Options, section="loss"):
     efa_rule: Annotated[str, OneOf(alignment.RULES)] = "official"
     mlm_rule: Annotated[str, OneOf(MLM_RULES)] = "official"
     itc_positives: Annotated[str, OneOf(POSITIVES)] = "pair"
+    tal_tau: Annotated[float, Above(0, 1)] = 0.015
+    tal_margin: Annotated[float, Between(0, 4)] = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +209,10 @@ class FMFAMethod(Method):
                 f["masked_losses"], notes["masked_labels"]
             ),
             "sdm": lambda: losses.sdm(image, text, person, scale=scale),
+            # A sum, as RDE has it: its pairs reach 0, and others lose no weight by it.
+            "tal": lambda: losses.tal(
+                image, text, person, tau=options.tal_tau, margin=options.tal_margin
+            ).sum(),
         }
         total, values = weighted(terms, self.recipe.losses)
         if "dropped" in notes:

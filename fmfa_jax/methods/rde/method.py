@@ -83,10 +83,13 @@ class RDEMethod(Method):
 
     @classmethod
     def sized(cls, recipe: Recipe, model: models.ModelConfig) -> models.ModelConfig:
-        """The towers, and the head of TSE where its loss has a weight."""
-        width = recipe.rde.width if recipe.losses.get("tse") else 0
-        towers = models.towers_only(model)
-        return replace(towers, tse_width=width, tse_ratio=recipe.rde.ratio)
+        """The towers, and the heads of TSE and of people where theirs have a weight."""
+        return replace(
+            models.towers_only(model),
+            tse_width=recipe.rde.width if recipe.losses.get("tse") else 0,
+            tse_ratio=recipe.rde.ratio,
+            classes=model.classes if recipe.losses.get("id") else 0,
+        )
 
     @classmethod
     def for_task(cls, recipe: Recipe, task: Task) -> "RDEMethod":
@@ -102,19 +105,22 @@ class RDEMethod(Method):
         )
 
     def encode(self, params: Any, batch: Batch, key: jax.Array) -> tuple[Any, Any]:
-        """Global features, and the tokens that TSE selects."""
-        model = models.bind(self.model, params)
+        """Global features, the tokens that TSE selects, and scores of people."""
+        model, notes = models.bind(self.model, params), {}
         pixels, tokens = self._views(batch, key)
-        if not self.model.tse_width:
+        if self.model.tse_width:
+            image, patches = model.selected_images(pixels)
+            text, words = model.selected_texts(tokens)
+            features = {"patches": patches.tokens, "words": words.tokens}
+            notes = {"patches": patches.count, "words": words.count}
+        else:
             image = models.global_image(model.encode_images(pixels))
             text = models.global_text(model.encode_texts(tokens), tokens)
-            return {"image": image, "text": text}, {}
-        image, patches = model.selected_images(pixels)
-        text, words = model.selected_texts(tokens)
-        features = {"image": image, "text": text}
-        features |= {"patches": patches.tokens, "words": words.tokens}
-        notes = {"patches": patches.count, "words": words.count}
-        return features, notes
+            features = {}
+        if self.model.classes:
+            features["image_logits"] = model.identity_logits(image)
+            features["text_logits"] = model.identity_logits(text)
+        return features | {"image": image, "text": text}, notes
 
     def compare(
         self, features: Any, notes: Any, batch: Batch, state: State
@@ -125,10 +131,16 @@ class RDEMethod(Method):
             features, notes, batch, state["params"], statistics=statistics
         )
         weight = state[WEIGHTS][batch["pair"]]
+        summed = self.recipe.rde.loss in SUMMED
         terms = {
-            name: functools.partial(self._over, each, weight)
+            name: functools.partial(_over, each, weight, summed=summed)
             for name, each in pairs.items()
         }
+        if self.model.classes:
+            people = losses.pair_identity(
+                features["image_logits"], features["text_logits"], batch["person"]
+            )
+            terms["id"] = functools.partial(_over, people, weight, summed=False)
         total, scalars = weighted(terms, self.recipe.losses)
         update = kept if statistics == "batch" else None
         records = {"pair": batch["pair"], "weight": weight}
@@ -259,9 +271,8 @@ class RDEMethod(Method):
             return losses.pair_itc(image, text, scale=scale)
         return losses.pair_sdm(image, text, person, scale=scale)
 
-    def _over(self, pairs: Array, weight: Array) -> Float[Array, ""]:
-        """The sum over the pairs that are kept, or their mean; 0 where none is."""
-        total = jnp.sum(weight * pairs)
-        if self.recipe.rde.loss in SUMMED:
-            return total
-        return total / jnp.maximum(weight.sum(), 1)
+
+def _over(pairs: Array, weight: Array, *, summed: bool) -> Float[Array, ""]:
+    """The sum over the pairs that are kept, or their mean; 0 where none is."""
+    total = jnp.sum(weight * pairs)
+    return total if summed else total / jnp.maximum(weight.sum(), 1)

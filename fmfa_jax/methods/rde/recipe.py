@@ -10,7 +10,7 @@ from fmfa_jax.methods.rde.division import FITTINGS
 from fmfa_jax.methods.views import Augmentation
 from fmfa_jax.options import Above, Between, OneOf, Options
 
-TERMS = ("bge", "tse")
+TERMS = ("bge", "tse", "id")
 LOSSES = ("tal", "trl", "itc", "sdm")
 BATCH_NORMS = ("frozen", "batch")
 DIVISIONS = ("mixture", "none")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fmfa_jax import models
-from fmfa_jax.losses import classification, comparison, itc, sdm
+from fmfa_jax.losses import classification, comparison, itc, sdm, tal
 from fmfa_jax.machines.mesh import batch_sharding, make_mesh, replicated
 from fmfa_jax.methods.fmfa import TERMS, FMFAMethod, LossOptions, Recipe
 from tests.tiny_model import tiny_model
@@ -171,11 +171,21 @@ def test_total_is_the_weighted_sum_of_what_has_a_weight():
 
 def test_options_reach_the_terms():
     x = ordinary()
-    names = {"sdm": 1.0, "a_sdm": 1.0, "itc": 1.0}
+    names = {"sdm": 1.0, "a_sdm": 1.0, "itc": 1.0, "tal": 1.0}
     base = objective(x, names)
     changed = objective(
-        x, names, LossOptions(scale=7.0, a_sdm_weight="plus", itc_positives="person")
+        x,
+        names,
+        LossOptions(
+            scale=7.0,
+            a_sdm_weight="plus",
+            itc_positives="person",
+            tal_tau=0.05,
+            tal_margin=0.2,
+        ),
     )
+    pairs = tal(x["image"], x["text"], x["person"], tau=0.05, margin=0.2)
+    np.testing.assert_allclose(changed["tal"], pairs.sum())
     stronger = objective(x, names, LossOptions(a_sdm_alpha=3.0))
     assert all(base[name] != changed[name] for name in names)
     assert stronger["a_sdm"] != base["a_sdm"]

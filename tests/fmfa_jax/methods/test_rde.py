@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fmfa_jax import models
+from fmfa_jax.losses import identity_loss
 from fmfa_jax.machines.mesh import make_mesh, to_devices
 from fmfa_jax.methods.method import Epoch
 from fmfa_jax.methods.rde import RDEMethod, RDEOptions, Recipe, consensus
@@ -21,10 +22,10 @@ PAIRS, BATCH = 18, 8  # two batches, and two pairs that fill none
 
 
 @functools.cache
-def method(devices=1, tse=1.0, **options):
-    losses = {"bge": 1.0, "tse": tse}
+def method(devices=1, tse=1.0, people=0.0, **options):
+    losses = {"bge": 1.0, "tse": tse, "id": people}
     recipe = Recipe(losses=losses, rde=RDEOptions(width=64, **options))
-    model = RDEMethod.sized(recipe, tiny_model())
+    model = RDEMethod.sized(recipe, tiny_model(classes=PAIRS))
     mesh = make_mesh(devices=jax.devices()[:devices])
     return RDEMethod(model, recipe, mesh, pairs=PAIRS, seed=3)
 
@@ -117,6 +118,21 @@ def test_global_features_alone_have_no_head_and_decide_alone():
     found = consensus.collect(iter([batch]), pairs=3)
     assert found.bge.tolist() == found.tse.tolist() == [1.5, 0.0, 0.5]
     assert found.met.tolist() == [True, False, True]
+
+
+def test_people_are_told_apart_on_the_pairs_that_are_kept():
+    rde, rng = method(tse=0.0, people=0.5), np.random.default_rng(0)
+    pair, person = jnp.arange(4)[::-1], jnp.array([0, 1, 1, 2])
+    names = {"image": 8, "text": 8, "image_logits": PAIRS, "text_logits": PAIRS}
+    x = {name: jnp.asarray(rng.normal(size=(4, n))) for name, n in names.items()}
+    weights = jnp.zeros(PAIRS).at[jnp.array([0, 3])].set(1.0)
+    batch = {"pair": pair, "person": person}
+    total, found = rde.compare(x, {}, batch, {WEIGHTS: weights, "params": {}})
+    kept = jnp.array([0, 3])
+    logits = (x[name][kept] for name in ("image_logits", "text_logits"))
+    want = identity_loss(*logits, person[kept])
+    np.testing.assert_allclose(found.scalars["id"], want, rtol=1e-6)
+    np.testing.assert_allclose(total, found.scalars["bge"] + want / 2, rtol=1e-6)
 
 
 def test_how_well_pairs_were_chosen():
