@@ -23,7 +23,7 @@ class Row:
 
 def losses(**weights: float) -> dict[str, float]:
     """Weights of FMFA's losses; those that are not named are 0."""
-    names = ("sdm", "a_sdm", "id", "mlm", "efa", "itc", "cmpm")
+    names = ("sdm", "a_sdm", "id", "mlm", "efa", "itc", "cmpm", "tal")
     return {f"losses['{name}']": weights.pop(name, 0.0) for name in names} | weights
 
 
@@ -50,6 +50,7 @@ GLOBAL = {
     "sdm + id": Row("irra", losses(sdm=1.0, id=1.0)),
     "itc by person": Row("clip", BY_PERSON),
     "itc by person + id": Row("clip", losses(itc=1.0, id=1.0) | BY_PERSON),
+    "tal + id": Row("irra", losses(tal=1.0, id=1.0)),
     "a-sdm official + id": Row("official", losses(a_sdm=1.0, id=1.0)),
     "a-sdm plus + id": Row("plus", losses(a_sdm=1.0, id=1.0)),
     "a-sdm plus 1 + id": Row(
@@ -58,6 +59,8 @@ GLOBAL = {
     "a-sdm plus 5 + id": Row(
         "plus", losses(a_sdm=1.0, id=1.0) | {"loss.a_sdm_alpha": 5.0}
     ),
+    # The same losses, added up in another order: what is left is the noise of a run.
+    "sdm + id in chunks": Row("irra", losses(sdm=1.0, id=1.0) | {"train.chunks": 2}),
     "uniform sdm + id": Row(
         "irra", losses(sdm=1.0, id=1.0) | {"optimizer.groups": "uniform"}
     ),
@@ -77,6 +80,8 @@ LOCAL = {
 RDE = {
     "tal": Row("rde", without("tse") | {"rde.division": "none"}),
     "tal + tse": Row("rde", {"rde.division": "none"}),
+    "tal + tse + id": Row("rde", {"losses.id": 1.0, "rde.division": "none"}),
+    "rde + id": Row("rde", {"losses.id": 1.0}),
     "tal .005": Row("rde", without("tse") | {"rde.division": "none", "rde.tau": 0.005}),
     "trl": Row("rde", {"rde.loss": "trl"}),
     "rde, sdm": Row("rde", {"rde.loss": "sdm"}),
