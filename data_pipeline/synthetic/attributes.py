@@ -9,6 +9,7 @@ uses only the tuples of its own class: populations whose seeds differ modulo
 `SEED_CLASSES` share no identity, by construction.
 """
 
+import itertools
 import zlib
 from bisect import bisect_right
 from collections.abc import Iterable
@@ -22,6 +23,8 @@ SEED_CLASSES = 64
 FAMILY = 4
 FAMILY_APART, TWINS_APART = (2, 3), (1,)
 """In how many groups of attributes people differ from the one before."""
+PATIENCE = 20_000
+"""Draws after which a person like the one before is given up; most take 100."""
 
 COLOURS: dict[str, tuple[int, int, int]] = {
     "black": (26, 26, 28),
@@ -251,8 +254,14 @@ def _next_identity(
     *,
     apart: tuple[int, ...],
 ) -> tuple[dict[str, str], Identity]:
-    """Draw until the tuple is new, in the seed's class, and `apart` from `before`."""
-    while True:
+    """Draw until the tuple is new, in the seed's class, and `apart` from `before`.
+
+    Few of a person's near-twins are in the class, and of some none: they are given up
+    for somebody unlike anyone.
+    """
+    for attempt in itertools.count():
+        if attempt == PATIENCE:
+            before = None
         draft = _draw(rng, _FIELDS) if before is None else _mutate(rng, raw, apart)
         values = _canonical(draft)
         if _class_of(values) != wanted_class:

@@ -129,6 +129,16 @@ def test_near_twins_differ_in_one_group():
     assert list(steps) == [1] * 4
 
 
+def test_a_person_of_whom_the_class_has_no_near_twin_is_given_up():
+    """Under a closed coat little can change: somebody of these 1900 has none."""
+    count = 1900
+    people = identity_attributes(0, count, twins=0.1)
+    assert len(set(people)) == count
+    assert {seed_class(person) for person in people} == {0}
+    steps = list(itertools.starmap(differences, itertools.pairwise(people)))
+    assert 0.08 < steps.count(1) / count < 0.12
+
+
 def test_values_are_those_of_the_tables():
     for person in identity_attributes(8, 40):
         for field, value in asdict(person).items():
