@@ -13,7 +13,7 @@ import math
 import re
 import reprlib
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -33,7 +33,7 @@ _KINDS: dict[Any, tuple[Any, str]] = {
 class OneOf:
     """The words that a field may be."""
 
-    words: tuple[str, ...]
+    words: Collection[str]
 
     def check(self, key: str, value: Any) -> None:
         """Raise ValueError, naming the near words, for any other value."""

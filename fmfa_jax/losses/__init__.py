@@ -6,7 +6,6 @@ from fmfa_jax.losses.arithmetic import cosines
 from fmfa_jax.losses.classification import (
     identity_loss,
     labelled_mean,
-    pair_identity,
     token_losses,
     word_losses,
 )
@@ -23,7 +22,6 @@ __all__ = [
     "itc",
     "labelled_mean",
     "local_loss",
-    "pair_identity",
     "pair_itc",
     "pair_sdm",
     "sdm",

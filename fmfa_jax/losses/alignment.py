@@ -7,6 +7,7 @@ operands of `best_cosines` where its caller wants them in bfloat16.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +17,52 @@ from fmfa_jax.losses.arithmetic import EXACT, same_person, unit, wide
 from fmfa_jax.losses.comparison import best_cosines
 from fmfa_jax.losses.matching import pair_contrast
 
-RULES = ("official", "plus")
 # Added to every gap of the official rule, by what is compared with the groups.
 WORD_MARGIN, PATCH_MARGIN = 0.1, 0.9
+# Of the rule "plus": 1 / temperature, and the share of a word's range of similarities
+# below which a patch is left out of its group; "official" has 1 / number of patches.
+SCALE, THRESHOLD = 14.0, 0.5
 # A row of similarities that varies by less, relative to its size, is noise.
 FLAT = 1e-6
 
 Compare = Callable[[Array, Array, Array], Array]
 """From rows, groups and their mask to the best cosines, as `best_cosines`."""
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """What a rule of EFA is given.
+
+    Attributes:
+        text: All positions, float32.
+        image: All tokens, the class token first, float32.
+        person: Identity of each pair; None where nobody has said.
+        words: Positions that hold words; None where nobody has said.
+        compare: `best_cosines`, or the same with other operands, for another backend,
+            or spread over devices.
+    """
+
+    text: Float[Array, "b l d"]
+    image: Float[Array, "b n d"]
+    person: Int[Array, " b"] | None
+    words: Bool[Array, "b l"] | None
+    compare: Compare
+
+    @property
+    def patches(self) -> Float[Array, "b p d"]:
+        """The image's tokens without the class token."""
+        return self.image[:, 1:]
+
+    @property
+    def same(self) -> Bool[Array, "b b"]:
+        """Which pairs are of one person.
+
+        Raises:
+            ValueError: Nobody has said who they are.
+        """
+        if self.person is None or self.words is None:
+            raise ValueError("this rule of efa wants both person and text_mask.")
+        return same_person(self.person)
 
 
 def efa(
@@ -33,8 +72,6 @@ def efa(
     rule: str = "official",
     person: Int[Array, " b"] | None = None,
     text_mask: Bool[Array, "b l"] | None = None,
-    scale: float = 14.0,
-    threshold: float = 0.5,
     compare: Compare = best_cosines,
 ) -> Float[Array, ""]:
     """Words and patches should fit the groups of their own pair better than others'.
@@ -51,40 +88,39 @@ def efa(
             directions takes all pairs of one person as positives.
         person: Identity of each pair; needed by "plus".
         text_mask: Positions that hold words; needed by "plus".
-        scale: 1 / temperature of "plus".
-        threshold: "plus" leaves a patch out of a word's group below this share of the
-            word's range of similarities; "official" uses 1 / number of patches.
-        compare: `best_cosines`, or the same with other operands, for another backend,
-            or spread over devices.
+        compare: See `Tokens`.
     """
     if rule not in RULES:
-        raise ValueError(f"rule must be one of {RULES}, got {rule!r}.")
-    text, patches = wide(text_tokens), wide(image_tokens[:, 1:])
-    if rule == "official":
-        return _official(text, patches, compare)
-    if person is None or text_mask is None:
-        raise ValueError("efa with rule='plus' wants both person and text_mask.")
-    groups = grouped_patches(text, patches, threshold=threshold)
-    positive = same_person(person)
+        raise ValueError(f"rule must be one of {tuple(RULES)}, got {rule!r}.")
+    tokens = Tokens(wide(text_tokens), wide(image_tokens), person, text_mask, compare)
+    return RULES[rule](tokens)
+
+
+def _plus(tokens: Tokens) -> Float[Array, ""]:
+    """The mean of both comparisons, each a contrast of all pairs."""
+    same, patches = tokens.same, tokens.patches
+    groups = grouped_patches(tokens.text, patches, threshold=THRESHOLD)
     everywhere = jnp.ones(patches.shape[:2], bool)
+    sides = ((tokens.text, tokens.words), (patches, everywhere))
     directions = [
         pair_contrast(
-            _mean_scores(compare(rows, groups, text_mask), mask), positive, scale=scale
+            mean_scores(tokens.compare(rows, groups, tokens.words), mask),
+            same,
+            scale=SCALE,
         ).mean()
-        for rows, mask in ((text, text_mask), (patches, everywhere))
+        for rows, mask in sides
     ]
     return sum(directions) / 2
 
 
-def _official(
-    text: Float[Array, "b l d"], patches: Float[Array, "b p d"], compare: Compare
-) -> Float[Array, ""]:
+def _official(tokens: Tokens) -> Float[Array, ""]:
     """The sum of both comparisons, as the released code has it."""
+    text, patches = tokens.text, tokens.patches
     groups = grouped_patches(text, patches, threshold=1 / patches.shape[1])
     everywhere = jnp.ones(groups.shape[:2], bool)
     losses = []
     for rows, margin in ((text, WORD_MARGIN), (patches, PATCH_MARGIN)):
-        best = compare(rows, groups, everywhere)
+        best = tokens.compare(rows, groups, everywhere)
         scores = unit(jax.nn.logsumexp(best, axis=0))
         losses.append(_margin_loss(scores, margin=margin))
     return sum(losses)
@@ -113,7 +149,7 @@ def grouped_patches(
     return jnp.einsum("blp,bpd->bld", share, patches, precision=EXACT)
 
 
-def _mean_scores(
+def mean_scores(
     best: Float[Array, "x b b"], mask: Bool[Array, "b x"]
 ) -> Float[Array, "b b"]:
     """Average over the positions of each item that count; 0 where none does."""
@@ -132,3 +168,7 @@ def _margin_loss(scores: Float[Array, "b b"], *, margin: float) -> Float[Array, 
     return sum(
         jax.nn.logsumexp(jnp.where(diagonal, 0, gap), axis=0).mean() for gap in gaps
     )
+
+
+RULES: dict[str, Callable[[Tokens], Array]] = {"official": _official, "plus": _plus}
+"""The rules by the names that config.loss.efa_rule knows; another may be added."""

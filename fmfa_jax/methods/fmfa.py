@@ -220,12 +220,9 @@ class FMFAMethod(Method):
         return total, Measured(values)
 
     def _efa(self, features: Any, batch: Batch) -> Float[Array, ""]:
-        """Explicit alignment; only its rule "plus" knows of persons and padding."""
-        rule, extra = self.recipe.loss.efa_rule, {}
-        if rule == "plus":
-            # Hiding words changes nothing here: a mask or random word is content too.
-            mask = content_mask(batch["tokens"], start_id=self.model.vocab_size - 2)
-            extra = {"person": batch["person"], "text_mask": mask}
+        """Explicit alignment; what the rule does not ask for costs nothing."""
+        # Hiding words changes nothing here: a mask or random word is content too.
+        words = content_mask(batch["tokens"], start_id=self.model.vocab_size - 2)
         text, image = features["text_tokens"], features["image_tokens"]
         compare = functools.partial(
             alignment.best_cosines,
@@ -237,7 +234,14 @@ class FMFAMethod(Method):
         compare = over_shards(
             compare, self.mesh, (P(BATCH_AXES), P(), P()), P(None, BATCH_AXES)
         )
-        return losses.efa(text, image, rule=rule, compare=compare, **extra)
+        return losses.efa(
+            text,
+            image,
+            rule=self.recipe.loss.efa_rule,
+            person=batch["person"],
+            text_mask=words,
+            compare=compare,
+        )
 
     def _guess(
         self,

@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float
 
 from fmfa_jax import losses, models
+from fmfa_jax.losses.classification import pair_identity
 from fmfa_jax.machines.mesh import encoding, replicated
 from fmfa_jax.methods.method import (
     Batch,
@@ -137,7 +138,7 @@ class RDEMethod(Method):
             for name, each in pairs.items()
         }
         if self.model.classes:
-            people = losses.pair_identity(
+            people = pair_identity(
                 features["image_logits"], features["text_logits"], batch["person"]
             )
             terms["id"] = functools.partial(_over, people, weight, summed=False)

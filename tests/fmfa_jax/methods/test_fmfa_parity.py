@@ -89,7 +89,7 @@ def _step(case: Case, *, compiler_options: dict | None = None) -> Callable[..., 
             "masked_losses": losses.token_losses(masked.logits, masked.labels),
         }
         notes = {"masked_labels": masked.labels}
-        batch = {"person": inputs["pids"]}
+        batch = {"person": inputs["pids"], "tokens": inputs["caption_ids"]}
         _, measured = method.compare(features, notes, batch, {})
         values = out["losses"] = measured.scalars
         return sum(weights[name] * values[name] for name in COMPUTED), out
