@@ -23,6 +23,9 @@ FEATURES = ("image", "text", "patches", "words", "head")
 """What carries a gradient."""
 ROWS = ("image", "text", "patches", "words", "mask", "labels", "person", "index")
 """What has one entry for each pair."""
+# XLA sums up a log-softmax in an order of its own: of a match without rivals it may be
+# above 0 by rounding (3e-13 was seen).
+ROUNDING = -1e-6
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,7 @@ class Loss:
     mirrored: bool = True
     ordered: bool = False
     named: bool = False
-    least: float = 0.0
+    least: float = ROUNDING
 
 
 def of_pairs(loss: Callable[..., Any], **options: Any) -> Callable[[Batch], Any]:
