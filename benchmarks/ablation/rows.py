@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is compared: presets, and single changes to them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 
@@ -12,6 +12,7 @@ class Row:
     Attributes:
         preset: Preset of configs/demo.py.
         changes: Config keys that differ from the preset.
+        program: Arguments of Python that train it.
         published: R1 on CUHK-PEDES, ICFG-PEDES and RSTPReid: the authors', and of CLIP
             what ICL's authors reached when they fine-tuned it again.
     """
@@ -19,6 +20,7 @@ class Row:
     preset: str
     changes: Mapping[str, object] = field(default_factory=dict)
     published: str = ""
+    program: Sequence[str] = ("main.py",)
 
 
 def losses(**weights: float) -> dict[str, float]:
@@ -33,6 +35,7 @@ def without(*names: str) -> dict[str, float]:
 
 
 BY_PERSON = {"loss.itc_positives": "person"}
+PLUS_WORDS = {"loss.mlm_rule": "plus"}
 PRESETS = {
     "official": Row("official", published="74.16 / 64.29 / 61.05"),
     "plus": Row("plus"),
@@ -69,6 +72,9 @@ GLOBAL = {
     ),
 }
 LOCAL = {
+    "itc + id + irr": Row(
+        "clip", losses(itc=1.0, id=1.0, mlm=1.0) | BY_PERSON | PLUS_WORDS
+    ),
     "irr official": Row("irra"),
     "irr plus": Row("irra", {"loss.mlm_rule": "plus"}),
     "irr .3": Row("irra", {"losses.mlm": 0.3}),
@@ -76,6 +82,23 @@ LOCAL = {
     "irr, clean captions": Row("irra", {"mask.all_captions": False}),
     "plus without irr": Row("plus", without("mlm")),
     "plus without efa": Row("plus", without("efa")),
+}
+CANDIDATES = ("-m", "benchmarks.ablation.candidates")
+EXPLICIT = {
+    f"{rule} efa {weight:g}": Row(
+        "clip",
+        losses(itc=1.0, id=1.0, efa=weight) | BY_PERSON | {"loss.efa_rule": rule},
+        program=program,
+    )
+    for program, rules in (
+        (("main.py",), ("official", "plus")),
+        (
+            CANDIDATES,
+            ("late", "late-both", "within", "distilled", "selected", "transport"),
+        ),
+    )
+    for rule in rules
+    for weight in (0.3, 1.0)
 }
 RDE = {
     "tal": Row("rde", without("tse") | {"rde.division": "none"}),
@@ -108,6 +131,7 @@ GROUPS = {
     "presets": PRESETS,
     "globals": GLOBAL,
     "locals": LOCAL,
+    "explicit": EXPLICIT,
     "rde": RDE,
     "weak": WEAK,
 }

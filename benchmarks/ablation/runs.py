@@ -81,7 +81,7 @@ class Run:
         settings |= dict(ROWS[self.row].changes) | dict(self.changes)
         return [
             sys.executable,
-            "main.py",
+            *ROWS[self.row].program,
             f"--config=configs/demo.py:{ROWS[self.row].preset}",
             f"--workdir={self.workdir}",
             *(f"--config.{key}={value}" for key, value in settings.items()),

@@ -13,8 +13,10 @@ from scipy import stats
 
 from benchmarks import common
 from benchmarks.ablation import __main__ as command
+from benchmarks.ablation.candidates import CANDIDATES
 from benchmarks.ablation.rows import GROUPS, ROWS
 from benchmarks.ablation.runs import POPULATIONS, Run, planned, train
+from fmfa_jax.losses import alignment
 from fmfa_jax.options import flat
 from fmfa_jax.training import settings
 from tests.benchmarks.conftest import table
@@ -35,8 +37,11 @@ def parsed(arguments, monkeypatch):
 @pytest.mark.parametrize("name", ROWS)
 def test_each_row_is_a_valid_training(name, tmp_path, monkeypatch):
     monkeypatch.chdir(common.ROOT)
+    for rule, loss in CANDIDATES.items():
+        monkeypatch.setitem(alignment.RULES, rule, loss)
     run = Run(name, 50, 2, tmp_path, changes=(("train.epochs", "1"),))
-    config = parsed(run.command()[1:], monkeypatch)
+    program = len(ROWS[name].program)
+    config = parsed(run.command()[program:], monkeypatch)
     settings.read(config)
     assert (config.seed, config.train.epochs, config.data.noise) == (2, 1, 0.5)
     assert config.data.options.seed == POPULATIONS[2]
