@@ -5,6 +5,13 @@ LLVM optimizes little, and XLA writes fused operations for CPUs with its older g
 of code, which LLVM is done with sooner. Most tests take half the time then.
 """
 
+AS_USERS = {
+    "xla_backend_optimization_level": 3,
+    "xla_llvm_disable_expensive_passes": False,
+    "xla_cpu_use_fusion_emitters": True,
+}
+"""Compiler options of a program that is compiled as users would nevertheless."""
+
 
 def quick(devices: int = 1) -> dict[str, str]:
     """Return the variables of a process with so many simulated devices."""
