@@ -35,7 +35,8 @@ HOSTS := tests/fmfa_jax/machines/test_hosts.py tests/fmfa_jax/search/test_search
 # Up to four real processes, which wait for each other for 30 s at most, have the
 # machine to themselves.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist=loadfile $(HOSTS:%=--ignore=%)
+	$(BIN)/python -m pytest -n 2 --dist=loadfile --no-loadscope-reorder \
+		$(HOSTS:%=--ignore=%)
 	$(BIN)/python -m pytest $(HOSTS)
 
 # What a release should have been through: hours of kills and hostile files.

@@ -17,6 +17,7 @@ from configs import cuhk
 from fmfa_jax.__main__ import COMMANDS
 from fmfa_jax.options import flat
 from fmfa_jax.run.environment import code_version
+from tests.compiling import quick
 from tests.own_lines import Commands, foreign
 
 ROOT = Path(__file__).parents[1]
@@ -68,9 +69,8 @@ def place(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def environ(site) -> dict[str, str]:
-    quick = {"XLA_FLAGS": "", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
     inherited = {k: v for k, v in os.environ.items() if k != "TF_CPP_MIN_LOG_LEVEL"}
-    return inherited | quick | {"PYTHONPATH": str(site)}
+    return inherited | quick() | {"PYTHONPATH": str(site)}
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from data_pipeline.synthetic import write_population
 from docs.layout import FENCE, anchors, led_to, links
 from fmfa_jax import models, weights
 from fmfa_jax.__main__ import COMMANDS as FMFA
+from tests.compiling import quick
 from tests.fmfa_jax.machines.hosts import free_port
 from tests.hub_server import Hub
 from tests.own_lines import Commands, foreign, on_terminal
@@ -123,11 +124,9 @@ def environment(folder: Path, **variables: str) -> dict[str, str]:
         inherited
         | {
             "PYTHONPATH": str(ROOT),
-            "XLA_FLAGS": "",
             "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
-            # Halves the time to compile.
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
+        | quick()
         | variables
     )
 

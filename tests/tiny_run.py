@@ -16,18 +16,13 @@ import jax
 from configs import demo
 from data_pipeline.records import UNKNOWN_PERSON, Split
 from fmfa_jax.training import loop, session
+from tests.compiling import quick
 
 ROOT = Path(__file__).parents[1]
 DEVICES = 2  # of the eight simulated ones, which on two cores only wait
 IDENTITIES, IMAGES, VAL, TEST = 16, 2, 4, 8
 
-ENVIRONMENT = {
-    "PYTHONPATH": str(ROOT),
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={DEVICES}",
-    # As `quick_compiles` has it, for the same bits.
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "PYTHONWARNINGS": "ignore",
-}
+ENVIRONMENT = quick(DEVICES) | {"PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 CONFIG = """
 from pathlib import Path
 from tests.tiny_run import tiny_config

@@ -23,17 +23,12 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def compiled_once(tmp_path_factory):
-    """Compile quickly, and a program that several children need once."""
-    values = {
-        "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-        "jax_disable_most_optimizations": True,
-    }
-    before = {name: jax.config.values[name] for name in values}
-    for name, value in values.items():
-        jax.config.update(name, value)
+    """Compile a program that several children need once."""
+    name, folder = "jax_compilation_cache_dir", tmp_path_factory.mktemp("programs")
+    before = jax.config.values[name]
+    jax.config.update(name, str(folder))
     yield
-    for name, value in before.items():
-        jax.config.update(name, value)
+    jax.config.update(name, before)
 
 
 def entry(name):

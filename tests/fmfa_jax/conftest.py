@@ -1,18 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the tests of whole runs share."""
 
-import jax
 import pytest
 
 from tests.hub_server import Hub
-
-
-@pytest.fixture(scope="module")
-def quick_compiles():
-    """Half the time to compile, which is most of the time of small runs."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +18,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, shared, quick_compiles):
+def folder(tmp_path_factory, shared):
     """Where the tiny runs of a module lie."""
     folder = tmp_path_factory.mktemp("runs")
     for name in ("population", "compiled"):

@@ -13,6 +13,7 @@ import pytest
 from jax.sharding import AxisType, Mesh
 
 from fmfa_jax.evaluation import SplitFeatures, encode_split
+from tests.compiling import quick
 
 ROWS, QUERIES, SIZE = 13, 21, 8
 
@@ -103,10 +104,8 @@ def test_a_batch_that_does_not_divide_names_one_that_does() -> None:
 def test_two_processes_get_all_features_and_the_same_ranks(tmp_path: Path) -> None:
     worker = Path(__file__).with_name("two_processes.py")
     root = Path(__file__).parents[3]
-    environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
-        "PYTHONPATH": os.pathsep.join([str(root), str(worker.parent)]),
-    }
+    paths = {"PYTHONPATH": os.pathsep.join([str(root), str(worker.parent)])}
+    environment = os.environ | quick(2) | paths
     address = f"127.0.0.1:{free_port()}"
     commands = [[sys.executable, str(worker), address, str(i)] for i in range(2)]
     logs = [tmp_path / f"{i}.log" for i in range(2)]

@@ -19,8 +19,6 @@ from fmfa_jax.evaluation.__main__ import main
 from fmfa_jax.evaluation.protocols import PROTOCOLS
 from tests.tiny_model import tiny_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 SIZES = {"identities": 6, "images_per_identity": 2}
 SIZES |= {"val_identities": 2, "test_identities": 5}
 STEPS = {"best": 4, "last": 9}

@@ -19,8 +19,6 @@ PERSON = jnp.asarray(PEOPLE)
 # Captions of one to four words.
 LENGTHS = (4, 2, 3, 1, 4)
 MASK = jnp.arange(WORDS)[None] < jnp.asarray(LENGTHS)[:, None]
-# Machine code made in a hurry: the same operations, less time to compile.
-HASTY = {"xla_backend_optimization_level": 0}
 
 
 @pytest.fixture(scope="module")
@@ -95,8 +93,7 @@ def test_efa_equals_the_oracle_in_value_and_gradient(tokens, rule):
 
     slow = naive_official if rule == "official" else naive_plus
     (value, gradients), (expected, wanted) = (
-        jax.jit(jax.value_and_grad(f, argnums=(0, 1)), compiler_options=HASTY)(*tokens)
-        for f in (ours, slow)
+        jax.jit(jax.value_and_grad(f, argnums=(0, 1)))(*tokens) for f in (ours, slow)
     )
     np.testing.assert_allclose(value, expected, rtol=1e-5)
     for got, want in zip(gradients, wanted, strict=True):
@@ -127,9 +124,7 @@ def test_blocks_of_any_size_give_one_result(tokens, monkeypatch, positions, back
         return jnp.sum(best * weight.reshape(BATCH, BATCH)), best
 
     (got, best), (want, oracle) = (
-        jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True), compiler_options=HASTY)(
-            rows, text
-        )
+        jax.jit(jax.grad(f, argnums=(0, 1), has_aux=True))(rows, text)
         for f in (ours, naive)
     )
     np.testing.assert_allclose(best, oracle, atol=1e-6)
@@ -161,7 +156,7 @@ def tower_tokens():
     pixels = jnp.asarray(rng.normal(size=(8, *config.image_size, 3)), jnp.float32)
     ids = jnp.asarray(rng.integers(1, config.vocab_size, (8, config.context_length)))
 
-    @functools.partial(jax.jit, compiler_options=HASTY)
+    @jax.jit
     def encode(params):
         both = [
             dataclasses.replace(config, dtype=name) for name in ("float32", "bfloat16")
@@ -179,7 +174,7 @@ def test_bfloat16_operands_err_less_than_bfloat16_towers():
         compare = functools.partial(best_cosines, operands=operands, backend=backend)
         loss = functools.partial(efa, compare=compare)
         loss = jax.value_and_grad(loss, argnums=(0, 1))
-        return jax.jit(loss, compiler_options=HASTY)
+        return jax.jit(loss)
 
     exact, rounded = tower_tokens()
     with jax.enable_x64(True):

@@ -186,11 +186,6 @@ def test_every_loss_is_in_the_table():
     assert [name for name in losses.__all__ if f"losses.{name}" not in text] == []
 
 
-@pytest.fixture(autouse=True)
-def quick(quick_compiles):
-    """Compile for a few calls."""
-
-
 def assert_close(got: Any, want: Any) -> None:
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
 

@@ -23,10 +23,6 @@ FEATURES = {
     "bge": ("out/image_global", "out/text_global"),
     "tse": ("train/image_tse", "train/text_tse"),
 }
-# Made in a hurry: the same operations, half the time to compile.
-hasty = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
 
 
 def gradients(loss, image, text, weight):
@@ -41,7 +37,7 @@ def gradients(loss, image, text, weight):
     return pairs, slopes
 
 
-@hasty
+@jax.jit
 def measured(image, text, person, weight):
     """All losses by name, in one program for each shape of features."""
     return {
@@ -117,7 +113,7 @@ def test_tal_of_four_angles_by_hand(person, tau, wanted):
         for angle in jnp.deg2rad(jnp.asarray([[0.0, 20, 60, 200], [10, 40, 100, 170]]))
     )
     loss = functools.partial(tal, tau=tau, margin=0.1)
-    got = hasty(loss)(image, text, jnp.asarray(person))
+    got = jax.jit(loss)(image, text, jnp.asarray(person))
     np.testing.assert_allclose(got, wanted, atol=1e-6)
 
 
@@ -148,7 +144,7 @@ def test_tal_holds_below_the_temperature_where_exp_overflows():
     person = np.asarray([0, 1, 2, 3, 4, 5, 6, 7, 0, 1, 8, 9])
     taus = (0.005, 0.01, 0.015, 0.1)
 
-    @hasty
+    @jax.jit
     def all_of_them(image, text):
         def loss(tau):
             return lambda i, t: tal(i, t, jnp.asarray(person), tau=tau, margin=0.8)
@@ -179,7 +175,7 @@ def test_means_of_pairs_are_the_losses_of_the_batch():
     stored = group(reference_arrays("rde"), "pairs")
     image, text = (jnp.float32(stored[key]) for key in ("image", "text"))
 
-    @hasty
+    @jax.jit
     def both(image, text, person):
         plus = {"weight": "plus"}
         return [

@@ -10,6 +10,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from tests.compiling import quick
 from tests.fmfa_jax.machines.host import Job
 
 ROOT = Path(__file__).parents[3]
@@ -31,13 +32,11 @@ class Hosts:
         }
         self.processes = []
         for index, log in enumerate(self.logs):
-            variables = {
+            variables = quick(share) | {
                 "PYTHONPATH": str(ROOT),
                 "JAX_PLATFORMS": "cpu",
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={share}",
                 "NPROC": str(4 * share),  # see tests/conftest.py
-                # Half the time to compile, and each program once.
-                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                # Each program is compiled once.
                 "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled-{count}"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             }

@@ -27,6 +27,7 @@ from fmfa_jax.machines.processes import (
 from fmfa_jax.run import environment as environment_module
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import code_version, environment
+from tests.compiling import quick
 
 ROOT = Path(__file__).parents[3]
 PEER = Path(__file__).with_name("lifecycle_peer.py")
@@ -89,10 +90,9 @@ def free_port():
 def programs(tmp_path_factory):
     """All subprocesses of this file, started at once: {name: (rc, out, err)}."""
     folder = tmp_path_factory.mktemp("peers")
-    pair = {
+    pair = quick(2) | {
         "COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "NUM_PROCESSES": "2",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     running = {
         "stalled": start("-c", STALLED),

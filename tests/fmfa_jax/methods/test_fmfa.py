@@ -17,8 +17,6 @@ from tests.tiny_model import tiny_model
 
 BATCH, TOKENS, WORDS, WIDTH, PEOPLE, ROWS = 6, 5, 4, 8, 6, 2
 MODEL = tiny_model(context_length=WORDS, classes=PEOPLE, irr_layers=1)
-# Made in a hurry: the same operations, 40 % less time to compile.
-HASTY = {"xla_backend_optimization_level": 0}
 OPTIONS = {
     "official": LossOptions(),
     "paper": LossOptions(a_sdm_weight="paper", a_sdm_alpha=10.0),
@@ -115,7 +113,7 @@ def compiled(name):
         values = objective(floats | rest, dict.fromkeys(TERMS, 1.0), options)
         return values["total"], values
 
-    step = jax.jit(jax.value_and_grad(run, has_aux=True), compiler_options=HASTY)
+    step = jax.jit(jax.value_and_grad(run, has_aux=True))
 
     def split(inputs):
         floats = {name: inputs[name] for name in FLOATS}
@@ -264,7 +262,7 @@ def test_nothing_travels_once_a_block(monkeypatch):
         features, notes = method.encode(params, batch, jax.random.key(0))
         return method.compare(features, notes, batch, {})[0]
 
-    program = jax.jit(jax.grad(total), compiler_options=HASTY)
+    program = jax.jit(jax.grad(total))
     every, inside = collectives(program.lower(params, batch).compile().as_text())
     assert every > 0
     assert inside == 0

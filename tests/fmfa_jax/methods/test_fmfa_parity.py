@@ -18,6 +18,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmfa_jax import losses, models
 from fmfa_jax.methods.fmfa import FMFAMethod, Recipe
+from tests.compiling import AS_USERS
 from tests.reference_case import Case, place, reference_case
 
 # The official names of the objective's terms.
@@ -32,8 +33,6 @@ TERMS = {
 IN_TOTAL = tuple(TERMS)
 COMPUTED = (*IN_TOTAL, "sdm")
 PRECISIONS = ("float32", "float64")
-# Machine code made in a hurry: the same operations, 40 % less time to compile.
-HASTY = {"xla_backend_optimization_level": 0}
 
 
 @dataclass(frozen=True)
@@ -111,8 +110,8 @@ def bench(request):
     with _precise(request.param):
         case = reference_case(request.param)
         # float32 is what users run, so that is compiled as they would.
-        hurry = None if request.param == "float32" else HASTY
-        yield Bench(case, request.param, _step(case, compiler_options=hurry))
+        options = AS_USERS if request.param == "float32" else None
+        yield Bench(case, request.param, _step(case, compiler_options=options))
 
 
 @pytest.fixture(scope="module")
@@ -258,9 +257,7 @@ def test_batch_spread_over_eight_devices(bench, forward):
     )
     params = jax.device_put(bench.case.params, NamedSharding(mesh, PartitionSpec()))
     _, out, gradient = forward
-    many_devices = Bench(
-        bench.case, "float32", _step(bench.case, compiler_options=HASTY)
-    )
+    many_devices = Bench(bench.case, "float32", _step(bench.case))
     (_, spread_out), spread_gradient = many_devices(params, inputs)
     for name, value in out["losses"].items():
         assert distance(spread_out["losses"][name], value) < 1e-5, name

@@ -23,8 +23,6 @@ from fmfa_jax.methods import METHODS, Measured, Method
 from fmfa_jax.methods.method import check_weights, weighted
 from tests.tiny_run import tiny_config, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 CALLS: list[tuple] = []
 """What was asked of the method: ("epoch", number, pairs) and ("step", pairs)."""
 

@@ -16,8 +16,6 @@ from fmfa_jax.methods.rde import RDEMethod, RDEOptions, Recipe, consensus
 from fmfa_jax.methods.rde.method import WEIGHTS
 from tests.tiny_model import tiny_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 PAIRS, BATCH = 18, 8  # two batches, and two pairs that fill none
 
 

@@ -25,8 +25,6 @@ from tests.reference_case import place, reference_case
 
 CASE = reference_case("float32", "rde")
 BOTH, TSE = (("bge", 1.0), ("tse", 1.0)), (("bge", 0.0), ("tse", 1.0))
-# Machine code made in a hurry: the same operations, 40 % less time to compile.
-jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def distance(ours, reference) -> float:
@@ -129,7 +127,7 @@ def test_the_count_is_rounded_down_as_python_does(positions, ratio, count):
 def encoded():
     """What the method's `encode` gives: features and notes."""
     method, batch = rde_method(CASE), with_rows(rde_batch(CASE))
-    return jit(method.encode)(CASE.params, batch, jax.random.key(0))
+    return jax.jit(method.encode)(CASE.params, batch, jax.random.key(0))
 
 
 @pytest.mark.parametrize(("statistics", "name"), [("kept", "eval"), ("batch", "train")])
@@ -139,7 +137,7 @@ def test_selection_embeddings(statistics, name):
     heads = models.bind(CASE.config, CASE.params).tse
     for side, tokens in (("image", "patches"), ("text", "words")):
         selected = selection.Selected(features[tokens], notes[tokens])
-        embed = jit(functools.partial(getattr(heads, side), statistics=statistics))
+        embed = jax.jit(functools.partial(getattr(heads, side), statistics=statistics))
         ours = embed(selected).features
         assert distance(ours, CASE.arrays[f"{name}/{side}_tse"]) < 1e-5
 
@@ -253,7 +251,7 @@ def test_the_losses_that_the_division_sees(loss):
     name = {"InfoNCE": "itc"}.get(loss, loss.lower())
     method, reference = rde_method(CASE, loss=name), CASE.group(f"ccd_pass/{loss}")
     features, notes = encoded()
-    measure = jit(functools.partial(method.pair_losses, statistics="kept"))
+    measure = jax.jit(functools.partial(method.pair_losses, statistics="kept"))
     losses, _ = measure(features, notes, rde_batch(CASE), CASE.params)
     tolerance = 1e-4 if loss == "SDM" else 1e-5
     assert distance(losses["bge"], reference["lossA"]) < tolerance

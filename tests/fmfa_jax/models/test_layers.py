@@ -38,9 +38,7 @@ def value_and_gradients(run, blocks, x):
         return jnp.sum(jnp.sin(out)), out
 
     gradient = jax.value_and_grad(summed, argnums=(0, 1), has_aux=True)
-    # Machine code made in a hurry: the same operations, less time to compile.
-    hasty = {"xla_backend_optimization_level": 0}
-    return jax.jit(gradient, compiler_options=hasty)(blocks, x)
+    return jax.jit(gradient)(blocks, x)
 
 
 @pytest.fixture(scope="module")

@@ -56,9 +56,7 @@ def outputs(config):
 
 
 def compiled(config):
-    # Made in a hurry: 40 % less time to compile.
-    options = {"xla_backend_optimization_level": 0}
-    return jax.jit(outputs(config), compiler_options=options)
+    return jax.jit(outputs(config))
 
 
 @pytest.fixture(scope="module")

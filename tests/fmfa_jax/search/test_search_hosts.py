@@ -17,6 +17,7 @@ from PIL import Image
 
 from fmfa_jax import search
 from fmfa_jax.search import IndexRecord, verify
+from tests.compiling import quick
 from tests.fmfa_jax.machines.hosts import free_port
 from tests.fmfa_jax.search.indexes import content, same
 
@@ -49,9 +50,8 @@ def copy(shared_gallery, tmp_path_factory) -> Path:
 def pair(shared_gallery, copy, model_file, population, tmp_path_factory) -> Pair:
     folder = tmp_path_factory.mktemp("hosts")
     arguments = [shared_gallery, copy, model_file, population / "tokenizer", folder]
-    variables = {
+    variables = quick() | {
         "PYTHONPATH": str(ROOT),
-        "XLA_FLAGS": "",
         "COORDINATOR_ADDRESS": f"127.0.0.1:{free_port()}",
         "NUM_PROCESSES": "2",
     }

@@ -36,7 +36,7 @@ def batch():
 @pytest.mark.parametrize(
     ("preset", "losses"), [("irra", {"sdm", "id", "mlm"}), ("clip", {"itc"})]
 )
-def test_a_baseline_learns_its_losses_and_no_others(preset, losses, quick_compiles):
+def test_a_baseline_learns_its_losses_and_no_others(preset, losses):
     told = settings.read(demo.get_config(preset))
     mesh = make_mesh(devices=jax.devices()[:1])
     model = FMFAMethod.sized(told.recipe, MODEL)

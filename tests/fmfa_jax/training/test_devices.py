@@ -19,8 +19,6 @@ from fmfa_jax.training.optimizer import AdamOptions, make_optimizer
 from fmfa_jax.training.step import make_state, make_step
 from tests.tiny_model import tiny_model
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 ROWS, STEPS, PAIRS, VOCAB = 16, 5, 48, 80
 TOWERS = tiny_model(vocab_size=VOCAB)
 HEADS = tiny_model(vocab_size=VOCAB, classes=6, irr_layers=1)

@@ -18,8 +18,6 @@ from fmfa_jax.training.failure import PAIRS, advice
 from fmfa_jax.training.session import open_session, save_model
 from tests.tiny_run import tiny_config, train
 
-pytestmark = pytest.mark.usefixtures("quick_compiles")
-
 PAIRS_OF_ALL, BATCH, LAST = 64, 8, "model_last.safetensors"
 STEP = 7  # the step of the first epoch that meets the bad pair
 BAD = int(batch_ids(STEP - 1, seed=0, size=PAIRS_OF_ALL, batch_size=BATCH)[3])

@@ -17,6 +17,7 @@ from data_pipeline.tokenizer import open_tokenizer
 from fmfa_jax import files, models, weights
 from fmfa_jax.weights import deploy
 from fmfa_jax.weights.__main__ import main
+from tests.compiling import quick
 from tests.tiny_model import tiny_model
 
 ROOT = Path(__file__).parents[3]
@@ -153,7 +154,7 @@ def test_the_example_runs_without_flax(form, request, loaded, pictures):
     result = subprocess.run(
         [sys.executable, "-c", code, str(folder), SENTENCE, *pictures],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=os.environ | quick(),
         capture_output=True,
         text=True,
     )

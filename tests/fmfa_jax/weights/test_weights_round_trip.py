@@ -66,8 +66,7 @@ def training(imported, inputs):
 
     optimizer = optax.adam(1e-3)
 
-    # Half the time of this test is XLA's; the numbers do not need its best work.
-    @functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+    @jax.jit
     def step(params, state):
         grads, computed = jax.grad(loss, has_aux=True)(params)
         updates, state = optimizer.update(grads, state)
