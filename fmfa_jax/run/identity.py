@@ -16,12 +16,20 @@ from flax.traverse_util import flatten_dict
 
 # Earlier versions had these in place of digests.
 RETIRED = frozenset({"init.path", "data.tokenizer", "data.fingerprint"})
+SINCE = {
+    "losses.tal": 0.0,
+    "losses.id": 0.0,  # of RDE; FMFA always had it
+    "loss.tal_tau": 0.015,
+    "loss.tal_margin": 0.1,
+}
+"""Keys that earlier versions did not have, and the values that they computed with."""
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def digest(identity: Mapping[str, Any]) -> str:
-    """Hex SHA-256 of an identity."""
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+    """Hex SHA-256 of an identity; a key that was added later counts once it is used."""
+    used = {k: v for k, v in identity.items() if k not in SINCE or v != SINCE[k]}
+    return hashlib.sha256(json.dumps(used, sort_keys=True).encode()).hexdigest()
 
 
 def differences(saved: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
@@ -44,8 +52,10 @@ def comparable(
 ) -> tuple[Mapping[str, Any], Mapping[str, Any], bool]:
     """What can be compared of two identities, and whether that is all.
 
-    A checkpoint of an earlier version knows nothing of contents.
+    A checkpoint of an earlier version lacks the keys that were added since, and may
+    know nothing of contents.
     """
+    saved = {key: value for key, value in SINCE.items() if key in wanted} | dict(saved)
     if not RETIRED & saved.keys():
         return saved, wanted, True
     old = {key: value for key, value in saved.items() if key not in RETIRED}

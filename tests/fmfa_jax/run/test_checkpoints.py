@@ -22,6 +22,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from fmfa_jax.run import manifests, states
 from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
 from fmfa_jax.run.disk import SaveError
+from fmfa_jax.run.identity import digest
 from fmfa_jax.run.manifests import CorruptCheckpointError
 
 ROOT = Path(__file__).parents[3]
@@ -480,6 +481,21 @@ def test_what_an_earlier_version_saved_is_taken_and_told(tmp_path):
     checkpoints, _ = open_again(tmp_path, identity=new | {"seed": 2})
     with pytest.raises(CheckpointMismatchError, match="seed: the checkpoint has 1"):
         checkpoints.restore_latest({"x": jnp.zeros(2)})
+
+
+def test_a_key_that_was_added_since_counts_once_it_is_used(tmp_path):
+    old = {"seed": 1, "losses.itc": 1.0}
+    with Checkpoints(tmp_path, identity=old) as kept:
+        kept.save(1, {"x": jnp.zeros(2)})
+    new = old | {"losses.tal": 0.0, "loss.tal_tau": 0.015}
+    assert digest(new) == digest(old) != digest(new | {"losses.tal": 1.0})
+    checkpoints, said = open_again(tmp_path, identity=new)
+    assert checkpoints.restore_latest({"x": jnp.zeros(2)}).step == 1 and not said
+    checkpoints, _ = open_again(tmp_path, identity=new | {"losses.tal": 1.0})
+    with pytest.raises(CheckpointMismatchError) as error:
+        checkpoints.restore_latest({"x": jnp.zeros(2)})
+    lines = str(error.value).splitlines()[1:-1]
+    assert lines == ["  losses.tal: the checkpoint has 0.0, this run 1.0"]
 
 
 def test_other_arrays_are_refused_with_their_paths(saved):
