@@ -47,7 +47,7 @@ def compiled(batch_norm, losses):
     method = rde_method(CASE, batch_norm=batch_norm, losses=dict(losses))
     both = loss_and_gradient(method, chunks=1, mesh=method.mesh)
 
-    @jit
+    @jax.jit
     def run(params, batch, weights):
         return both(params, batch, jax.random.key(0), {WEIGHTS: weights})
 
@@ -69,7 +69,7 @@ def trained_once(batch_norm="batch", losses=BOTH, weights="ones"):
 def forward():
     """The towers' outputs and their attention."""
 
-    @jit
+    @jax.jit
     def run(params, images, ids):
         model = models.bind(CASE.config, params)
         image = model.image_tower.attended(models.normalize_images(images))
@@ -211,7 +211,7 @@ def adam(name):
 
     optimizer = make_optimizer(lambda step: rate, options, own_group=own)
 
-    @jit
+    @jax.jit
     def update(grads, state, params, moments):
         updates, state = optimizer.update(grads, state, params)
         new = {"params": optax.apply_updates(params, updates)}
@@ -281,7 +281,7 @@ def test_similarities_and_metrics():
         )
 
 
-@jit
+@jax.jit
 def embedded_texts(ids):
     model = models.bind(CASE.config, CASE.params)
     _, words = model.selected_texts(ids)
