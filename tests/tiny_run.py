@@ -32,7 +32,7 @@ def get_config():
 """
 
 
-def tiny_config(folder: Path, preset: str = "plus", **changes):
+def tiny_config(folder: Path, preset: str = "repaired", **changes):
     """`configs/demo.py:preset` on a tiny population in `folder`, 12 steps of 8 pairs.
 
     Args:
@@ -123,7 +123,7 @@ def train_until_killed(
     run: Path | str,
     *,
     after: int,
-    preset: str = "plus",
+    preset: str = "repaired",
     saved: Callable[[], bool] | None = None,
     **changes,
 ):

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 r"""Explicit alignments that were tried in place of EFA's, and `main.py` with them.
 
-    python -m benchmarks.ablation.candidates --config=configs/demo.py:plus \
+    python -m benchmarks.ablation.candidates --config=configs/demo.py:repaired \
         --config.loss.efa_rule=late --workdir=runs/late
 
 Each is a rule as `alignment.RULES` holds them, by the name that its row has. None of

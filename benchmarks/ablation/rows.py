@@ -39,6 +39,7 @@ PLUS_WORDS = {"loss.mlm_rule": "plus"}
 PRESETS = {
     "official": Row("official", published="74.16 / 64.29 / 61.05"),
     "plus": Row("plus"),
+    "repaired": Row("repaired"),
     "paper": Row("paper"),
     "irra": Row("irra", published="73.38 / 63.46 / 60.20"),
     "clip": Row("clip", published="71.64 / 60.11 / 56.55"),
@@ -53,14 +54,13 @@ GLOBAL = {
     "sdm + id": Row("irra", losses(sdm=1.0, id=1.0)),
     "itc by person": Row("clip", BY_PERSON),
     "itc by person + id": Row("clip", losses(itc=1.0, id=1.0) | BY_PERSON),
-    "tal + id": Row("irra", losses(tal=1.0, id=1.0)),
     "a-sdm official + id": Row("official", losses(a_sdm=1.0, id=1.0)),
-    "a-sdm plus + id": Row("plus", losses(a_sdm=1.0, id=1.0)),
+    "a-sdm plus + id": Row("repaired", losses(a_sdm=1.0, id=1.0)),
     "a-sdm plus 1 + id": Row(
-        "plus", losses(a_sdm=1.0, id=1.0) | {"loss.a_sdm_alpha": 1.0}
+        "repaired", losses(a_sdm=1.0, id=1.0) | {"loss.a_sdm_alpha": 1.0}
     ),
     "a-sdm plus 5 + id": Row(
-        "plus", losses(a_sdm=1.0, id=1.0) | {"loss.a_sdm_alpha": 5.0}
+        "repaired", losses(a_sdm=1.0, id=1.0) | {"loss.a_sdm_alpha": 5.0}
     ),
     # The same losses, added up in another order: what is left is the noise of a run.
     "sdm + id in chunks": Row("irra", losses(sdm=1.0, id=1.0) | {"train.chunks": 2}),
@@ -80,8 +80,8 @@ LOCAL = {
     "irr .3": Row("irra", {"losses.mlm": 0.3}),
     "irr .1": Row("irra", {"losses.mlm": 0.1}),
     "irr, clean captions": Row("irra", {"mask.all_captions": False}),
-    "plus without irr": Row("plus", without("mlm")),
-    "plus without efa": Row("plus", without("efa")),
+    "repaired without irr": Row("repaired", without("mlm")),
+    "repaired without efa": Row("repaired", without("efa")),
 }
 CANDIDATES = ("-m", "benchmarks.ablation.candidates")
 EXPLICIT = {

@@ -43,7 +43,7 @@ SETTINGS = {
     "eval.every_epochs": 0,
 }
 
-PRESETS = {"fmfa": "plus", "weak": "weak-plus", "rde": "rde"}
+PRESETS = {"fmfa": "repaired", "weak": "weak-plus", "rde": "rde"}
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from fmfa_jax.run.checkpoints import CORRUPT
 from fmfa_jax.training.judge import BEST, LAST
 from tests.fmfa_jax.machines.hosts import PATIENCE, Hosts
 
-PRESETS = {"fmfa": "plus", "weak": "weak", "rde": "rde-batch"}
+PRESETS = {"fmfa": "repaired", "weak": "weak", "rde": "rde-batch"}
 COUNTS = (1, 2)
 KINDS = len(PRESETS) * len(COUNTS)
 KILLS = math.ceil(int(os.environ.get("SOAK_KILLS", "50")) / KINDS)

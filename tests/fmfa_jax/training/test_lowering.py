@@ -105,7 +105,7 @@ def configured(shipped, preset, **changes):
 CASES = {
     "official": (cuhk, "official", {}, None),
     "paper": (cuhk, "paper", {}, None),
-    "plus, in a bucket": (cuhk, "plus", {}, 48),
+    "repaired, in a bucket": (cuhk, "repaired", {}, 48),
     "weak": (cuhk, "weak", {}, None),
     "weak-plus, in a bucket": (cuhk, "weak-plus", {}, 32),
     "ViT-L/14 at 336": (cuhk, "official", LARGE, None),
@@ -131,7 +131,7 @@ def test_a_step_in_bfloat16_lowers(case):
     assert "bf16" in traced.lower(lowering_platforms=OTHERS).as_text()
 
 
-@pytest.mark.parametrize("case", ["official", "plus, in a bucket", "weak", "rde"])
+@pytest.mark.parametrize("case", ["official", "repaired, in a bucket", "weak", "rde"])
 def test_a_step_in_float32_lowers_with_products_of_float32(case):
     shipped, preset, changes, length = CASES[case]
     config = configured(shipped, preset, **changes, **{"model.dtype": "float32"})
