@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""FMFA on drawn people: small towers and a few minutes on a CPU.
+"""Drawn people: small towers and a few minutes on a CPU.
 
     python main.py --config=configs/demo.py --workdir=runs/demo
 
