@@ -9,6 +9,10 @@ They are read back, and the manifest (see `manifests`) goes into the temporary f
 before Orbax renames it, so a checkpoint that exists is complete, even after `kill -9`.
 Reading never changes the folder: another process may evaluate from it while the run
 goes on.
+
+Processes that share no disk, but a store (see `mirror`), have a folder each. Process 0
+then saves the whole state for all, and has all checkpoints; the others copy the one
+that it restores.
 """
 
 import contextlib
@@ -34,7 +38,7 @@ from fmfa_jax.run import identity, manifests, repeats, states
 from fmfa_jax.run.disk import SaveError, refusal
 from fmfa_jax.run.lock import InUseError
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
-from fmfa_jax.run.mirror import Mirror
+from fmfa_jax.run.mirror import CHECKPOINTS, Mirror
 
 CORRUPT = "corrupt"
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -73,17 +77,18 @@ class Checkpoints:
         """Touch nothing on disk yet.
 
         Args:
-            folder: On a file system that all processes share.
+            folder: On a file system that all processes share; one of this process where
+                there is a mirror.
             identity: JSON values, nested mappings allowed, which a checkpoint must
                 have been saved with (model, method, optimiser, ...); see `identity`.
             told: What may have changed since a checkpoint was saved, but is said.
             keep: How many of the latest states are kept; with 1, a corrupt checkpoint
                 leaves none to fall back to.
-            most_failed: Saves in a row that may fail before a later one raises. With
-                several processes none may: they cannot agree on what has failed.
+            most_failed: Saves in a row that may fail before a later one raises. Where
+                several processes save none may: they cannot agree on what has failed.
             say: Told about corrupt checkpoints, such changes and failed saves, on
                 process 0 only.
-            mirror: Gets each checkpoint before it is sealed here.
+            mirror: Gets each checkpoint from process 0 before it is sealed here.
         """
         if keep < 1:
             raise ValueError(f"wanted to keep at least 1 checkpoint, got {keep}")
@@ -91,10 +96,12 @@ class Checkpoints:
         self._identity = manifests.as_json(identity)
         self._told = manifests.as_json(told or {})
         self._keep = keep
-        self._most_failed = most_failed if jax.process_count() == 1 else 0
+        several = jax.process_count() > 1
+        self._apart = several and mirror is not None
+        self._most_failed = 0 if several and not self._apart else most_failed
         self._mirror = mirror
         self.tell(say)
-        self._writer: ocp.AsyncCheckpointer | None = None
+        self._writer: ocp.AsyncCheckpointer | states.Onlooker | None = None
         self._newest: Manifest | None = None
         self._before: Manifest | None = None  # the newest, until a save is on disk
         self._error: SaveError | None = None
@@ -109,9 +116,14 @@ class Checkpoints:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        # What ended the run is told, not what a save makes of it.
-        with contextlib.suppress(*[Exception] if failure[0] else []):
+        if failure[0] is None:
             self.close()
+            return
+        # What ended the run is told, not what a save makes of it.
+        with contextlib.suppress(Exception):
+            if self._writer is not None:
+                self._finish(self._writer)  # the others may be gone
+                self._writer.close()
 
     def save(self, step: int, state: Any) -> bool:
         """Start saving `state`; returns once it may be donated or changed.
@@ -141,9 +153,10 @@ class Checkpoints:
             self._newest,
             Manifest(step, self._identity, states.describe(state), self._told),
         )
+        saved = states.whole(state) if self._apart else state
         try:
             with self._saving():
-                writer.save(self._folder / str(step), args=states.arguments(state))
+                writer.save(self._folder / str(step), args=states.arguments(saved))
         except SaveError as error:
             self._error = error
         return True
@@ -183,13 +196,36 @@ class Checkpoints:
         while (manifest := self._find_newest()) is not None:
             where = self._folder / str(manifest.step)
             self._check(manifest, template, where)
-            state, reason = _read(where, template)
+            reason = self._bring(where)
+            state, reason = (None, reason) if reason else _read(where, template)
+            self._clear_away(where)
             if not reason:
                 self._newest = manifest
                 self._tell(manifest, where)
                 return Restored(state, manifest.step)
             self._reject(manifest.step, reason)
         return None
+
+    @property
+    def _copies(self) -> bool:
+        """Whether this process copies what process 0 has on its disk."""
+        return self._apart and jax.process_index() > 0
+
+    def _bring(self, where: Path) -> str:
+        """Have a checkpoint on all disks; on all alike why one cannot be used."""
+        if not self._apart:
+            return ""
+        reason = ""
+        with together(f"copying {_name(where)}"):
+            if self._copies:
+                self._mirror.fetch(f"{CHECKPOINTS}/{where.name}")
+                reason = _damage(where)
+        return next(filter(None, gather(reason)), "")
+
+    def _clear_away(self, where: Path) -> None:
+        """Give room back: only process 0 keeps checkpoints."""
+        if self._copies:
+            shutil.rmtree(where, ignore_errors=True)
 
     def _check(self, manifest: Manifest, template: Any, where: Path) -> None:
         saved, wanted, _ = identity.comparable(manifest.identity, self._identity)
@@ -232,15 +268,34 @@ class Checkpoints:
         if self._writer is None:
             return
         try:
-            if self._error is not None:
-                raise self._error
-            with self._saving():
-                self._writer.wait_until_finished()
+            with self._alike():
+                self._finish(self._writer)
         except SaveError:
             self._forget()
             raise
         self._failed = 0
         self._remove_old()
+
+    def _finish(self, writer: ocp.AsyncCheckpointer | states.Onlooker) -> None:
+        if self._error is not None:
+            raise self._error
+        with self._saving():
+            writer.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _alike(self) -> Iterator[None]:
+        """Raise on all processes what fails on process 0, where it saves for all."""
+        if not self._apart:
+            yield
+            return
+        failure: SaveError | None = None
+        with together("saving a checkpoint"):
+            try:
+                yield
+            except SaveError as error:
+                failure = error
+        if text := broadcast(str(failure or "")):
+            raise failure or SaveError(f"process 0: {text}")
 
     def _forget(self) -> None:
         """Leave a failed save, and its writer, whose threads may have ended."""
@@ -276,10 +331,7 @@ class Checkpoints:
         if self._writer is None:
             self._make_room(step)
             repeats.silence()
-            self._writer = ocp.AsyncCheckpointer(
-                ocp.CompositeCheckpointHandler(states.ITEM),
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            )
+            self._writer = states.writer(self._seal, alone=self._apart)
         if jax.process_index() == 0 and not self._folder.is_dir():
             # Orbax would make it again, and the run go on without what was in it.
             raise FileNotFoundError(ENOENT, "was removed", str(self._folder))
@@ -295,7 +347,7 @@ class Checkpoints:
                 for left in _steps(self._folder, _UNFINISHED):
                     shutil.rmtree(self._folder / f"{left}{_UNFINISHED}")
         self._rejected.clear()
-        newest = max(_steps(self._folder), default=-1)
+        newest = broadcast(max(_steps(self._folder), default=-1))
         if newest >= step:
             raise ValueError(
                 f"{_name(self._folder)} holds step {newest}, so step {step} would be "
@@ -369,6 +421,14 @@ def _steps(folder: Path, suffix: str = "") -> list[int]:
     names = os.listdir(folder) if folder.is_dir() else []
     form = re.compile(_STEP + re.escape(suffix))
     return [int(found[1]) for found in map(form.fullmatch, names) if found]
+
+
+def _damage(where: Path) -> str:
+    try:
+        manifests.verify(where)
+    except (CorruptCheckpointError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _read(where: Path, template: Any) -> tuple[Any, str]:

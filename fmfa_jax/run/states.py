@@ -1,19 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training states in the form in which they are stored: nested dicts keyed by path."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from jax.experimental import multihost_utils
 
 from fmfa_jax.machines.trees import named_leaves
 
 ITEM = "state"
 """Subfolder of a checkpoint that holds the arrays."""
+
+
+class Onlooker:
+    """The writer of a process for which another one saves."""
+
+    def save(self, *told: Any, **named: Any) -> None:
+        """Leave it to process 0."""
+
+    def wait_until_finished(self) -> None:
+        """Have nothing to wait for."""
+
+    def close(self) -> None:
+        """Have nothing to end."""
+
+
+def writer(
+    seal: Callable[[], None], *, alone: bool
+) -> ocp.AsyncCheckpointer | Onlooker:
+    """What saves states, in the background.
+
+    Args:
+        seal: Called on process 0 when all files of a state are written.
+        alone: Process 0 saves what `whole` gives it; otherwise each process saves its
+            own parts, into one folder.
+    """
+    if alone and jax.process_index() > 0:
+        return Onlooker()
+    processes = ocp.options.MultiprocessingOptions(
+        active_processes={0} if alone else None
+    )
+    parts = ocp.CompositeOptions(multiprocessing_options=processes)
+    return ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(ITEM, composite_options=parts),
+        async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+        multiprocessing_options=processes,
+    )
+
+
+def whole(state: Any) -> Any:
+    """All of a state on process 0, as NumPy arrays; nothing on the others.
+
+    All processes must call it. What they share is gathered one array at a time, so no
+    device holds more than that of them. NumPy arrays, since Orbax takes no jax.Array
+    from one process of several.
+    """
+    first = jax.process_index() == 0
+
+    def fetched(leaf: jax.Array) -> Any:
+        if not leaf.is_fully_replicated:
+            array = multihost_utils.process_allgather(leaf, tiled=True)
+        elif first:
+            array = np.asarray(leaf.addressable_data(0))
+        return array if first else ()
+
+    return jax.tree.map(fetched, state)
 
 
 def arguments(state: Any) -> ocp.args.Composite:
