@@ -36,6 +36,8 @@ class Hosts:
                 "JAX_PLATFORMS": "cpu",
                 "XLA_FLAGS": f"--xla_force_host_platform_device_count={share}",
                 "NPROC": str(4 * share),  # see tests/conftest.py
+                # Hosts share no disk, but for run folders that lie on one.
+                "XDG_CACHE_HOME": str(folder / f"cache-{name}-{index}"),
                 # Half the time to compile, and each program once.
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                 "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled-{count}"),
