@@ -32,9 +32,9 @@ from data_pipeline.command import say
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
 from fmfa_jax import files
-from fmfa_jax.machines.processes import broadcast, gather, together
+from fmfa_jax.machines.processes import broadcast, first_of, together
 from fmfa_jax.machines.trees import not_finite, some
-from fmfa_jax.run import identity, manifests, repeats, states
+from fmfa_jax.run import belonging, manifests, repeats, states
 from fmfa_jax.run.disk import SaveError, refusal
 from fmfa_jax.run.lock import InUseError
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
@@ -50,10 +50,6 @@ class Restored(NamedTuple):
 
     state: Any
     step: int
-
-
-class CheckpointMismatchError(ValueError):
-    """A sound checkpoint that belongs to another run."""
 
 
 class Checkpoints:
@@ -188,76 +184,40 @@ class Checkpoints:
 
         Raises:
             CorruptCheckpointError: There are checkpoints, but none verifies.
-            CheckpointMismatchError: It is of another configuration, or holds other
-                arrays.
+            CheckpointMismatchError: It is not of this run, see `belonging`.
         """
         self.wait()
         self._rejected.clear()
         while (manifest := self._find_newest()) is not None:
             where = self._folder / str(manifest.step)
-            self._check(manifest, template, where)
-            reason = self._bring(where)
-            state, reason = (None, reason) if reason else _read(where, template)
-            self._clear_away(where)
+            arrays = states.describe(template)
+            belonging.check(manifest, self._identity, arrays, where)
+            state, reason = self._read(where, template)
             if not reason:
                 self._newest = manifest
-                self._tell(manifest, where)
+                for note in belonging.notes(
+                    manifest, self._identity, self._told, where
+                ):
+                    self._say(note)
                 return Restored(state, manifest.step)
             self._reject(manifest.step, reason)
         return None
 
-    @property
-    def _copies(self) -> bool:
-        """Whether this process copies what process 0 has on its disk."""
-        return self._apart and jax.process_index() > 0
-
-    def _bring(self, where: Path) -> str:
-        """Have a checkpoint on all disks; on all alike why one cannot be used."""
-        if not self._apart:
-            return ""
-        reason = ""
+    def _read(self, where: Path, template: Any) -> tuple[Any, str]:
+        """A state, or on all processes alike why it cannot be used."""
+        if not self._apart or self._mirror is None:
+            return states.read_alike(where, template)
+        reason, copies = "", jax.process_index() > 0
         with together(f"copying {_name(where)}"):
-            if self._copies:
+            if copies:
                 self._mirror.fetch(f"{CHECKPOINTS}/{where.name}")
-                reason = _damage(where)
-        return next(filter(None, gather(reason)), "")
-
-    def _clear_away(self, where: Path) -> None:
-        """Give room back: only process 0 keeps checkpoints."""
-        if self._copies:
+                reason = manifests.damage(where)
+        state, reason = None, first_of(reason)
+        if not reason:
+            state, reason = states.read_alike(where, template)
+        if copies:  # only process 0 keeps checkpoints
             shutil.rmtree(where, ignore_errors=True)
-
-    def _check(self, manifest: Manifest, template: Any, where: Path) -> None:
-        saved, wanted, _ = identity.comparable(manifest.identity, self._identity)
-        if lines := identity.differences(saved, wanted):
-            raise CheckpointMismatchError(
-                f"{_name(where)} belongs to another configuration:\n"
-                + "\n".join(lines)
-                + "\nUse the configuration and files it was saved with, or another "
-                "working folder"
-            )
-        if lines := identity.differences(manifest.arrays, states.describe(template)):
-            raise CheckpointMismatchError(
-                f"{_name(where)} holds other arrays than this model, this optimiser "
-                "and this version of the code need; go on with those that it was saved "
-                "by, or in another working folder:\n" + "\n".join(lines)
-            )
-
-    def _tell(self, manifest: Manifest, where: Path) -> None:
-        """Say what is not as it was, or cannot be known, of a checkpoint in use."""
-        if not identity.comparable(manifest.identity, self._identity)[2]:
-            self._say(
-                f"note: {_name(where)} was saved by an earlier version, which knew "
-                "first weights, tokenizer and data by their paths: those of this run "
-                "are taken for the same"
-            )
-        lines = identity.differences(manifest.told, self._told) if manifest.told else []
-        if lines:
-            changed = ", ".join(line.split(":")[0].strip() for line in lines)
-            self._say(
-                f"note: changed since {_name(where)} was saved: {changed}; training "
-                "goes on, but figures before and after do not compare"
-            )
+        return state, reason
 
     def wait(self) -> None:
         """Wait until the running save is on disk.
@@ -421,29 +381,6 @@ def _steps(folder: Path, suffix: str = "") -> list[int]:
     names = os.listdir(folder) if folder.is_dir() else []
     form = re.compile(_STEP + re.escape(suffix))
     return [int(found[1]) for found in map(form.fullmatch, names) if found]
-
-
-def _damage(where: Path) -> str:
-    try:
-        manifests.verify(where)
-    except (CorruptCheckpointError, OSError) as error:
-        return str(error)
-    return ""
-
-
-def _read(where: Path, template: Any) -> tuple[Any, str]:
-    """A state, or on all processes alike why it cannot be used."""
-    state, reason = None, ""
-    try:
-        state = states.read(where, template)
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # too little memory is no damage
-    except Exception as error:
-        reason = f"it cannot be restored: {shortened(str(error), 200)}"
-    reason = next(filter(None, gather(reason)), "")
-    if not reason and (broken := not_finite(state)):
-        reason = f"NaN or infinity in {some(broken)}"
-    return state, reason
 
 
 def _name(path: Path) -> str:

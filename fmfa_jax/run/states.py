@@ -12,7 +12,9 @@ import orbax.checkpoint as ocp
 import tensorstore as ts
 from jax.experimental import multihost_utils
 
-from fmfa_jax.machines.trees import named_leaves
+from data_pipeline.findings import shortened
+from fmfa_jax.machines.processes import first_of
+from fmfa_jax.machines.trees import named_leaves, not_finite, some
 
 ITEM = "state"
 """Subfolder of a checkpoint that holds the arrays."""
@@ -92,6 +94,21 @@ def read(folder: Path, template: Any) -> Any:
     return jax.tree.unflatten(
         jax.tree.structure(template), [leaves[path] for path in named_leaves(template)]
     )
+
+
+def read_alike(folder: Path, template: Any) -> tuple[Any, str]:
+    """A state, or on all processes alike why it cannot be used; see `read`."""
+    state, reason = None, ""
+    try:
+        state = read(folder, template)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # too little memory is no damage
+    except Exception as error:
+        reason = f"it cannot be restored: {shortened(str(error), 200)}"
+    reason = first_of(reason)
+    if not reason and (broken := not_finite(state)):
+        reason = f"NaN or infinity in {some(broken)}"
+    return state, reason
 
 
 def check_stored(folder: Path, names: Mapping[str, Any]) -> None:
