@@ -38,6 +38,7 @@ class Hosts:
                 "NPROC": str(4 * share),  # see tests/conftest.py
                 # Hosts share no disk, but for run folders that lie on one.
                 "XDG_CACHE_HOME": str(folder / f"cache-{name}-{index}"),
+                "MPLCONFIGDIR": str(folder / "matplotlib"),  # a list of fonts
                 # Half the time to compile, and each program once.
                 "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
                 "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled-{count}"),

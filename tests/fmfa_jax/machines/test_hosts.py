@@ -295,6 +295,15 @@ def test_two_hosts_go_on_with_what_four_have_begun(shrunk, folder):
     assert_same_run(shrunk, folder / "weak-1")
 
 
+def test_a_store_has_the_files_that_a_disk_has(shrunk, folder):
+    def names(run: Path) -> set[str]:
+        found = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+        foreign = ("checkpoints/", "lock", "bad_images-")  # of more processes
+        return {name for name in found if not name.startswith(foreign)}
+
+    assert names(shrunk) == names(folder / "weak-2") > {"metrics.jsonl", LAST}
+
+
 def test_two_hosts_go_on_with_what_one_has_begun(grown, folder):
     assert_same_run(grown, folder / "weak-1")
 

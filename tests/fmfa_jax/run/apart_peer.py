@@ -19,7 +19,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from data_pipeline.buckets import Bucket
 from fmfa_jax.machines.processes import initialize_distributed, together
 from fmfa_jax.run.checkpoints import Checkpoints
-from fmfa_jax.run.folder import RunFolder
+from fmfa_jax.run.folder import RunFolder, reading
 from fmfa_jax.run.mirror import Mirror
 
 IDENTITY = {"run": 1}
@@ -119,6 +119,15 @@ def restored(url: str, *, fsdp: int = 4, damaged: int = 0) -> dict[str, Any]:
     return {"step": found.step, "same": is_state(found.state, found.step), "left": left}
 
 
+def measured(url: str) -> list[str]:
+    """What there is to measure; each process adds a file."""
+    with reading(url) as folder:
+        folder.bring()
+        with folder.kept():
+            (folder.local / f"table-{jax.process_index()}").touch()
+        return sorted(path.name for path in folder.local.iterdir())
+
+
 def refused(url: str) -> str:
     """What is said of a folder that cannot be taken."""
     with RunFolder(url) as folder:
@@ -135,6 +144,7 @@ def main() -> None:
         "restored": restored(f"{url}/run"),
         "spread": restored(f"{url}/run", fsdp=2),
         "damaged": restored(f"{url}/run", damaged=3),
+        "measured": measured(f"{url}/run"),
         "failed": failed(f"{url}/failed"),
         "apart": refused(f"{url}/run-{me.index}"),
         "mixed": refused(f"{url}/mixed" if first else str(disk)),

@@ -87,7 +87,12 @@ def test_the_store_has_what_each_has_written(peers):
         there = peer["there"]
         seals = [name for name in there if name.endswith("manifest.json")]
         assert seals == [f"checkpoints/{step}/manifest.json" for step in (1, 3)]
-        assert {"of-0", "of-1"} <= {*there}
+        assert {"of-0", "of-1", "table-0", "table-1"} <= {*there}
+
+
+def test_each_measures_from_a_copy_without_checkpoints(peers):
+    for index, peer in enumerate(peers):
+        assert peer["measured"] == ["of-0", "of-1", f"table-{index}"]
 
 
 @pytest.mark.parametrize("place", ["restored", "spread"])
