@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run lies: a folder on a disk, or one in an object store and its mirror."""
 
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import (
@@ -49,6 +50,7 @@ class RunFolder:
         """
         stored, self._process = bool(scheme(workdir)), jax.process_index()
         self.apart = stored and jax.process_count() > 1
+        self._visits = self.apart and self._process > 0  # and keeps nothing here
         self.local = local_folder(workdir, self._process) if stored else Path(workdir)
         check_name(self.local)
         self._lock = FolderLock(self.local, say, name=workdir)
@@ -65,6 +67,8 @@ class RunFolder:
         if self._stored is not None:
             self._stored.release()
         self._lock.__exit__(*failure)
+        if self._visits and self.mirror is not None:
+            shutil.rmtree(self.local, ignore_errors=True)
 
     def take(self) -> None:
         """Take the folder for this run; one in a store is brought down.
@@ -92,8 +96,7 @@ class RunFolder:
 
     def watched(self) -> AbstractContextManager[None]:
         """See `disk.watched`, which tells of checkpoints, on those who have them."""
-        without = self.apart and self._process > 0
-        return nullcontext() if without else disk.watched(self.local)
+        return nullcontext() if self._visits else disk.watched(self.local)
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -25,8 +25,8 @@ a process wrote after its last seal is lost with it, as with a kill on a disk be
 next save, and is computed again. Hidden files and compiled programs stay local.
 
 Of several processes, which share no disk, the first does all this. Each of the others
-has a folder of its own, which begins empty; it fetches from the store what it has to
-read, and puts only files that no other process writes.
+has a folder of its own while it runs; it fetches from the store what it has to read,
+and puts only files that no other process writes.
 """
 
 import hashlib

@@ -64,6 +64,11 @@ def checkpoints(folder: RunFolder, **more: Any) -> Checkpoints:
     return Checkpoints(place, identity=IDENTITY, mirror=folder.mirror, **more)
 
 
+def first() -> bool:
+    """Whether this is the process that keeps the run folder."""
+    return jax.process_index() == 0
+
+
 def message(call: Callable[[], Any]) -> str:
     """What both are told by an error."""
     try:
@@ -116,7 +121,8 @@ def restored(url: str, *, fsdp: int = 4, damaged: int = 0) -> dict[str, Any]:
         finally:
             Mirror.fetch = fetch
         left = sorted(p.name for p in folder.local.glob("checkpoints/*"))
-    return {"step": found.step, "same": is_state(found.state, found.step), "left": left}
+    same = is_state(found.state, found.step) and folder.local.exists() == first()
+    return {"step": found.step, "same": same, "left": left}
 
 
 def measured(url: str) -> list[str]:
@@ -137,7 +143,6 @@ def refused(url: str) -> str:
 def main() -> None:
     """Do everything that needs two processes, once."""
     url, me = sys.argv[1], initialize_distributed()
-    first = me.index == 0
     disk = Path(f"on-a-disk-{me.index}")
     report = {
         "saved": saved(f"{url}/run"),
@@ -147,7 +152,7 @@ def main() -> None:
         "measured": measured(f"{url}/run"),
         "failed": failed(f"{url}/failed"),
         "apart": refused(f"{url}/run-{me.index}"),
-        "mixed": refused(f"{url}/mixed" if first else str(disk)),
+        "mixed": refused(f"{url}/mixed" if first() else str(disk)),
         "busy": refused(f"{url}/busy"),
     }
     with together("ending"):
