@@ -102,6 +102,7 @@ class Checkpoints:
         self._before: Manifest | None = None  # the newest, until a save is on disk
         self._error: SaveError | None = None
         self._failed = 0
+        self._fails = False  # the run, and the others may be gone
         self._rejected: dict[int, str] = {}
 
     def tell(self, say: Callable[[str], None]) -> None:
@@ -112,14 +113,10 @@ class Checkpoints:
         return self
 
     def __exit__(self, *failure: object) -> None:
-        if failure[0] is None:
-            self.close()
-            return
         # What ended the run is told, not what a save makes of it.
-        with contextlib.suppress(Exception):
-            if self._writer is not None:
-                self._finish(self._writer)  # the others may be gone
-                self._writer.close()
+        self._fails = failure[0] is not None
+        with contextlib.suppress(*[Exception] if self._fails else []):
+            self.close()
 
     def save(self, step: int, state: Any) -> bool:
         """Start saving `state`; returns once it may be donated or changed.
@@ -229,23 +226,20 @@ class Checkpoints:
             return
         try:
             with self._alike():
-                self._finish(self._writer)
+                if self._error is not None:
+                    raise self._error
+                with self._saving():
+                    self._writer.wait_until_finished()
         except SaveError:
             self._forget()
             raise
         self._failed = 0
         self._remove_old()
 
-    def _finish(self, writer: ocp.AsyncCheckpointer | states.Onlooker) -> None:
-        if self._error is not None:
-            raise self._error
-        with self._saving():
-            writer.wait_until_finished()
-
     @contextlib.contextmanager
     def _alike(self) -> Iterator[None]:
         """Raise on all processes what fails on process 0, where it saves for all."""
-        if not self._apart:
+        if not self._apart or self._fails:
             yield
             return
         failure: SaveError | None = None
