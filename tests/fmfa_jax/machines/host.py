@@ -123,7 +123,7 @@ def share_programs(process: int) -> None:
 
 def wait_for(what: Callable[[], Any]) -> None:
     while not what():
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def count_reads() -> list[tuple[str, int]]:
