@@ -18,6 +18,7 @@ from absl import logging as absl_logging
 
 from data_pipeline.buckets import PACKAGES, readable, scheme
 from data_pipeline.copies import near
+from data_pipeline.delivery import Target
 from data_pipeline.hints import printable
 
 OWN = ("configs", "data_pipeline", "fmfa_jax")
@@ -87,7 +88,8 @@ class Parser(argparse.ArgumentParser):
     """A parser whose complaints are one line, with --verbosity.
 
     Of its arguments, `source` is the type of what is read, which may lie in a store,
-    and `path` of all other paths.
+    `target` of what is written in one go, which may be put there, and `path` of all
+    other paths.
     """
 
     def __init__(self, *, module: str = "", **options: Any) -> None:
@@ -141,6 +143,12 @@ def path(text: str) -> str:
 def source(text: str) -> str:
     """The type of an argument that is read; see `found`."""
     return _argument(found, text)
+
+
+def target(text: str) -> str:
+    """The type of an argument that is written; see `kept` and `delivery.delivered`."""
+    taken = _argument(kept, text)
+    return Target(taken) if scheme(taken) else taken
 
 
 def _argument(take: Callable[..., str], text: str) -> str:

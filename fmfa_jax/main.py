@@ -55,7 +55,7 @@ def main(argv: list[str]) -> None:
     set_flags(deterministic=config.run.deterministic)
     # Imported here: after the flags, and so that a mistyped one is answered at once.
     from data_pipeline.bad_images import TooManyBadImagesError
-    from fmfa_jax.run.disk import DiskError
+    from fmfa_jax.run.disk import DiskError, SaveError
     from fmfa_jax.training import loop
 
     call = loop.train if MODE.value == "train" else loop.evaluate
@@ -63,7 +63,7 @@ def main(argv: list[str]) -> None:
         done = call(config, WORKDIR.value)
     except (ValueError, OSError, FloatingPointError, TooManyBadImagesError) as error:
         end(error, USER_ERROR)
-    except DiskError as error:
+    except (DiskError, SaveError) as error:  # the second where another process saves
         end(error, FAILURE)
     finally:
         leaving()

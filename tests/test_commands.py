@@ -11,6 +11,7 @@ import pytest
 
 from data_pipeline import command
 from data_pipeline.buckets import Bucket
+from data_pipeline.delivery import Target
 from tests.own_lines import foreign
 
 ROOT = Path(__file__).parents[1]
@@ -20,8 +21,8 @@ TFDS = "data_pipeline.datasets.tfds.__main__"
 EVALUATION = "fmfa_jax.evaluation.__main__"
 SYNTHETIC = "data_pipeline.synthetic.__main__"
 
-# Each argument that is a path, as PATH among others: what is read, which may lie in a
-# store, and the rest.
+# Each argument that is a path, as PATH among others: what is read, and what is written
+# in one go, which may lie in a store, and the rest.
 READ = [
     (WEIGHTS, "inspect PATH"),
     (WEIGHTS, "import PATH out"),
@@ -57,6 +58,12 @@ READ = [
     (CHECK, "in --tokenizer PATH"),
     (TFDS, "cuhk_pedes --manual_dir=PATH --data_dir=out"),
 ]
+WRITTEN = [
+    (SEARCH, "export in PATH --to npy"),
+    (EVALUATION, "hubness in --out PATH"),
+    (FIGURES, "curves in --out PATH"),
+    (FIGURES, "page in --out PATH"),
+]
 LOCAL = [
     (WEIGHTS, "import in PATH"),
     (WEIGHTS, "export --to hf in PATH"),
@@ -66,14 +73,10 @@ LOCAL = [
     (SEARCH, "add in PATH"),
     (SEARCH, "remove PATH --missing"),
     (SEARCH, "remove in PATH"),
-    (SEARCH, "export in PATH --to npy"),
     (SEARCH, "query in man --sheet PATH"),
     (SEARCH, "serve in --access-log PATH"),
     (SEARCH, "serve in --ssl-certfile PATH"),
     (SEARCH, "serve in --ssl-certfile in --ssl-keyfile PATH"),
-    (EVALUATION, "hubness in --out PATH"),
-    (FIGURES, "curves in --out PATH"),
-    (FIGURES, "page in --out PATH"),
     (TFDS, "cuhk_pedes --manual_dir=in --data_dir=PATH"),
     (SYNTHETIC, "PATH"),
     (SYNTHETIC, "out --sheet PATH"),
@@ -84,7 +87,7 @@ def words(line: str, path: str) -> list[str]:
     return [word.replace("PATH", path) for word in shlex.split(line)]
 
 
-@pytest.mark.parametrize(("module", "line"), READ + LOCAL)
+@pytest.mark.parametrize(("module", "line"), READ + WRITTEN + LOCAL)
 def test_a_path_is_expanded_or_refused(module, line, monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", "/home/me")
@@ -128,6 +131,14 @@ def test_what_is_read_may_lie_in_a_store(module, line, monkeypatch, tmp_path, ca
     texts = [str(each) for value in taken for each in _listed(value)]
     copies = [Path(text) for text in texts if text.startswith(str(tmp_path))]
     assert [path.read_bytes() for path in copies] == [b"content"]
+
+
+@pytest.mark.parametrize(("module", "line"), WRITTEN)
+def test_what_is_written_in_one_go_may_go_to_a_store(module, line):
+    program = importlib.import_module(module)
+    taken = vars(program._parser().parse_args(words(line, "s3://bucket/x")))
+    assert Target("s3://bucket/x") in taken.values()
+    assert any(isinstance(each, Target) for each in taken.values())
 
 
 def _listed(value: object) -> list[object]:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 from jax._src.clusters import cloud_tpu_cluster, slurm_cluster
 
+from data_pipeline.buckets import PACKAGES
 from fmfa_jax.machines import launchers
 from fmfa_jax.machines.launchers import Launch, launch
 
@@ -209,6 +210,7 @@ def test_the_image_has_the_program_and_what_is_locked():
     runs = [rest for word, rest in found if word == "RUN"]
     assert any("--require-hashes -r requirements.lock" in rest for rest in runs)
     assert any('"jax[${MACHINE}]==' in rest for rest in runs)
+    assert any({*PACKAGES.values()} <= {*rest.split()} for rest in runs)
     assert [rest for word, rest in found if word == "USER"] == ["1000"]
     assert json.loads(found[-1][1])[:2] == ["python", "main.py"]
 

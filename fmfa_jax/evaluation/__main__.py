@@ -17,8 +17,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_pipeline.command import Parser, path, run, say, source, told_of
+from data_pipeline.command import Parser, run, say, source, target, told_of
 from data_pipeline.copies import own
+from data_pipeline.delivery import delivered
 from data_pipeline.images import ImageError
 from fmfa_jax.evaluation.attributes import WORDS
 from fmfa_jax.evaluation.charts import write_chart
@@ -51,8 +52,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(arguments)
     try:
-        table, folder = args.run(args)
-        _write(table, folder)
+        with delivered(args) as address:
+            table, folder = args.run(args)
+            _write(table, folder)
+            say(table.markdown)
+        files = "table.md, table.csv, table.json, figure.png"
+        say(f"wrote {files} to {address(folder)}")
     except (WeightsError, ImageError, OSError, ValueError) as error:
         return told_of(args, error)
     return 0
@@ -61,8 +66,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _write(table: Table, folder: Path) -> None:
     table.write(folder)
     write_chart(table, folder / "figure.png")
-    say(table.markdown)
-    say(f"wrote table.md, table.csv, table.json, figure.png to {folder}")
 
 
 def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
@@ -70,7 +73,7 @@ def _measure(args: argparse.Namespace) -> tuple[Table, Path]:
     run = Run(place, args.weights, tokenizer_name=args.tokenizer, stated=told)
     if not run.path.exists():
         raise FileNotFoundError(f"no run folder or weight file at {run.path}")
-    folder = args.out or _own_folder(run, args)
+    folder = Path(args.out) if args.out else _own_folder(run, args)
     if not args.data and (is_hub(args.path) or not run_config(run.path)):
         raise ValueError(
             f"{args.path} is no run folder, so nothing says which data it is to be "
@@ -107,7 +110,8 @@ def _title(args: argparse.Namespace, run: Run) -> str:
 def _compare(args: argparse.Namespace) -> tuple[Table, Path]:
     runs = [Path(each) for each in args.runs]
     table = compare(runs, table=args.table, which=args.weights)
-    return table, args.out or own(runs[0] / "eval" / "compare")
+    folder = Path(args.out) if args.out else own(runs[0] / "eval" / "compare")
+    return table, folder
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -151,14 +155,9 @@ def _protocol(commands: Any, name: str) -> argparse.ArgumentParser:
     return command
 
 
-def folder(text: str) -> Path:
-    """The type of an argument that is a path; see `command.path`."""
-    return Path(path(text))
-
-
 def _common(command: argparse.ArgumentParser, out: str) -> None:
     command.add_argument("--weights", choices=tuple(FILES), default="best")
-    command.add_argument("--out", type=folder, metavar="FOLDER", help=out)
+    command.add_argument("--out", type=target, metavar="FOLDER", help=out)
 
 
 def _incomplete(command: argparse.ArgumentParser) -> None:

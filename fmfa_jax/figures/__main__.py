@@ -23,8 +23,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from data_pipeline import images
-from data_pipeline.command import Parser, path, run, say, source, told_of
+from data_pipeline.command import Parser, run, say, source, target, told_of
 from data_pipeline.copies import own
+from data_pipeline.delivery import delivered
 from data_pipeline.records import Split
 from data_pipeline.regular import read_regular
 from fmfa_jax import evaluation, figures, models
@@ -51,11 +52,11 @@ def _parser() -> argparse.ArgumentParser:
     }
     page = commands.add_parser("page", help="the report as one HTML page")
     page.add_argument("run", type=source, nargs="+", help="run folders, side by side")
-    page.add_argument("--out", type=_place, help="default: RUN/report.html")
+    page.add_argument("--out", type=target, help="default: RUN/report.html")
     for name, text in helps.items():
         command = commands.add_parser(name, help=text)
         command.add_argument("run", type=source, help="run folder")
-        command.add_argument("--out", type=_place, help="default: RUN/figures")
+        command.add_argument("--out", type=target, help="default: RUN/figures")
         if name == "curves":
             continue
         command.add_argument("--split", choices=("test", "val"), default="test")
@@ -70,10 +71,6 @@ def _parser() -> argparse.ArgumentParser:
         if name == "words":
             _add_word_arguments(command)
     return parser
-
-
-def _place(text: str) -> Path:
-    return Path(path(text))
 
 
 def _add_ranking_arguments(command: argparse.ArgumentParser) -> None:
@@ -221,9 +218,10 @@ def _places(wanted: Sequence[str], words: Sequence[str]) -> list[int]:
 def _draw(args: argparse.Namespace) -> list[Path]:
     if args.command == "page":
         runs = [Path(each) for each in args.run]
-        return [figures.write_page(runs, args.out or own(runs[0]) / figures.PAGE)]
+        place = Path(args.out) if args.out else own(runs[0]) / figures.PAGE
+        return [figures.write_page(runs, place)]
     args.run = Path(args.run)
-    folder = args.out or own(args.run / "figures")
+    folder = Path(args.out) if args.out else own(args.run / "figures")
     if args.command == "curves":
         metrics = args.run / "metrics.jsonl"
         return [figures.write_curves(metrics, folder / "curves.png")]
@@ -242,11 +240,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     args = _parser().parse_args(arguments)
     try:
-        files = _draw(args)
+        with delivered(args) as address:
+            files = _draw(args)
     except (OSError, ValueError) as error:
         return told_of(args, error)
     for file in files:
-        say(f"wrote {file}")
+        say(f"wrote {address(file)}")
     return 0
 
 

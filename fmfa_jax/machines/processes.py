@@ -78,6 +78,11 @@ def gather(value: Any) -> list[Any]:
     ]
 
 
+def first_of(text: str) -> str:
+    """Return, on all processes alike, the first text that is not empty, or ""."""
+    return next(filter(None, gather(text)), "")
+
+
 def broadcast(value: Any) -> Any:
     """Return process 0's JSON `value` on every process; all must call it."""
     text = json.dumps(value).encode() if jax.process_index() == 0 else b""

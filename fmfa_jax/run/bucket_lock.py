@@ -37,7 +37,10 @@ REFRESH, PATIENCE = 15.0, 60.0
 
 
 class BucketLock:
-    """The lock of a run folder in a store; one process, which holds the local lock."""
+    """The lock of a run folder in a store; of the process that holds the local lock.
+
+    Of a run of several processes that is the first, which answers for all.
+    """
 
     def __init__(
         self,

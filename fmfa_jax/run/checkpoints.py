@@ -9,6 +9,10 @@ They are read back, and the manifest (see `manifests`) goes into the temporary f
 before Orbax renames it, so a checkpoint that exists is complete, even after `kill -9`.
 Reading never changes the folder: another process may evaluate from it while the run
 goes on.
+
+Processes that share no disk, but a store (see `mirror`), have a folder each. Process 0
+then saves the whole state for all, and has all checkpoints; the others copy the one
+that it restores.
 """
 
 import contextlib
@@ -28,13 +32,13 @@ from data_pipeline.command import say
 from data_pipeline.findings import shortened
 from data_pipeline.hints import printable
 from fmfa_jax import files
-from fmfa_jax.machines.processes import broadcast, gather, together
+from fmfa_jax.machines.processes import broadcast, first_of, together
 from fmfa_jax.machines.trees import not_finite, some
-from fmfa_jax.run import identity, manifests, repeats, states
+from fmfa_jax.run import belonging, manifests, repeats, states
 from fmfa_jax.run.disk import SaveError, refusal
 from fmfa_jax.run.lock import InUseError
 from fmfa_jax.run.manifests import CorruptCheckpointError, Manifest
-from fmfa_jax.run.mirror import Mirror
+from fmfa_jax.run.mirror import CHECKPOINTS, Mirror
 
 CORRUPT = "corrupt"
 _UNFINISHED = ".orbax-checkpoint-tmp"
@@ -46,10 +50,6 @@ class Restored(NamedTuple):
 
     state: Any
     step: int
-
-
-class CheckpointMismatchError(ValueError):
-    """A sound checkpoint that belongs to another run."""
 
 
 class Checkpoints:
@@ -73,17 +73,18 @@ class Checkpoints:
         """Touch nothing on disk yet.
 
         Args:
-            folder: On a file system that all processes share.
+            folder: On a file system that all processes share; one of this process where
+                there is a mirror.
             identity: JSON values, nested mappings allowed, which a checkpoint must
                 have been saved with (model, method, optimiser, ...); see `identity`.
             told: What may have changed since a checkpoint was saved, but is said.
             keep: How many of the latest states are kept; with 1, a corrupt checkpoint
                 leaves none to fall back to.
-            most_failed: Saves in a row that may fail before a later one raises. With
-                several processes none may: they cannot agree on what has failed.
+            most_failed: Saves in a row that may fail before a later one raises. Where
+                several processes save none may: they cannot agree on what has failed.
             say: Told about corrupt checkpoints, such changes and failed saves, on
                 process 0 only.
-            mirror: Gets each checkpoint before it is sealed here.
+            mirror: Gets each checkpoint from process 0 before it is sealed here.
         """
         if keep < 1:
             raise ValueError(f"wanted to keep at least 1 checkpoint, got {keep}")
@@ -91,14 +92,17 @@ class Checkpoints:
         self._identity = manifests.as_json(identity)
         self._told = manifests.as_json(told or {})
         self._keep = keep
-        self._most_failed = most_failed if jax.process_count() == 1 else 0
+        several = jax.process_count() > 1
+        self._apart = several and mirror is not None
+        self._most_failed = 0 if several and not self._apart else most_failed
         self._mirror = mirror
         self.tell(say)
-        self._writer: ocp.AsyncCheckpointer | None = None
+        self._writer: ocp.AsyncCheckpointer | states.Onlooker | None = None
         self._newest: Manifest | None = None
         self._before: Manifest | None = None  # the newest, until a save is on disk
         self._error: SaveError | None = None
         self._failed = 0
+        self._fails = False  # the run, and the others may be gone
         self._rejected: dict[int, str] = {}
 
     def tell(self, say: Callable[[str], None]) -> None:
@@ -110,7 +114,8 @@ class Checkpoints:
 
     def __exit__(self, *failure: object) -> None:
         # What ended the run is told, not what a save makes of it.
-        with contextlib.suppress(*[Exception] if failure[0] else []):
+        self._fails = failure[0] is not None
+        with contextlib.suppress(*[Exception] if self._fails else []):
             self.close()
 
     def save(self, step: int, state: Any) -> bool:
@@ -141,9 +146,10 @@ class Checkpoints:
             self._newest,
             Manifest(step, self._identity, states.describe(state), self._told),
         )
+        saved = states.whole(state) if self._apart else state
         try:
             with self._saving():
-                writer.save(self._folder / str(step), args=states.arguments(state))
+                writer.save(self._folder / str(step), args=states.arguments(saved))
         except SaveError as error:
             self._error = error
         return True
@@ -175,53 +181,40 @@ class Checkpoints:
 
         Raises:
             CorruptCheckpointError: There are checkpoints, but none verifies.
-            CheckpointMismatchError: It is of another configuration, or holds other
-                arrays.
+            CheckpointMismatchError: It is not of this run, see `belonging`.
         """
         self.wait()
         self._rejected.clear()
         while (manifest := self._find_newest()) is not None:
             where = self._folder / str(manifest.step)
-            self._check(manifest, template, where)
-            state, reason = _read(where, template)
+            arrays = states.describe(template)
+            belonging.check(manifest, self._identity, arrays, where)
+            state, reason = self._read(where, template)
             if not reason:
                 self._newest = manifest
-                self._tell(manifest, where)
+                for note in belonging.notes(
+                    manifest, self._identity, self._told, where
+                ):
+                    self._say(note)
                 return Restored(state, manifest.step)
             self._reject(manifest.step, reason)
         return None
 
-    def _check(self, manifest: Manifest, template: Any, where: Path) -> None:
-        saved, wanted, _ = identity.comparable(manifest.identity, self._identity)
-        if lines := identity.differences(saved, wanted):
-            raise CheckpointMismatchError(
-                f"{_name(where)} belongs to another configuration:\n"
-                + "\n".join(lines)
-                + "\nUse the configuration and files it was saved with, or another "
-                "working folder"
-            )
-        if lines := identity.differences(manifest.arrays, states.describe(template)):
-            raise CheckpointMismatchError(
-                f"{_name(where)} holds other arrays than this model, this optimiser "
-                "and this version of the code need; go on with those that it was saved "
-                "by, or in another working folder:\n" + "\n".join(lines)
-            )
-
-    def _tell(self, manifest: Manifest, where: Path) -> None:
-        """Say what is not as it was, or cannot be known, of a checkpoint in use."""
-        if not identity.comparable(manifest.identity, self._identity)[2]:
-            self._say(
-                f"note: {_name(where)} was saved by an earlier version, which knew "
-                "first weights, tokenizer and data by their paths: those of this run "
-                "are taken for the same"
-            )
-        lines = identity.differences(manifest.told, self._told) if manifest.told else []
-        if lines:
-            changed = ", ".join(line.split(":")[0].strip() for line in lines)
-            self._say(
-                f"note: changed since {_name(where)} was saved: {changed}; training "
-                "goes on, but figures before and after do not compare"
-            )
+    def _read(self, where: Path, template: Any) -> tuple[Any, str]:
+        """A state, or on all processes alike why it cannot be used."""
+        if not self._apart or self._mirror is None:
+            return states.read_alike(where, template)
+        reason, copies = "", jax.process_index() > 0
+        with together(f"copying {_name(where)}"):
+            if copies:
+                self._mirror.fetch(f"{CHECKPOINTS}/{where.name}")
+                reason = manifests.damage(where)
+        state, reason = None, first_of(reason)
+        if not reason:
+            state, reason = states.read_alike(where, template)
+        if copies:  # only process 0 keeps checkpoints
+            shutil.rmtree(where, ignore_errors=True)
+        return state, reason
 
     def wait(self) -> None:
         """Wait until the running save is on disk.
@@ -232,15 +225,31 @@ class Checkpoints:
         if self._writer is None:
             return
         try:
-            if self._error is not None:
-                raise self._error
-            with self._saving():
-                self._writer.wait_until_finished()
+            with self._alike():
+                if self._error is not None:
+                    raise self._error
+                with self._saving():
+                    self._writer.wait_until_finished()
         except SaveError:
             self._forget()
             raise
         self._failed = 0
         self._remove_old()
+
+    @contextlib.contextmanager
+    def _alike(self) -> Iterator[None]:
+        """Raise on all processes what fails on process 0, where it saves for all."""
+        if not self._apart or self._fails:
+            yield
+            return
+        failure: SaveError | None = None
+        with together("saving a checkpoint"):
+            try:
+                yield
+            except SaveError as error:
+                failure = error
+        if text := broadcast(str(failure or "")):
+            raise failure or SaveError(f"process 0: {text}")
 
     def _forget(self) -> None:
         """Leave a failed save, and its writer, whose threads may have ended."""
@@ -276,10 +285,7 @@ class Checkpoints:
         if self._writer is None:
             self._make_room(step)
             repeats.silence()
-            self._writer = ocp.AsyncCheckpointer(
-                ocp.CompositeCheckpointHandler(states.ITEM),
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
-            )
+            self._writer = states.writer(self._seal, alone=self._apart)
         if jax.process_index() == 0 and not self._folder.is_dir():
             # Orbax would make it again, and the run go on without what was in it.
             raise FileNotFoundError(ENOENT, "was removed", str(self._folder))
@@ -295,7 +301,7 @@ class Checkpoints:
                 for left in _steps(self._folder, _UNFINISHED):
                     shutil.rmtree(self._folder / f"{left}{_UNFINISHED}")
         self._rejected.clear()
-        newest = max(_steps(self._folder), default=-1)
+        newest = broadcast(max(_steps(self._folder), default=-1))
         if newest >= step:
             raise ValueError(
                 f"{_name(self._folder)} holds step {newest}, so step {step} would be "
@@ -369,21 +375,6 @@ def _steps(folder: Path, suffix: str = "") -> list[int]:
     names = os.listdir(folder) if folder.is_dir() else []
     form = re.compile(_STEP + re.escape(suffix))
     return [int(found[1]) for found in map(form.fullmatch, names) if found]
-
-
-def _read(where: Path, template: Any) -> tuple[Any, str]:
-    """A state, or on all processes alike why it cannot be used."""
-    state, reason = None, ""
-    try:
-        state = states.read(where, template)
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # too little memory is no damage
-    except Exception as error:
-        reason = f"it cannot be restored: {shortened(str(error), 200)}"
-    reason = next(filter(None, gather(reason)), "")
-    if not reason and (broken := not_finite(state)):
-        reason = f"NaN or infinity in {some(broken)}"
-    return state, reason
 
 
 def _name(path: Path) -> str:

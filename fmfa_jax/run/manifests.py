@@ -99,6 +99,15 @@ def verify(folder: Path) -> Manifest:
     return Manifest(**body)
 
 
+def damage(folder: Path) -> str:
+    """Why a checkpoint does not verify; empty if it does."""
+    try:
+        verify(folder)
+    except (CorruptCheckpointError, OSError) as error:
+        return str(error)
+    return ""
+
+
 def _read_body(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CorruptCheckpointError(

@@ -23,6 +23,10 @@ A run starts from the store alone: the local folder is emptied, but for compiled
 programs, and the log, the other files and the sealed checkpoints are brought down. What
 a process wrote after its last seal is lost with it, as with a kill on a disk before the
 next save, and is computed again. Hidden files and compiled programs stay local.
+
+Of several processes, which share no disk, the first does all this. Each of the others
+has a folder of its own while it runs; it fetches from the store what it has to read,
+and puts only files that no other process writes.
 """
 
 import hashlib
@@ -49,10 +53,15 @@ _UNFINISHED = re.compile(rf"{CHECKPOINTS}/[^/]*\.orbax-checkpoint-tmp[^/]*/.*")
 _LOCAL = (LOCK, LOCKS, PROGRAMS)
 
 
-def local_folder(url: str) -> Path:
-    """Where a run of a store is worked on, in the user's cache folder."""
+def local_folder(url: str, process: int = 0) -> Path:
+    """Where a process of a run works, in the user's cache folder.
+
+    Args:
+        url: The run folder in the store.
+        process: Number of the process.
+    """
     digest = hashlib.sha256(url.rstrip("/").encode(errors="replace")).hexdigest()
-    return user_folder() / "runs" / digest[:16]
+    return user_folder() / "runs" / (digest[:16] + (f"-{process}" if process else ""))
 
 
 class Mirror:
@@ -68,7 +77,8 @@ class Mirror:
         Args:
             bucket: The run folder in the store.
             folder: The local one.
-            lock: Held while anything is put; None for a reader, which adds files.
+            lock: Held while anything is put; None for those that only add files, as
+                readers and all processes but the first do.
         """
         self.url = bucket.url
         self._bucket, self._folder, self._lock = bucket, folder, lock
@@ -83,7 +93,7 @@ class Mirror:
         Raises:
             StoreError: The store cannot be read, or the folder changes meanwhile.
         """
-        _empty(self._folder)
+        self.clear()
         there = self._bucket.list()
         sealed = _sealed(there)
         wanted: dict[str, Entry] = {}
@@ -91,8 +101,25 @@ class Mirror:
             step = _step(name)
             if _travels(name) if step is None else checkpoints and step in sealed:
                 wanted[name] = entry
+        self._get(wanted)
+
+    def clear(self) -> None:
+        """Empty the local folder."""
+        _empty(self._folder)
+        self._known = {}
+
+    def fetch(self, name: str) -> None:
+        """Bring down a file, or a folder with all its files, if there is one.
+
+        Raises:
+            StoreError: The store cannot be read, or a file changes meanwhile.
+        """
+        there = self._bucket.list().items()
+        self._get({n: e for n, e in there if f"{n}/".startswith(f"{name}/")})
+
+    def _get(self, wanted: dict[str, Entry]) -> None:
         self._bucket.get(wanted, self._folder)
-        self._known = {
+        self._known |= {
             name: self._stamp(name) for name in wanted if _step(name) is None
         }
 

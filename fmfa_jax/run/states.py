@@ -1,19 +1,78 @@
 # SPDX-License-Identifier: Apache-2.0
 """Training states in the form in which they are stored: nested dicts keyed by path."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from errno import ENOENT
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 import tensorstore as ts
+from jax.experimental import multihost_utils
 
-from fmfa_jax.machines.trees import named_leaves
+from data_pipeline.findings import shortened
+from fmfa_jax.machines.processes import first_of
+from fmfa_jax.machines.trees import named_leaves, not_finite, some
 
 ITEM = "state"
 """Subfolder of a checkpoint that holds the arrays."""
+
+
+class Onlooker:
+    """The writer of a process for which another one saves."""
+
+    def save(self, *told: Any, **named: Any) -> None:
+        """Leave it to process 0."""
+
+    def wait_until_finished(self) -> None:
+        """Have nothing to wait for."""
+
+    def close(self) -> None:
+        """Have nothing to end."""
+
+
+def writer(
+    seal: Callable[[], None], *, alone: bool
+) -> ocp.AsyncCheckpointer | Onlooker:
+    """What saves states, in the background.
+
+    Args:
+        seal: Called on process 0 when all files of a state are written.
+        alone: Process 0 saves what `whole` gives it; otherwise each process saves its
+            own parts, into one folder.
+    """
+    if alone and jax.process_index() > 0:
+        return Onlooker()
+    processes = ocp.options.MultiprocessingOptions(
+        active_processes={0} if alone else None
+    )
+    parts = ocp.CompositeOptions(multiprocessing_options=processes)
+    return ocp.AsyncCheckpointer(
+        ocp.CompositeCheckpointHandler(ITEM, composite_options=parts),
+        async_options=ocp.AsyncOptions(post_finalization_callback=seal),
+        multiprocessing_options=processes,
+    )
+
+
+def whole(state: Any) -> Any:
+    """All of a state on process 0, as NumPy arrays; nothing on the others.
+
+    All processes must call it. What they share is gathered one array at a time, so no
+    device holds more than that of them. NumPy arrays, since Orbax takes no jax.Array
+    from one process of several.
+    """
+    first = jax.process_index() == 0
+
+    def fetched(leaf: jax.Array) -> Any:
+        if not leaf.is_fully_replicated:
+            array = multihost_utils.process_allgather(leaf, tiled=True)
+        elif first:
+            array = np.asarray(leaf.addressable_data(0))
+        return array if first else ()
+
+    return jax.tree.map(fetched, state)
 
 
 def arguments(state: Any) -> ocp.args.Composite:
@@ -35,6 +94,21 @@ def read(folder: Path, template: Any) -> Any:
     return jax.tree.unflatten(
         jax.tree.structure(template), [leaves[path] for path in named_leaves(template)]
     )
+
+
+def read_alike(folder: Path, template: Any) -> tuple[Any, str]:
+    """A state, or on all processes alike why it cannot be used; see `read`."""
+    state, reason = None, ""
+    try:
+        state = read(folder, template)
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # too little memory is no damage
+    except Exception as error:
+        reason = f"it cannot be restored: {shortened(str(error), 200)}"
+    reason = first_of(reason)
+    if not reason and (broken := not_finite(state)):
+        reason = f"NaN or infinity in {some(broken)}"
+    return state, reason
 
 
 def check_stored(folder: Path, names: Mapping[str, Any]) -> None:

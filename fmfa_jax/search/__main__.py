@@ -23,6 +23,7 @@ from typing import Any
 from PIL import Image
 
 from data_pipeline.command import run, say, told_of
+from data_pipeline.delivery import delivered
 from data_pipeline.hints import printable
 from data_pipeline.images import ImageError
 from data_pipeline.regular import read_regular
@@ -115,9 +116,10 @@ def _verify(args: argparse.Namespace) -> None:
 
 def _export(args: argparse.Namespace) -> None:
     data = open_data(args.data) if args.data else None
-    rows, known = export(args.index, args.out, args.to, data)
+    with delivered(args, new=True) as address:
+        rows, known = export(args.index, args.out, args.to, data)
     of = f", the person known of {known}" if data else ""
-    say(f"{args.out}: {count(rows, 'picture')}{of}")
+    say(f"{address(args.out)}: {count(rows, 'picture')}{of}")
 
 
 def _tell_undigested(record: IndexRecord) -> None:

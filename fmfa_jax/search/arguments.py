@@ -4,7 +4,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 
-from data_pipeline.command import Parser, path, source
+from data_pipeline.command import Parser, path, source, target
 from fmfa_jax.search import store
 from fmfa_jax.search.export import FORMATS
 from fmfa_jax.weights.arguments import add_model_arguments, model_path, positive
@@ -72,7 +72,7 @@ def parser(
     ask.add_argument("--sheet", type=path, help="picture file to draw the results to")
     _serve_options(serve)
     data = "NAME:ROOT of the gallery's data set, which knows the persons"
-    give.add_argument("out", type=path, help="file, or folder for npy; must be new")
+    give.add_argument("out", type=target, help="file, or folder for npy; must be new")
     give.add_argument("--to", choices=FORMATS, required=True)
     give.add_argument("--data", metavar="DATA", help=data)
     return parser

@@ -13,7 +13,7 @@ from data_pipeline.command import say
 from data_pipeline.findings import shortened
 from fmfa_jax import evaluation, figures, files, models, weights
 from fmfa_jax.machines.mesh import replicated
-from fmfa_jax.machines.processes import broadcast, together
+from fmfa_jax.machines.processes import agree, broadcast, together
 from fmfa_jax.run.identity import digest
 from fmfa_jax.training.session import Session, save_model
 from fmfa_jax.training.settings import AUTO
@@ -233,6 +233,8 @@ class Judge:
             activation=activation,
             hints=weights.CONFIG_HINTS,
         )
+        # Each process has read it, perhaps while it was replaced.
+        agree({"weights": loaded.report.sha256})
         # A file of another method may lack a head.
         sizes = models.provided(sizes, loaded.params)
         pictures = session.settings.eval.pictures

@@ -23,7 +23,6 @@ from fmfa_jax.machines.processes import (
     together,
 )
 from fmfa_jax.methods.method import Batch, Epoch, Method, State
-from fmfa_jax.run import disk
 from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.environment import environment
 from fmfa_jax.run.folder import RunFolder, reading
@@ -33,13 +32,14 @@ from fmfa_jax.run.writers.jsonl import METRICS, recorded
 from fmfa_jax.training.computing import in_words
 from fmfa_jax.training.failure import check_skipped
 from fmfa_jax.training.interval import Interval, model_flops
-from fmfa_jax.training.judge import LAST, Judge, measure
+from fmfa_jax.training.judge import BEST, LAST, Judge, measure
 from fmfa_jax.training.optimizer import make_optimizer, make_schedule
 from fmfa_jax.training.session import (
     Session,
     device_batches,
     first_params,
     open_session,
+    spread,
 )
 from fmfa_jax.training.step import Report, Step, make_state, make_step
 
@@ -191,10 +191,12 @@ def train(
     """
     initialize_distributed()
     with RunFolder(workdir) as folder:
-        session = open_session(config, str(folder.local), devices=devices)
+        session = open_session(
+            config, str(folder.local), devices=devices, apart=folder.apart
+        )
         folder.take()
         session = replace(session, mirror=folder.mirror)
-        with disk.watched(session.workdir), folder.kept():
+        with folder.watched(), folder.kept():
             return run(session, prepare(session))
 
 
@@ -249,6 +251,7 @@ def run(session: Session, training: Training) -> bool:
                 evaluate_now(judge, log, state, plan, step)
         checkpoints.wait()
         judge.save(LAST, state["params"], step=plan.stop)
+        spread(session, LAST, BEST)
         writes = session.processes.index == 0
         if writes:  # before the evaluation, which may fail
             write_curves(session.workdir / METRICS, session.workdir / "curves.png")
@@ -382,7 +385,9 @@ def evaluate(
     """
     initialize_distributed()
     with reading(workdir) as folder:
-        session = open_session(config, str(folder.local), devices=devices)
+        session = open_session(
+            config, str(folder.local), devices=devices, apart=folder.apart
+        )
         folder.bring()
         with folder.kept():
             measure(replace(session, mirror=folder.mirror))

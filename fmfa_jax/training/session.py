@@ -33,7 +33,6 @@ from fmfa_jax.machines.mesh import (
 from fmfa_jax.machines.processes import (
     Processes,
     agree,
-    check_shared,
     initialize_distributed,
     together,
 )
@@ -155,7 +154,11 @@ def _contents(split: Split) -> dict[str, str]:
 
 
 def open_session(
-    config: ConfigDict, workdir: str, *, devices: Sequence[jax.Device] | None = None
+    config: ConfigDict,
+    workdir: str,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+    apart: bool = False,
 ) -> Session:
     """Join the other processes, open the data, settle all sizes.
 
@@ -163,6 +166,7 @@ def open_session(
         config: A whole config, as configs/ makes it.
         workdir: Folder of the run.
         devices: Devices to use; None: all of all processes.
+        apart: Whether each of several processes has another `workdir`.
 
     Raises:
         ValueError: A value that its key does not take, a batch that does not divide
@@ -173,7 +177,8 @@ def open_session(
     processes = initialize_distributed()
     with together("opening the run"):
         settings = with_copies(door.read(config))
-        keep_programs(settings.run.compilation_cache, Path(workdir), processes)
+        programs = None if apart else Path(workdir, PROGRAMS)
+        keep_programs(settings.run.compilation_cache, programs, processes)
         mesh = make_mesh(fsdp=settings.mesh.fsdp, devices=devices)
         train = settings.train
         check_batch_size(train.batch_size, mesh, chunks=train.chunks)
@@ -209,7 +214,6 @@ def open_session(
             "code": code_version(),
         }
     )
-    check_shared(session.workdir)
     return session
 
 
@@ -226,7 +230,7 @@ def with_copies(settings: Settings) -> Settings:
     return replace(settings, init=replace(settings.init, path=path))
 
 
-def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
+def keep_programs(folder: str, own: Path | None, processes: Processes) -> None:
     """Keep compiled programs in `folder`, from the first one on.
 
     Process 0 writes and all read, except on CPUs: there JAX looks for a program under
@@ -234,20 +238,20 @@ def keep_programs(folder: str, workdir: Path, processes: Processes) -> None:
     to compile, and gloo waits for 30 s only, so several CPU processes go without.
 
     Args:
-        folder: "auto": where JAX_COMPILATION_CACHE_DIR says, or a subfolder of the
-            run's; "": nowhere.
-        workdir: Folder of the run.
+        folder: "auto": where JAX_COMPILATION_CACHE_DIR says, or in `own`; "": nowhere.
+        own: A subfolder of the run's; None where processes do not share it, since one
+            that loads a program while others compile it would keep them waiting.
         processes: This process among all.
     """
+    if not (named := folder != AUTO):
+        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(own or "")
     if not folder:
         return
     if processes.count > 1 and jax.default_backend() == "cpu":
-        if folder != AUTO:
+        if named:
             _log.warning("run.compilation_cache: several CPU processes go without")
         return
-    if folder == AUTO:
-        folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or str(workdir / PROGRAMS)
-    else:
+    if named:
         Path(folder).mkdir(parents=True, exist_ok=True)  # or JAX would do without
     jax.config.update("jax_compilation_cache_dir", folder)
     # Also the many small programs: saving a checkpoint takes about a hundred.
@@ -337,6 +341,19 @@ def _first_params(session: Session) -> tuple[Any, dict[str, Any]]:
         _log.warning("init.path: the activation is %s", loaded.report.activation)
     params = models.init_params(session.model, session.settings.seed)
     return weights.fill(params, loaded), loaded.report.as_dict()
+
+
+def spread(session: Session, *names: str) -> None:
+    """Let all processes have files that process 0 has written into the run's folder."""
+    if session.mirror is None or session.processes.count == 1:
+        return
+    first = session.processes.index == 0
+    with together("putting files of the run"):
+        if first:
+            session.mirror.push()
+    with together("fetching files of the run"):
+        for name in () if first else names:
+            session.mirror.fetch(name)
 
 
 def save_model(

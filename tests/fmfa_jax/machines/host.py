@@ -20,6 +20,7 @@ from typing import Any
 
 from jax._src import cache_key, compilation_cache
 
+from data_pipeline.buckets import Bucket
 from data_pipeline.records import Split
 from fmfa_jax.files import write_json
 from fmfa_jax.training import loop, session
@@ -83,14 +84,14 @@ def trap(do: str, step: int, after: str) -> None:
     Args:
         do: KILL or STOP (those signals to itself) | error (a disk that fails).
         step: the last one whose batch it still gets.
-        after: first wait for this path to exist.
+        after: first wait for this file to exist, a path or URL.
     """
     batches = loop.device_batches
 
     def trapped(session: Any, method: Any, start: int, *rest: Any) -> Iterator[Any]:
         for number, batch in enumerate(batches(session, method, start, *rest), start):
             if number == step:
-                wait_for(lambda: Path(after).exists())
+                wait_for(lambda: Bucket(after).single())
                 if do == "error":
                     raise OSError("the disk is gone")
                 os.kill(os.getpid(), getattr(signal, f"SIG{do}"))
@@ -120,9 +121,9 @@ def share_programs(process: int) -> None:
         compilation_cache.get_executable_and_time = patient
 
 
-def wait_for(what: Callable[[], bool]) -> None:
+def wait_for(what: Callable[[], Any]) -> None:
     while not what():
-        time.sleep(0.02)
+        time.sleep(0.1)
 
 
 def count_reads() -> list[tuple[str, int]]:

@@ -36,6 +36,9 @@ class Hosts:
                 "PYTHONPATH": str(ROOT),
                 "JAX_PLATFORMS": "cpu",
                 "NPROC": str(4 * share),  # see tests/conftest.py
+                # Hosts share no disk, but for run folders that lie on one.
+                "XDG_CACHE_HOME": str(folder / f"cache-{name}-{index}"),
+                "MPLCONFIGDIR": str(folder / "matplotlib"),  # a list of fonts
                 # Each program is compiled once.
                 "JAX_COMPILATION_CACHE_DIR": str(folder / f"compiled-{count}"),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

@@ -25,7 +25,8 @@ from fmfa_jax.machines.processes import (
     initialize_distributed,
     together,
 )
-from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
+from fmfa_jax.run.belonging import CheckpointMismatchError
+from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.lock import FolderLock, InUseError
 from fmfa_jax.run.log import open_log
 

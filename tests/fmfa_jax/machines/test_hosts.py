@@ -4,12 +4,17 @@
 Four devices, as 1 process x 4, 2 x 2 and 4 x 1. A process takes seconds to start, so
 each group of them is started once and does one run after the other (host.py); the
 fixtures tell the story, the tests look at what it left. Nothing here asserts a time.
+
+Some run folders lie on a disk that all share, others in a store. Processes have a cache
+folder each, so those share nothing.
 """
 
 import json
+import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +23,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipeline import order
+from data_pipeline.buckets import Bucket
 from fmfa_jax.machines.lifecycle import FAILED_EXIT, STALLED_EXIT
 from fmfa_jax.run import manifests
 from tests.fmfa_jax.machines.host import BATCH, IDENTITIES, STEPS, Job
@@ -31,6 +37,7 @@ CACHES = {"fmfa": "memory", "weak": "none"}
 NOISY = {"data.noise": 0.5}
 PAIRS = 2 * IDENTITIES * IMAGES
 SAVE = {"checkpoint.every_steps": 2, "checkpoint.keep": 3}
+SEAL = "manifest.json"
 SPEEDS = ("steps_per_second", "pairs_per_second", "model_flops_per_second", "mfu")
 
 CONFIG = """
@@ -53,9 +60,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def start(folder) -> Iterator:
+def start(folder, stores) -> Iterator:
     """Start a group of a name; all are ended at last."""
     started = []
+    with suppress(pytest.skip.Exception):  # which skips those that use the store
+        stores.line("s3")
 
     def start(name: str, count: int, *command: str, **trap: str) -> Hosts:
         command = command or (str(HOST), str(folder))
@@ -69,10 +78,10 @@ def start(folder) -> Iterator:
 
 @pytest.fixture(scope="module")
 def job(folder) -> Callable[..., Job]:
-    """Make a job whose run lies in a folder of its name."""
+    """Make a job whose run lies in a folder of its name, or at a URL."""
 
-    def job(name: str, method: str = "fmfa", **parts: Any) -> Job:
-        return Job(name, str(folder / name), method, **parts)
+    def job(name: str, method: str = "fmfa", *, url: str = "", **parts: Any) -> Job:
+        return Job(name, url or str(folder / name), method, **parts)
 
     return job
 
@@ -99,21 +108,26 @@ def groups(job, start) -> dict[int, Hosts]:
 
 
 @pytest.fixture(scope="module")
-def killed(groups, job, folder) -> Path:
-    """A run on four hosts, one of which is killed after the checkpoint of step 2."""
-    after = str(folder / "killed" / "checkpoints" / "2")
-    trap = {"2": {"do": "KILL", "step": 3, "after": after}}
-    groups[4].give(job("killed", "weak", changes=SAVE, trap=trap))
-    assert groups[4].codes(2) == [-signal.SIGKILL], groups[4].said()
-    groups[4].left = groups[4].codes(0, 1, 3)
-    return as_left(folder / "killed")
+def url(folder, stores) -> str:
+    """A run folder in a store."""
+    return stores.url("s3", f"{folder.name}-{os.getpid()}/killed")
 
 
 @pytest.fixture(scope="module")
-def shrunk(groups, killed, job, folder) -> Path:
+def killed(groups, job, folder, url) -> Path:
+    """A run on four hosts, one of which is killed after the checkpoint of step 2."""
+    trap = {"2": {"do": "KILL", "step": 3, "after": f"{url}/checkpoints/2/{SEAL}"}}
+    groups[4].give(job("killed", "weak", url=url, changes=SAVE, trap=trap))
+    assert groups[4].codes(2) == [-signal.SIGKILL], groups[4].said()
+    groups[4].left = groups[4].codes(0, 1, 3)
+    return copied(url, folder / "killed")
+
+
+@pytest.fixture(scope="module")
+def shrunk(groups, killed, job, folder, url) -> Path:
     """The same run, on two hosts."""
-    groups[2].do(job("killed", "weak"))
-    return folder / "killed"
+    groups[2].do(job("killed", "weak", url=url))
+    return copied(url, folder / "shrunk")
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +165,7 @@ def hung(groups, grown, shrunk, differ, lacking, job, folder) -> Path:
 
     The last job of this group, hence after all others.
     """
-    after = str(folder / "hung" / "checkpoints" / "2")
+    after = str(folder / "hung" / "checkpoints" / "2" / SEAL)
     # It loads its programs and stands still; give it as long as a whole run, or more.
     seconds = max(outcome["seconds"] for outcome in groups[2].outcomes("grown"))
     groups[2].give(
@@ -170,7 +184,7 @@ def broken(hung, start, folder) -> Hosts:
     """The hung run, resumed by `main.py` on two hosts, until one has a disk fail."""
     (folder / "config.py").write_text(CONFIG.format(folder=str(folder)))
     run = folder / "hung"
-    trap = {"do": "error", "step": 4, "after": str(run / "checkpoints" / "4")}
+    trap = {"do": "error", "step": 4, "after": str(run / "checkpoints" / "4" / SEAL)}
     command = ["main.py", f"--config={folder}/config.py", f"--workdir={run}"]
     command += [f"--config.{key}={value}" for key, value in SAVE.items()]
     hosts = start("main", 2, *command, HOSTS_TRAP=json.dumps(trap))
@@ -182,6 +196,12 @@ def broken(hung, start, folder) -> Hosts:
 def as_left(run: Path, name: str = "left") -> Path:
     """A copy, because another group goes on with the run."""
     return Path(shutil.copytree(run, run.with_name(f"{run.name}-{name}")))
+
+
+def copied(url: str, folder: Path) -> Path:
+    """A copy of what lies in a store."""
+    Bucket(url).get(Bucket(url).list(), folder)
+    return folder
 
 
 def rows(run: Path) -> list[dict]:
@@ -273,6 +293,15 @@ def test_a_host_that_is_killed_ends_the_run_and_leaves_it_whole(groups, killed):
 
 def test_two_hosts_go_on_with_what_four_have_begun(shrunk, folder):
     assert_same_run(shrunk, folder / "weak-1")
+
+
+def test_a_store_has_the_files_that_a_disk_has(shrunk, folder):
+    def names(run: Path) -> set[str]:
+        found = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+        foreign = ("checkpoints/", "lock", "bad_images-")  # of more processes
+        return {name for name in found if not name.startswith(foreign)}
+
+    assert names(shrunk) == names(folder / "weak-2") > {"metrics.jsonl", LAST}
 
 
 def test_two_hosts_go_on_with_what_one_has_begun(grown, folder):

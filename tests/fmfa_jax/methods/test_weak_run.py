@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from data_pipeline.records import Split
-from fmfa_jax.run.checkpoints import CheckpointMismatchError
+from fmfa_jax.run.belonging import CheckpointMismatchError
 from tests.tiny_run import (
     change_data,
     tiny_config,

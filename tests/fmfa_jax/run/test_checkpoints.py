@@ -20,7 +20,8 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fmfa_jax.run import manifests, states
-from fmfa_jax.run.checkpoints import CheckpointMismatchError, Checkpoints
+from fmfa_jax.run.belonging import CheckpointMismatchError
+from fmfa_jax.run.checkpoints import Checkpoints
 from fmfa_jax.run.disk import SaveError
 from fmfa_jax.run.identity import digest
 from fmfa_jax.run.manifests import CorruptCheckpointError

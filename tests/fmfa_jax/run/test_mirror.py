@@ -6,14 +6,12 @@ import os
 from pathlib import Path
 
 import fsspec
-import jax
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from data_pipeline.buckets import Bucket, StoreError
 from fmfa_jax.run import manifests
 from fmfa_jax.run.bucket_lock import BucketLock
-from fmfa_jax.run.folder import RunFolder, reading
 from fmfa_jax.run.lock import LOCK, InUseError
 from fmfa_jax.run.manifests import Manifest
 from fmfa_jax.run.mirror import Mirror
@@ -225,12 +223,3 @@ def test_who_has_lost_the_lock_seals_nothing(checks, tmp_path, url):
     assert Bucket(url).read("checkpoints/5/manifest.json") is None
     rival.release()
     lock.release()
-
-
-def test_several_hosts_are_refused_before_anything_is_written(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(jax, "process_count", lambda: 2)
-    for opened in (RunFolder, lambda url: reading(url).__enter__()):
-        with pytest.raises(ValueError, match=r"wanted one process, got 2: .* mounted"):
-            opened("memory://several/run")
-    assert not [*tmp_path.iterdir()] and not Bucket("memory://several").list()

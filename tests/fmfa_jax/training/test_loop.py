@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from data_pipeline.captions import Captions
 from data_pipeline.examine import UnreadablePicturesError
 from fmfa_jax import weights
-from fmfa_jax.run.checkpoints import CheckpointMismatchError
+from fmfa_jax.run.belonging import CheckpointMismatchError
 from fmfa_jax.run.lock import FolderLock, InUseError
 from fmfa_jax.training.judge import BEST, LAST, Judge
 from fmfa_jax.training.session import open_session
