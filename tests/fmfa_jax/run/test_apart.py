@@ -13,6 +13,7 @@ import pytest
 from data_pipeline.buckets import Bucket
 from fmfa_jax.run.bucket_lock import BucketLock
 from fmfa_jax.run.lock import LOCK
+from tests.compiling import quick
 from tests.stores import REFUSAL
 
 ROOT = Path(__file__).parents[3]
@@ -50,14 +51,13 @@ def peers(url, tmp_path_factory):
 
 
 def start(folder, url, address, index):
-    variables = {
+    variables = quick(2) | {
         "PYTHONPATH": str(ROOT),
         "COORDINATOR_ADDRESS": address,
         "NUM_PROCESSES": "2",
         "PROCESS_ID": str(index),
         "XDG_CACHE_HOME": str(folder / f"cache-{index}"),
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
     }
     return subprocess.Popen(
         [sys.executable, str(PEER), url],
