@@ -202,9 +202,10 @@ def _products(
     return jnp.einsum("rbnw,bnw->rn", jax.jacrev(score)(x), x)[:, 1:]
 
 
+ATTENTION = "attention"
 CANDIDATES: dict[str, Callable[[Look], np.ndarray]] = {
     "similarity": similarity,
-    "attention": attention,
+    ATTENTION: attention,
     "similarity, middle layer": middle_layer,
     "similarity, less other words": minus_other_words,
     "similarity, less mean patch": minus_mean_patch,

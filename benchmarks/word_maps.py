@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from benchmarks import common
-from benchmarks.word_map_candidates import CANDIDATES, Look
+from benchmarks.word_map_candidates import ATTENTION, CANDIDATES, Look
 from data_pipeline import images
 from data_pipeline.records import Split
 from data_pipeline.synthetic import masks, photo, population
@@ -59,11 +59,18 @@ def main() -> None:
     options = parser.parse_args()
     run = Run(options.run, root=options.root)
     found = list(items(run, options.captions))
-    rows = {name: measure(name, found) for name in options.only}
+    interacts = run.model.config.irr_layers > 0
+    names = [name for name in options.only if interacts or name != ATTENTION]
+    rows = {name: measure(name, found) for name in names}
     header = ["map", *next(iter(rows.values()))]
     lines = [[name, *row.values()] for name, row in rows.items()]
     title = f"Word maps, {len(found)} captions"
-    common.show(title, header, lines, notes=[f"run: {options.run.resolve().name}"])
+    notes = [f"run: {options.run.resolve().name}"]
+    if names != options.only:
+        notes.append(
+            f"no {ATTENTION}: it has no interaction encoder (as :repaired has)"
+        )
+    common.show(title, header, lines, notes=notes)
 
 
 def measure(name: str, found: list[Item]) -> dict[str, str]:
