@@ -2,6 +2,8 @@
 """The shares of word maps that lie on what words name, against pixels."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -66,6 +68,10 @@ def run(tmp_path_factory):
     )
     run = folder / "run"
     weights.save_native(run / "model_best.safetensors", params, config)
+    # As the presets leave it that train no interaction encoder.
+    towers = {name: part for name, part in params.items() if name != "irr"}
+    without = replace(config, irr_layers=0)
+    weights.save_native(run / "model_last.safetensors", towers, without)
     about = {"data.name": "synthetic", "data.root": str(root), "loss.efa_rule": "plus"}
     about |= {"data.tokenizer": tokens, "eval.batch_size": 4}
     drawn = recorded_options(root)
@@ -85,3 +91,12 @@ def test_maps_are_measured_on_the_same_words(bench, run, compiled_once):
         assert len({row[name] for row in rows.values()}) == 1
     for row in rows.values():
         assert 0 <= float(row["on it"]) <= float(row["best"]) < 1
+
+
+def test_a_model_without_an_interaction_encoder_has_no_attention(bench, run, tmp_path):
+    shutil.copy(run / "config.json", tmp_path)
+    shutil.copy(run / "model_last.safetensors", tmp_path / "model_best.safetensors")
+    asked = ("--captions", "1", "--only", "similarity", "attention")
+    said = bench("benchmarks.word_maps", str(tmp_path), *asked)
+    assert tuple(table(said)[1]) == ("similarity",)
+    assert "no attention: it has no interaction encoder" in said
