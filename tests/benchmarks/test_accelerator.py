@@ -118,8 +118,10 @@ def test_a_step_beside_the_peer_and_resumed(bench, tmp_path, monkeypatch):
     # A CPU has no data sheet, and the ceilings were not measured.
     assert ours["MFU %"] is ours["of the product's rate %"] is None
     theirs = found["peer", "torch, float32 with TF32, batch 4"]
+    # The fastest of the step's rows at this batch stands beside the peer's.
+    rates = [row["pairs/s"] for (part, _), row in found.items() if part == "step"]
     ratio = theirs["ours, times its pairs/s"]
-    assert ratio == pytest.approx(ours["pairs/s"] / theirs["pairs/s"])
+    assert ratio == pytest.approx(max(rates) / theirs["pairs/s"])
     again = found["repeat", "deterministic, resumed"]
     assert again["weights"] == "equal bits"
     assert again["losses apart"] == again["norms of weights apart"] == 0

@@ -18,19 +18,29 @@ _OPTIONS = (
     "--disable-gpu",
     "--disable-dev-shm-usage",
 )
+ATTEMPTS = 20
+
+
+def _started() -> tuple[subprocess.Popen, str]:
+    """Start a driver; return it with what it said until it listened or ended."""
+    command = [DRIVER, "--port=0"]
+    driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    said = ""
+    while "started successfully" not in said and (line := driver.stdout.readline()):
+        said += line
+    return driver, said
 
 
 class Browser:
     """One window; `close` ends it."""
 
     def __init__(self) -> None:
-        command = [DRIVER, "--port=0"]
-        self._driver = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        said = ""
-        while not (found := re.search(r"started successfully on port (\d+)", said)):
-            line = self._driver.stdout.readline()
-            assert line, f"chromedriver ended: {said}"
-            said += line
+        for attempt in range(ATTEMPTS):
+            self._driver, said = _started()
+            if found := re.search(r"started successfully on port (\d+)", said):
+                break
+            # It finds a free port for IPv6, and it may be taken for IPv4.
+            assert "port not available" in said and attempt + 1 < ATTEMPTS, said
         self._url = f"http://127.0.0.1:{found[1]}/session"
         options = {"binary": CHROMIUM, "args": _OPTIONS}
         wanted = {
