@@ -3,12 +3,13 @@
 
     python -m benchmarks.ablation --rows irra rde --seeds 0 1 2 --noise 0 50
     python -m benchmarks.ablation --groups presets --jobs 4
-    python -m benchmarks.ablation --groups presets --only-table
+    python -m benchmarks.ablation --measured docs/ablation.csv --only-table
 
 Trains each row of `rows` from the demo's start on drawn people, 1500 to learn from and
 300 whom nothing was chosen by, with the same people, order and start for all rows of a
-seed. Finished runs are not repeated, interrupted ones resume. Writes ablation.csv and
-ablation.png. Not part of `make bench`: a run takes a few minutes.
+seed. Finished runs are not repeated, interrupted ones resume; nor are those whose
+figures a CSV file has, such as docs/ablation.csv of what has been measured so far.
+Writes ablation.csv and ablation.png. Not part of `make bench`: a run takes minutes.
 """
 
 import sys
@@ -34,6 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--baseline", choices=ROWS, default="irra")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
     parser.add_argument("--set", nargs="*", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--measured", type=Path, help="CSV of runs not to repeat")
     parser.add_argument("--only-table", action="store_true", help="train nothing")
     given = parser.parse_args(arguments)
     rows = [*given.rows, *(name for group in given.groups for name in GROUPS[group])]
@@ -47,6 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         start=given.start,
         changes=changes,
     )
+    if given.measured:
+        table.take_over(given.measured, runs)
     try:
         if not given.only_table:
             train(runs, jobs=given.jobs)

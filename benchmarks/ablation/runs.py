@@ -110,7 +110,12 @@ class Run:
                 stderr=subprocess.STDOUT,
                 check=True,
             )
-        files.write_json(self.result, self._measured())
+        self.finish(self._measured())
+
+    def finish(self, figures: Figures) -> None:
+        """Keep what it came to."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(self.result, figures)
 
     def figures(self) -> Figures:
         """Text-to-image figures on the test people; empty before it has finished."""

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from benchmarks.ablation.rows import ROWS
-from benchmarks.ablation.runs import Run
+from benchmarks.ablation.runs import Figures, Run
 from fmfa_jax import files, plots
 
 HEADER = (
@@ -26,6 +26,9 @@ HEADER = (
     "in mAP",
     "published R1",
 )
+KEYS = ("start", "row", "changes", "noise", "seed")
+SIZES = ("queries", "gallery")
+METRICS = ("r1", "r5", "r10", "mAP", "mINP", *SIZES)
 Key = tuple[str, int]
 
 
@@ -109,15 +112,44 @@ def measured_on(runs: Sequence[Run]) -> str:
 
 def write_csv(path: Path, runs: Sequence[Run]) -> None:
     """Every figure of every finished run, a line each."""
-    found = [(run, run.figures()) for run in runs if run.figures()]
-    header = ("row", "noise", "seed", "weights", "r1", "r5", "r10", "mAP", "mINP")
     with files.replacing(path) as draft, draft.open("w", newline="") as target:
         writer = csv.writer(target)
-        writer.writerow(header)
-        for run, figures in found:
-            for weights, metrics in figures.items():
-                start = (run.row, run.noise, run.seed, weights)
-                writer.writerow((*start, *(metrics[name] for name in header[4:])))
+        writer.writerow((*KEYS, "weights", *METRICS))
+        for run in runs:
+            for weights, metrics in run.figures().items():
+                values = (metrics[name] for name in METRICS)
+                writer.writerow((*_key(run), weights, *values))
+
+
+def take_over(path: Path, runs: Sequence[Run]) -> None:
+    """Take figures that `write_csv` has written, for runs that have none: no training.
+
+    Raises:
+        ValueError: The file is no such table.
+    """
+    with path.open(newline="") as source:
+        reader = csv.DictReader(source)
+        if reader.fieldnames != [*KEYS, "weights", *METRICS]:
+            raise ValueError(
+                f"{path} is no table of the ablation: its columns are "
+                f"{', '.join(reader.fieldnames or ['none'])}; wanted "
+                f"{', '.join((*KEYS, 'weights', *METRICS))}"
+            )
+        known: dict[tuple[str, ...], Figures] = {}
+        for line in reader:
+            figures = {name: float(line[name]) for name in METRICS}
+            known.setdefault(tuple(line[key] for key in KEYS), {})[line["weights"]] = (
+                figures | {name: int(line[name]) for name in SIZES}
+            )
+    for run in runs:
+        if not run.figures() and (figures := known.get(_key(run))):
+            run.finish(figures)
+
+
+def _key(run: Run) -> tuple[str, ...]:
+    """What tells a run from others, under `KEYS`."""
+    changes = " ".join(map("=".join, run.changes))
+    return (Path(run.start).stem, run.row, changes, str(run.noise), str(run.seed))
 
 
 def draw(path: Path, runs: Sequence[Run]) -> None:

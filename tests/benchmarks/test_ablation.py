@@ -2,8 +2,8 @@
 """main.py accepts the ablation's commands; its table shows what the runs came to."""
 
 import csv
-import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from benchmarks.ablation import __main__ as command
 from benchmarks.ablation.candidates import CANDIDATES
 from benchmarks.ablation.rows import GROUPS, ROWS
 from benchmarks.ablation.runs import POPULATIONS, Run, planned, train
+from benchmarks.ablation.table import take_over
 from fmfa_jax.losses import alignment
 from fmfa_jax.options import flat
 from fmfa_jax.training import settings
@@ -64,9 +65,7 @@ def finished(tmp_path, row, noise, seed, r1, best=None):
     run = Run(row, noise, seed, tmp_path / "demo_start")
     figures = {"r1": r1, "r5": 90.0, "r10": 95.0, "mAP": r1 - 10, "mINP": 20.0}
     figures |= {"queries": 800, "gallery": 400}
-    run.folder.mkdir(exist_ok=True)
-    both = {"last": figures, "best": figures | {"r1": best or r1}}
-    run.result.write_text(json.dumps(both))
+    run.finish({"last": figures, "best": figures | {"r1": best or r1}})
     return run
 
 
@@ -96,6 +95,33 @@ def test_the_table_holds_what_the_runs_came_to(tmp_path, capsys):
         len(read) == 12 and read[-1]["weights"] == "best" and read[-1]["r1"] == "60.0"
     )
     assert (tmp_path / "demo_start" / "ablation.png").stat().st_size > 1000
+
+
+def test_what_was_measured_elsewhere_is_not_trained_again(tmp_path, capsys):
+    runs = [finished(tmp_path, "irra", 0, seed, 50.0 + seed) for seed in (0, 1)]
+    options = ["--rows", "irra", "rde", "--seeds", "0", "1", "--only-table"]
+    command.main(["--workdir", str(tmp_path), *options])
+    before = capsys.readouterr().out
+    kept = tmp_path / "demo_start" / "ablation.csv"
+    other = ["--workdir", str(tmp_path / "other"), *options, "--measured", str(kept)]
+    command.main(other)
+    assert capsys.readouterr().out == before
+    there = tmp_path / "other" / "demo_start"
+    assert (there / "ablation.csv").read_bytes() == kept.read_bytes()
+    assert replace(runs[1], folder=there).figures() == runs[1].figures()
+    # Not those of other weights, and not over what has been measured here.
+    longer = replace(runs[0], folder=there / "x", start="long.safetensors")
+    take_over(kept, [longer])
+    assert not longer.figures()
+    finished(tmp_path / "other", "irra", 0, 0, 10.0)
+    command.main(other)
+    assert "10.00 51.00" in capsys.readouterr().out
+    changed = [*other, "--set", "train.epochs=1"]
+    command.main(changed)
+    assert "no run has finished yet" in capsys.readouterr().out
+    kept.write_text("row,r1\nirra,50\n")
+    with pytest.raises(ValueError, match=r"columns are row, r1; wanted start, row"):
+        command.main(other)
 
 
 def test_a_run_that_fails_is_named_and_ends_no_other(tmp_path):
