@@ -201,4 +201,6 @@ def test_autocast_keeps_the_losses_within_what_is_compared(bench):
     half = fmfa.train_step(model, fmfa.adam(model), bench.batch, dtype="bfloat16")
     for name, value in wide.items():
         assert distance(half[name], value) < 1e-2, name
-        assert not torch.equal(half[name], value), name
+    # EFA as released is nearly constant, and may come to the same float32.
+    apart = {name for name in wide if not torch.equal(half[name], wide[name])}
+    assert apart >= wide.keys() - {"efa"}
