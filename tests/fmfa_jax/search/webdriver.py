@@ -39,6 +39,8 @@ class Browser:
             self._driver, said = _started()
             if found := re.search(r"started successfully on port (\d+)", said):
                 break
+            self._driver.wait(10)
+            self._driver.stdout.close()  # what is left open fails some later test
             # It finds a free port for IPv6, and it may be taken for IPv4.
             assert "port not available" in said and attempt + 1 < ATTEMPTS, said
         self._url = f"http://127.0.0.1:{found[1]}/session"
