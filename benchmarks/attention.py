@@ -90,6 +90,7 @@ def in_torch(
     wide = torch.promote_types(dtype, torch.float32)
 
     def call() -> Any:
+        """Run torch's attention, forwards and backwards."""
         heads = [x.unflatten(2, (-1, HEAD)).transpose(1, 2) for x in inputs]
         mixed = torch.nn.functional.scaled_dot_product_attention(
             *heads, is_causal=mask == "causal"

@@ -105,6 +105,7 @@ def our_pass(split: Split, batch: int) -> Callable[[], int]:
     tokenizer = open_tokenizer("clip")
 
     def run() -> int:
+        """Read the batches; return how many rows they had."""
         material = Material.of(
             split, tokenizer=tokenizer, image_size=SIZE, context_length=LENGTH
         )

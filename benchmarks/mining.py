@@ -125,9 +125,11 @@ def _whole_step(bank: Bank, image: Any, index: Any, block: int | None) -> Call:
 
     @functools.partial(jax.jit, donate_argnums=0)
     def step(bank: Bank, image: Any) -> tuple[Bank, Any]:
+        """Mine, take the loss's gradient, and write to the bank."""
         state = {"memory": bank, "step": jnp.int32(0)}
 
         def loss(image: Any) -> Any:
+            """Return the weak method's loss of these images."""
             features = dict.fromkeys(
                 ("image", "text", "image_view", "text_view"), image
             )
@@ -154,6 +156,7 @@ def _filled(rows: int, dtype: str) -> Bank:
     from fmfa_jax.methods.weak.memory import init_bank, update_bank
 
     def write(number: Any, bank: Bank) -> Bank:
+        """Fill one block of rows with random features."""
         key = jax.random.fold_in(jax.random.key(0), number)
         features = jax.random.normal(key, (_FILLED_AT_ONCE, WIDTH))
         index = number * _FILLED_AT_ONCE + jnp.arange(_FILLED_AT_ONCE)

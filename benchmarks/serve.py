@@ -85,6 +85,7 @@ def many(
     seconds, statuses, turn = [], Counter(), iter(range(queries))
 
     def ask_on(number: int) -> None:
+        """Ask until the turns are over; keep time and status of each."""
         rng = random.Random(f"{seed} {number}")
         for _ in turn:
             start = time.perf_counter()
@@ -139,6 +140,7 @@ def beside_bad_neighbours(port: int, seconds: float) -> tuple[list[float], Count
 
 def _joiner(stack: contextlib.ExitStack, port: int) -> Callable[[bytes], socket.socket]:
     def join(data: bytes) -> socket.socket:
+        """Open a connection that sends only this."""
         made = stack.enter_context(socket.create_connection((HOST, port), timeout=5))
         made.sendall(data)
         return made

@@ -96,6 +96,7 @@ def train(step: Any, state: Any, batch: Any, count: int) -> tuple[list, dict]:
     found, held = [], {"state": state}
 
     def one() -> Any:
+        """Run a step and keep its report."""
         held["state"], measured = step(held["state"], batch)
         found.append(measured)
         return held["state"], measured

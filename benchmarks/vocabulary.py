@@ -77,6 +77,7 @@ def _jax(name: str, dtype: str, *arrays: np.ndarray) -> Callable[[], Any]:
         return project(rows, head[0]) + head[1]
 
     def loss(hidden: Any, kernel: Any, bias: Any, labels: Any) -> Any:
+        """Return the loss of a vocabulary head, dense or in blocks."""
         head, hidden = (kernel, bias), hidden.astype(dtype)
         if name == "dense":
             return labelled_mean(token_losses(score(head, hidden), labels), labels)
@@ -102,6 +103,7 @@ def _torch(name: str, dtype: str, *arrays: np.ndarray) -> Callable[[], Any]:
     cast = torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16")
 
     def call() -> Any:
+        """Run torch's head, forwards and backwards."""
         hidden, kernel, bias = weights
         with cast:
             logits = functional.linear(hidden.flatten(0, 1), kernel.T, bias)

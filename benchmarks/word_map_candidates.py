@@ -188,6 +188,7 @@ def _products(
     tower = models.bind(config, params).image_tower
 
     def run(x: Array, layers: range) -> Array:
+        """Run some of the tower's layers."""
         for layer in layers:
             one = jax.tree.map(lambda param, at=layer: param[at], tower.blocks)
             x = one.one(x, mask="none")

@@ -142,6 +142,7 @@ def _item(
     shot = list(population.shots_of(person, number, options))[image]
 
     def draw(look: masks.Identity) -> Image.Image:
+        """Draw a look in the pose and light of the data set's picture."""
         rng = population.drawing_rng(options.seed, number, image)
         size = options.image_size
         return photo.photograph(look, shot, rng, image_size=size, posed_as=person)

@@ -159,6 +159,7 @@ def _folder_decoder(vocabulary: dict[str, int]) -> Decoder:
     values = {symbol: byte for byte, symbol in _byte_symbols().items()}
 
     def decode(ids: list[int]) -> str:
+        """Return the text of token ids."""
         text = "".join(entries[i].replace(WORD_END, " ") for i in ids)
         # A space is not a symbol: a literal one in a text is written as U+0120.
         encoded = bytes(32 if s == " " else values[s] for s in text)

@@ -129,6 +129,7 @@ def _progress(name: str) -> Callable[[int, int], None]:
     last = [0.0]
 
     def say(done: int, total: int) -> None:
+        """Say how far it is, on one line of a terminal."""
         now = time.monotonic()
         if done == total:
             print("\r\033[K", end="", file=sys.stderr, flush=True)

@@ -49,6 +49,7 @@ class Examiner:
         """
 
         def one(index: int) -> T | BadPicture:
+            """Look at one picture; one that cannot be read is named."""
             try:
                 return at(split.read(index))
             except (OSError, ImageError) as error:

@@ -128,6 +128,7 @@ def train_batches(
     )
 
     def begin(step: int) -> Draft:
+        """Plan the batch of a step: its pairs and how it is read."""
         batch = ids(step)
         fitting = captions.lengths <= captions.cut(batch)
         reader = StepPictures(pictures, seed, step, batch, fitting, bad_images)
@@ -186,6 +187,7 @@ def gallery_batches(
     pictures = Pictures(split, image_size, None)
 
     def begin(number: int) -> Draft:
+        """Plan a batch of pictures."""
         ids, valid = _padded_ids(number, rows, batch_size, len(split.images))
         image = np.zeros((len(ids), *image_size, 3), np.uint8)
 
@@ -225,6 +227,7 @@ def query_batches(
     rows = _process_rows(batch_size, process_index, process_count)
 
     def make(number: int) -> Batch:
+        """Tokenize a batch of captions."""
         ids, valid = _padded_ids(number, rows, batch_size, len(split.pairs))
         captions = [split.pairs[i].caption for i in ids[valid]]
         tokens = np.zeros((len(ids), context_length), np.int32)

@@ -96,6 +96,7 @@ def map_steps(
     one_begins = threading.Lock()
 
     def make(number: np.int64) -> np.int64:
+        """Fill one part of a step's batch; whoever comes first begins it."""
         step, unit = divmod(int(number), units)
         try:
             with one_begins:

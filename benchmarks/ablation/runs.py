@@ -160,6 +160,7 @@ def train(runs: Sequence[Run], *, jobs: int) -> None:
     """
 
     def attempt(run: Run) -> str:
+        """Train one; return the log of a failure, or nothing."""
         try:
             run.train()
         except subprocess.CalledProcessError:

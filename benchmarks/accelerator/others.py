@@ -110,6 +110,7 @@ def mining(run: Run) -> None:
             flags = ("--rows", str(rows), "--only", candidate)
 
             def row(flags: Any = flags) -> dict[str, Any]:
+                """Measure mining with these flags, in a process of its own."""
                 found = run.child("benchmarks.mining", *flags)
                 names = {"seconds": "ms", "peak_gb": "peak GB", "bank_gb": "banks GB"}
                 return {

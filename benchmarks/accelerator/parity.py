@@ -36,6 +36,7 @@ def beside_cpu(run: Run) -> None:
         same = sized(run.sizes.model, layers=LAYERS, device=card, dtype=dtype)
 
         def row(same: Any = same, limit: float = limit) -> dict[str, Any]:
+            """Compare what the card computes with what was wanted."""
             found = computed(same, params, rows, card)
             gaps = {name: distance(found[name], wanted[name]) for name in wanted}
             near = max(gaps[name] for name in _SHOWN) < limit
@@ -82,6 +83,7 @@ def _views(
     mask_id = model.vocab_size - 3
 
     def views(images: Any, tokens: Any) -> tuple[Any, Any]:
+        """Mask the tokens and augment the images of one key."""
         key = jax.random.key(1)
         masked = mask_tokens(key, tokens, rate=MASK_RATE, mask_id=mask_id)
         return augment_images(key, images, Augmentation()), masked

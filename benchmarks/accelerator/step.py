@@ -173,6 +173,7 @@ def removal(run: Run) -> None:
 def _optimiser(whole: WholeStep, run: Run) -> dict[str, Any]:
     @functools.partial(jax.jit, donate_argnums=0)
     def update(state: Any) -> Any:
+        """Apply the optimizer alone."""
         params = state["params"]
         changes, kept = whole.optimizer.update(params, state["opt_state"], params)
         return state | {

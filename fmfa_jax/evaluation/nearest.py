@@ -69,6 +69,7 @@ def _nearest(
     size = gallery.shape[1]
 
     def step(best: tuple[Array, Array], block: tuple[Array, Array]) -> tuple:
+        """Merge a block of the gallery into the best so far."""
         number, rows = block
         index = number * size + jnp.arange(size, dtype=jnp.int32)
         cosines = jnp.dot(query, rows.T, precision=jax.lax.Precision.HIGHEST)

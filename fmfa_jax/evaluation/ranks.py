@@ -107,6 +107,7 @@ def match_ranks(
     def count(
         block: np.ndarray, positions: np.ndarray, valid: np.ndarray
     ) -> np.ndarray:
+        """Count, for a block of queries, what is above each positive."""
         padded = np.zeros((size, rows.shape[1]), np.float32)
         padded[: len(block)] = rows[block]
         arrays = (replicate(x, mesh) for x in (padded, positions, valid))
@@ -139,6 +140,7 @@ def score_ranks(
     def count(
         block: np.ndarray, positions: np.ndarray, valid: np.ndarray
     ) -> np.ndarray:
+        """Count, for a block of queries, what is above each positive."""
         strip = np.full((rows, positions.shape[1]), -np.inf, np.float32)
         strip[: len(gallery_ids), : len(block)] = np.asarray(scores(block)).T
         if not np.isfinite(strip[: len(gallery_ids), : len(block)]).all():
@@ -306,6 +308,7 @@ def _at_least(
     """
 
     def step(counts: Array, rows: Array) -> tuple[Array, None]:
+        """Add the counts of a strip of scores."""
         for row in rows:
             counts = counts + (row >= thresholds).astype(jnp.int32)
         return counts, None

@@ -87,6 +87,7 @@ def reranked(
     pictures = everything[len(query) :]
 
     def scores(rows: np.ndarray) -> np.ndarray:
+        """Return the re-ranked scores of some queries."""
         distance = 2 - 2 * everything[rows] @ pictures.T
         distance *= options.weight / largest[rows, None]
         for at, row in enumerate(rows.tolist()):

@@ -95,6 +95,7 @@ def _forward(
     score: Callable[[Any, Array], Array], head: Any, hidden: Array, labels: Array
 ) -> tuple[Array, tuple[Any, ...]]:
     def losses(rows: Array, labels: Array) -> tuple[Array, Array]:
+        """Return each row's cross-entropy, and its logits' log-sum-exp."""
         logits = wide(score(head, rows))
         total = jax.nn.logsumexp(logits, axis=-1)
         own = jnp.take_along_axis(logits, labels[..., None], axis=-1)[..., 0]
@@ -117,6 +118,7 @@ def _backward(
     head, *blocks = kept
 
     def add(grads: Any, block: tuple[Array, ...]) -> tuple[Any, Array]:
+        """Add a block's gradient to that of the head."""
         rows, labels, total, weight = block
         logits, pull = jax.vjp(score, head, rows)
         own = labels[..., None] == jnp.arange(logits.shape[-1])

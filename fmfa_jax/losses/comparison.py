@@ -71,6 +71,7 @@ def _forward(
     number = jnp.arange(groups.shape[1], dtype=jnp.int16)
 
     def compare(block: Float[Array, "p i d"]) -> tuple[Array, Array]:
+        """Return a block's best cosines and where they are."""
         scores = jnp.where(mask, _product("pid,jld->pijl", block, groups), _BELOW)
         best = scores.max(axis=-1)
         # On a CPU argmax would take a third of the product's time.

@@ -43,6 +43,7 @@ def tal(
     """
 
     def rival(scores: Float[Array, "b b"], same: Bool[Array, "b b"]) -> Array:
+        """Return a soft maximum over the negatives of each row."""
         some = (~same).any(axis=1)
         # Over something finite where there is no negative, so that its gradient is too.
         counted = ~same | ~some[:, None]

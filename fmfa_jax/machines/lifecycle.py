@@ -36,6 +36,7 @@ def leave_with_the_others() -> None:
     def hook(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
+        """Tell of the error as before, then leave."""
         previous(kind, error, trace)
         leave(error)
 
@@ -54,6 +55,7 @@ def _end_within(seconds: int | float, last_words: str) -> None:
     """End this process after a while, with its stacks, unless it leaves by itself."""
 
     def end() -> None:
+        """Write the last words and all stacks, and end the process."""
         if last_words:
             _write(f"\n{last_words}Not done within {seconds:g} s; all stacks follow.\n")
             faulthandler.dump_traceback(file=2, all_threads=True)

@@ -142,6 +142,7 @@ def state_shardings(state: Any, mesh: Mesh) -> Any:
     fsdp = mesh.shape["fsdp"]
 
     def rule(leaf: Any) -> NamedSharding:
+        """Shard an array's largest divisible axis, or replicate it."""
         dims = [i for i, n in enumerate(leaf.shape) if n % fsdp == 0]
         if fsdp == 1 or not dims or np.prod(leaf.shape) < SMALLEST_SHARDED:
             return replicated(mesh)

@@ -327,6 +327,7 @@ class Blocks(nnx.Module):
             streams = (x,) * len(streams)
 
         def body(streams: tuple, block: "Blocks") -> tuple[tuple, None]:
+            """Run one block; carry its input as well, without a gradient."""
             x, *before = streams
             y = gathered(block).one(rows_in_place(x), mask=mask, lengths=lengths)
             return (y, *(lax.stop_gradient(x) for _ in before)), None

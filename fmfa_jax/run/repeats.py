@@ -21,6 +21,7 @@ def silence() -> None:
     previous = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
+        """Tell of an error, unless it came of a loop that is closed."""
         # TensorStore's threads report writes to a loop that ended with the first error.
         if str(unraisable.exc_value) != "Event loop is closed":
             previous(unraisable)

@@ -66,6 +66,7 @@ def whole(state: Any) -> Any:
     first = jax.process_index() == 0
 
     def fetched(leaf: jax.Array) -> Any:
+        """Return a leaf as NumPy, gathered where hosts share it."""
         if not leaf.is_fully_replicated:
             array = multihost_utils.process_allgather(leaf, tiled=True)
         elif first:

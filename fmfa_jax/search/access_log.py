@@ -49,6 +49,7 @@ class AccessLog:
         start, status, sent = time.perf_counter(), 0, 0
 
         async def counted(message: Message) -> None:
+            """Pass a message on, and count its bytes."""
             nonlocal status, sent
             status = message.get("status", status)
             sent += len(message.get("body", b""))

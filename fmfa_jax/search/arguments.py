@@ -24,6 +24,7 @@ def parser(
     commands = parser.add_subparsers(dest="command", required=True)
 
     def command(name: str, text: str) -> argparse.ArgumentParser:
+        """Add the parser of a subcommand."""
         made = commands.add_parser(name, help=text, description=text)
         made.set_defaults(run=run[name])
         return made

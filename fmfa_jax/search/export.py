@@ -72,6 +72,7 @@ class _Table:
 
     @property
     def width(self) -> int:
+        """Length of an embedding."""
         return self.gallery.shards[0].rows.shape[1]
 
     def chunks(

@@ -56,6 +56,7 @@ def _chunk_by_chunk(
     encode: Function, compare: Function, chunks: int, mesh: Mesh
 ) -> Function:
     def both(params: Any, batch: Batch, key: jax.Array, state: Any) -> Any:
+        """Return loss and gradient, encoded in chunks."""
         batch = with_rows(batch)
         parts = _split(batch, chunks, mesh)
         encoded = jax.lax.map(lambda part: encode(params, part, key), parts)
@@ -68,6 +69,7 @@ def _chunk_by_chunk(
         value, (cotangents, own) = weigh(features, params)
 
         def add(grads: Any, part: tuple[Batch, Any]) -> tuple[Any, None]:
+            """Add the gradient of a chunk."""
             rows, cotangent = part
             _, pull, _ = jax.vjp(lambda p: encode(p, rows, key), params, has_aux=True)
             (grad,) = pull(cotangent)

@@ -58,6 +58,7 @@ def model_flops(method: Method, state: State, mesh: Mesh) -> Callable[[Batch], i
     known: dict[Shapes, int] = {}
 
     def flops(batch: Batch) -> int:
+        """Return the model's FLOPs for batches of such shapes."""
         sizes = tuple(x.shape for x in batch.values())
         if sizes not in known:
             like = {k: jax.ShapeDtypeStruct(x.shape, x.dtype) for k, x in batch.items()}

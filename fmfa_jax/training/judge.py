@@ -88,6 +88,8 @@ class Judge:
         params = jax.device_put(params, replicated(session.mesh))
 
         def encoder(features: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+            """Return an encoder that tells the watchdog of each batch."""
+
             def encode(batch: jax.Array) -> jax.Array:
                 self.beat(f"evaluation on {split} after step {step}")
                 return features(model, params, batch)

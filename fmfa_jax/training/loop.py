@@ -355,6 +355,7 @@ def epoch_at(session: Session, method: Method, step: int, watchdog: Watchdog) ->
     first = step - 1
 
     def passed() -> Iterator[Batch]:
+        """Yield the batches of the epoch to come."""
         # What cannot be read is told once, by the steps themselves.
         last = first + session.epoch
         for batch in device_batches(session, method, first, last, BadImages()):

@@ -136,6 +136,7 @@ def make_optimizer(
     """
 
     def settings(path: tuple) -> Group:
+        """Return factor and decay of a parameter."""
         name = path_name(path)
         if (own := own_group(name)) is not None:
             return own
@@ -146,12 +147,14 @@ def make_optimizer(
         )
 
     def scale(updates: Any, params: Any) -> Any:
+        """Scale each update by its parameter's factor."""
         del params
         return jax.tree_util.tree_map_with_path(
             lambda path, u: u * settings(path)[0], updates
         )
 
     def decays(params: Any) -> Any:
+        """Tell which parameters decay."""
         return jax.tree_util.tree_map_with_path(
             lambda path, _: settings(path)[1], params
         )

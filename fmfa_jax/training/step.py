@@ -56,6 +56,7 @@ def make_state(
     """
 
     def make(params: Any) -> State:
+        """Make the state of step 0."""
         # A copy, because a step donates the memory of its input.
         params = jax.tree.map(jnp.array, params)
         state = {"params": params, "opt_state": optimizer.init(params)}
@@ -94,11 +95,13 @@ def make_step(
     gradient = loss_and_gradient(method, chunks=chunks, mesh=mesh)
 
     def step(state: State, batch: Batch) -> tuple[State, Report]:
+        """Take one step, unless its loss is not finite."""
         key = jax.random.fold_in(jax.random.key(seed), state["step"])
         (total, measured), grads = gradient(state["params"], batch, key, state)
         learned = {name: state[name] for name in ("params", "opt_state")}
 
         def learn() -> State:
+            """Apply the update."""
             params = learned["params"]
             updates, opt_state = optimizer.update(grads, learned["opt_state"], params)
             params = optax.apply_updates(params, updates)

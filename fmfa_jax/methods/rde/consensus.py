@@ -42,6 +42,7 @@ def collect(measured: Iterable[Mapping[str, jax.Array]], *, pairs: int) -> PairL
     met = np.zeros(pairs, np.bool_)
 
     def keep(batch: Mapping[str, jax.Array]) -> None:
+        """Keep the losses of a batch's pairs."""
         rows = jax.device_get(dict(batch))
         bge[rows["pair"]] = rows["bge"]
         tse[rows["pair"]] = rows.get("tse", rows["bge"])

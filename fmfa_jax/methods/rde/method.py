@@ -229,6 +229,7 @@ class RDEMethod(Method):
         """The compiled (params, batch, step) -> losses and pairs, on every device."""
 
         def measure(params: Any, batch: Batch, step: Array) -> dict[str, Array]:
+            """Return the losses of each pair of a batch."""
             # The views are those that the step itself will see.
             key = jax.random.fold_in(jax.random.key(self.seed), step)
             batch = with_rows(batch)

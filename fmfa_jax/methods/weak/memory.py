@@ -74,6 +74,7 @@ def init_bank(
     rows = bank_rows(pairs, mesh=mesh)
 
     def empty() -> Bank:
+        """Make banks that nothing was written to."""
         return {
             "image": jnp.zeros((rows, width), _STORAGE[dtype]),
             "text": jnp.zeros((rows, width), _STORAGE[dtype]),
@@ -114,6 +115,7 @@ def take_rows(
     """
 
     def take(image: Array, text: Array, slot: Array) -> tuple[Array, Array]:
+        """Read rows from the shard that has them, for all shards."""
         local = slot - first_row(image, mesh)
         here = (local >= 0) & (local < image.shape[0])
         local = jnp.clip(local, 0, image.shape[0] - 1)
@@ -162,6 +164,7 @@ def update_bank(
     writes = enters(bank, image, text, index) & taken
 
     def write(bank: Bank, image: Array, text: Array, index: Array, writes: Array):
+        """Write rows to the shard that has them."""
         rows = bank["written"].shape[0]
         local = index - first_row(bank["written"], mesh)
         here = writes & (local >= 0) & (local < rows)

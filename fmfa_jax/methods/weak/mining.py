@@ -89,6 +89,7 @@ def nearest_rows(
     def search(
         rows: Array, inverse_norm: Array, written: Array, anchors: Array
     ) -> tuple[Array, Array]:
+        """Find the nearest rows of a shard, then those of all."""
         found = _scan_blocks(
             rows, inverse_norm, written, anchors, count=count, block=block
         )
@@ -121,6 +122,7 @@ def _scan_blocks(
     block = min(block, total)
 
     def step(best: tuple[Array, Array], wanted: Array) -> tuple[tuple, None]:
+        """Merge a block of rows into the best so far."""
         # The last block starts early enough to be whole and skips rows already seen.
         start = jnp.minimum(wanted, total - block)
         part = jax.lax.dynamic_slice_in_dim(rows, start, block)
