@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs of the ablation: each a `main.py` of its own, resumed and never repeated."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -67,18 +68,12 @@ class Run:
     def command(self) -> list[str]:
         """The command that trains it, as a user would type it."""
         data = self.folder.parent / f"people-{self.seed}"
-        settings = SETTING | {
-            "seed": self.seed,
-            "data.options.seed": POPULATIONS[self.seed],
+        settings = self._settings() | {
             "data.root": data,
             "data.tokenizer": data / "tokenizer",
-            "data.noise": self.noise / 100,
             "init.path": self.start,
             "run.compilation_cache": self.folder / "compiled",
         }
-        if self.noise > 40:
-            settings["rde.mixture"] = "tight"  # as RDE's code does
-        settings |= dict(ROWS[self.row].changes) | dict(self.changes)
         return [
             sys.executable,
             *ROWS[self.row].program,
@@ -86,6 +81,26 @@ class Run:
             f"--workdir={self.workdir}",
             *(f"--config.{key}={value}" for key, value in settings.items()),
         ]
+
+    @property
+    def digest(self) -> str:
+        """What it learns from and how, in 12 letters; paths do not count."""
+        row = ROWS[self.row]
+        told = [row.preset, list(row.program), sorted(self._settings().items())]
+        found = hashlib.sha256(json.dumps(told).encode())
+        found.update((common.ROOT / self.start).read_bytes())
+        return found.hexdigest()[:12]
+
+    def _settings(self) -> dict[str, Any]:
+        """All keys of the config that differ from the preset, but for paths."""
+        settings = SETTING | {
+            "seed": self.seed,
+            "data.options.seed": POPULATIONS[self.seed],
+            "data.noise": self.noise / 100,
+        }
+        if self.noise > 40:
+            settings["rde.mixture"] = "tight"  # as RDE's code does
+        return settings | dict(ROWS[self.row].changes) | dict(self.changes)
 
     @property
     def result(self) -> Path:

@@ -26,7 +26,7 @@ HEADER = (
     "in mAP",
     "published R1",
 )
-KEYS = ("start", "row", "changes", "noise", "seed")
+KEYS = ("start", "row", "changes", "noise", "seed", "digest")
 SIZES = ("queries", "gallery")
 METRICS = ("r1", "r5", "r10", "mAP", "mINP", *SIZES)
 Key = tuple[str, int]
@@ -124,6 +124,8 @@ def write_csv(path: Path, runs: Sequence[Run]) -> None:
 def take_over(path: Path, runs: Sequence[Run]) -> None:
     """Take figures that `write_csv` has written, for runs that have none: no training.
 
+    Those of other people, settings or first weights are left, whatever their names.
+
     Raises:
         ValueError: The file is no such table.
     """
@@ -138,18 +140,19 @@ def take_over(path: Path, runs: Sequence[Run]) -> None:
         known: dict[tuple[str, ...], Figures] = {}
         for line in reader:
             figures = {name: float(line[name]) for name in METRICS}
-            known.setdefault(tuple(line[key] for key in KEYS), {})[line["weights"]] = (
-                figures | {name: int(line[name]) for name in SIZES}
-            )
+            figures |= {name: int(line[name]) for name in SIZES}
+            key = tuple(line[name] for name in KEYS)
+            known.setdefault(key, {})[line["weights"]] = figures
     for run in runs:
         if not run.figures() and (figures := known.get(_key(run))):
             run.finish(figures)
 
 
 def _key(run: Run) -> tuple[str, ...]:
-    """What tells a run from others, under `KEYS`."""
+    """What tells a run from others, under `KEYS`: in words, and by its digest."""
     changes = " ".join(map("=".join, run.changes))
-    return (Path(run.start).stem, run.row, changes, str(run.noise), str(run.seed))
+    words = (Path(run.start).stem, run.row, changes, str(run.noise), str(run.seed))
+    return (*words, run.digest)
 
 
 def draw(path: Path, runs: Sequence[Run]) -> None:

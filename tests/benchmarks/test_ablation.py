@@ -15,7 +15,7 @@ from benchmarks import common
 from benchmarks.ablation import __main__ as command
 from benchmarks.ablation.candidates import CANDIDATES
 from benchmarks.ablation.rows import GROUPS, ROWS
-from benchmarks.ablation.runs import POPULATIONS, Run, planned, train
+from benchmarks.ablation.runs import POPULATIONS, SETTING, Run, planned, train
 from benchmarks.ablation.table import take_over
 from fmfa_jax.losses import alignment
 from fmfa_jax.options import flat
@@ -97,7 +97,9 @@ def test_the_table_holds_what_the_runs_came_to(tmp_path, capsys):
     assert (tmp_path / "demo_start" / "ablation.png").stat().st_size > 1000
 
 
-def test_what_was_measured_elsewhere_is_not_trained_again(tmp_path, capsys):
+def test_what_was_measured_elsewhere_is_not_trained_again(
+    tmp_path, capsys, monkeypatch
+):
     runs = [finished(tmp_path, "irra", 0, seed, 50.0 + seed) for seed in (0, 1)]
     options = ["--rows", "irra", "rde", "--seeds", "0", "1", "--only-table"]
     command.main(["--workdir", str(tmp_path), *options])
@@ -109,10 +111,18 @@ def test_what_was_measured_elsewhere_is_not_trained_again(tmp_path, capsys):
     there = tmp_path / "other" / "demo_start"
     assert (there / "ablation.csv").read_bytes() == kept.read_bytes()
     assert replace(runs[1], folder=there).figures() == runs[1].figures()
-    # Not those of other weights, and not over what has been measured here.
-    longer = replace(runs[0], folder=there / "x", start="long.safetensors")
+    # Not those of other weights with the same name, nor of other settings.
+    start = tmp_path / "demo_start.safetensors"
+    start.write_bytes(b"others")
+    longer = replace(runs[0], folder=tmp_path / "longer", start=str(start))
     take_over(kept, [longer])
     assert not longer.figures()
+    monkeypatch.setitem(SETTING, "data.options.twins", 0.2)
+    harder = replace(runs[0], folder=tmp_path / "harder")
+    take_over(kept, [harder])
+    assert not harder.figures()
+    monkeypatch.undo()
+    # Not over what has been measured here.
     finished(tmp_path / "other", "irra", 0, 0, 10.0)
     command.main(other)
     assert "10.00 51.00" in capsys.readouterr().out
