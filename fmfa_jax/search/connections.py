@@ -7,6 +7,11 @@ holding connections open.
 """
 
 import asyncio
+import contextlib
+import ctypes
+import socket
+import struct
+import sys
 import time
 from typing import Any
 
@@ -25,6 +30,8 @@ ANSWER_SECONDS = 60
 """From then on until its answer is sent."""
 LAST_SECONDS = 0.5
 """For a request that is on its way when the server is told to stop."""
+HANDSHAKE_SECONDS = 0.1
+"""For a connection that is being made when the server is told to stop."""
 
 _full = JSONResponse(
     {"error": "too many connections at once; try again in a moment"},
@@ -115,8 +122,28 @@ class Connection(H11Protocol):
 class Listener(uvicorn.Server):
     """A server that takes up who has connected before it closes the door."""
 
-    async def shutdown(self, *args: Any, **kwargs: Any) -> None:
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """See `uvicorn.Server`."""
-        for _ in range(3):  # each round of the loop accepts all who wait
-            await asyncio.sleep(0)
-        await super().shutdown(*args, **kwargs)
+        for each in sockets or ():
+            _let_nobody_knock(each)
+        await asyncio.sleep(HANDSHAKE_SECONDS)  # the loop accepts all who wait
+        await super().shutdown(sockets)
+
+
+def _let_nobody_knock(listening: socket.socket) -> None:
+    """Have Linux drop requests for a connection, which their senders repeat.
+
+    It has connected whoever it tells of later, and would reset them when the socket is
+    closed. Who asks again, after a second, is refused, or meets the next server.
+    """
+    if sys.platform != "linux":
+        return
+    # A classic BPF program: look at byte 13 of the TCP header, the flags; of a packet
+    # with SYN among them keep nothing, else all.
+    most = 2**32 - 1
+    lines = (0x30, 0, 0, 13), (0x45, 0, 1, 0x02), (0x06, 0, 0, 0), (0x06, 0, 0, most)
+    code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *x) for x in lines))
+    program = struct.pack("HP", len(lines), ctypes.addressof(code))
+    so_attach_filter = 26  # <asm-generic/socket.h>; Python has no name for it
+    with contextlib.suppress(OSError):  # where a sandbox forbids it, some are reset
+        listening.setsockopt(socket.SOL_SOCKET, so_attach_filter, program)

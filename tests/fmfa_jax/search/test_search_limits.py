@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 import socket
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -24,6 +25,7 @@ from tests.fmfa_jax.search.indexes import SMALL, flipped, made_old
 from tests.fmfa_jax.search.served import (
     BYTES,
     JSON,
+    WAIT,
     credentials,
     get,
     post,
@@ -327,6 +329,19 @@ def test_a_request_on_its_way_is_answered_before_a_stop(searcher, monkeypatch):
             late.sendall(b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n")
             answer = b"".join(iter(lambda: late.recv(65536), b""))
             assert answer.startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere some are reset")
+def test_who_comes_during_a_stop_is_refused_and_not_reset(searcher, monkeypatch):
+    monkeypatch.setattr(connections, "HANDSHAKE_SECONDS", 2)
+    with running(searcher) as server:
+        server.stop()
+        with pytest.raises(TimeoutError):
+            while True:
+                socket.create_connection(server.address, timeout=0.2).close()
+        assert server._server.servers[0].is_serving()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(server.address, timeout=WAIT)
 
 
 def test_many_searches_at_once_are_all_answered(server):
