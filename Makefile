@@ -41,7 +41,7 @@ test: lint
 
 # What a release should have been through: hours of kills and hostile files.
 soak: .venv/dev
-	$(BIN)/python -m pytest -m soak -s
+	$(BIN)/python -m pytest -m soak -n 2 --dist=loadfile --no-loadscope-reorder -v -rP
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks
