@@ -99,10 +99,7 @@ class Options:
         """Raise ValueError for a value that its field does not take."""
         hints = typing.get_type_hints(cls, include_extras=True)
         for name, value in values.items():
-            key = f"config.{cls.section}.{name}"
-            _check_kind(key, hints[name], value)
-            for rule in getattr(hints[name], "__metadata__", ()):
-                rule.check(key, value)
+            check(f"config.{cls.section}.{name}", hints[name], value)
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> "Options":
@@ -110,6 +107,19 @@ class Options:
         own = {f.name: config[cls.section][f.name] for f in dataclasses.fields(cls)}
         cls.check(own)
         return cls(**own)
+
+
+def check(key: str, hint: Any, value: Any) -> None:
+    """Raise ValueError for a value that a field does not take.
+
+    Args:
+        key: Of the config, for the message.
+        hint: The field's type, or `Annotated` with it and its rules.
+        value: What was given.
+    """
+    _check_kind(key, hint, value)
+    for rule in getattr(hint, "__metadata__", ()):
+        rule.check(key, value)
 
 
 def _check_kind(key: str, kind: Any, value: Any) -> None:

@@ -84,7 +84,7 @@ class Masking(Options, section="mask"):
 class Recipe:
     """What FMFA computes: weights of its terms, their options, and the views."""
 
-    losses: Mapping[str, float]
+    losses: Mapping[str, Any]
     loss: LossOptions = field(default_factory=LossOptions)
     mask: Masking = field(default_factory=Masking)
     augment: Augmentation = field(default_factory=Augmentation)

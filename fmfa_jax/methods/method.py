@@ -10,7 +10,7 @@ many devices there are; XLA inserts the collectives.
 import abc
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 from data_pipeline.hints import unknown
 from data_pipeline.records import Split
 from fmfa_jax import models
-from fmfa_jax.options import Between
+from fmfa_jax.options import Between, check
 
 Batch = Mapping[str, jax.Array]
 HostBatch = Mapping[str, np.ndarray]
@@ -272,7 +272,7 @@ def weighted(
     return total, values
 
 
-def check_weights(weights: Mapping[str, float], terms: Sequence[str]) -> None:
+def check_weights(weights: Mapping[str, Any], terms: Sequence[str]) -> None:
     """Check the section `losses` of a config.
 
     Raises:
@@ -282,6 +282,6 @@ def check_weights(weights: Mapping[str, float], terms: Sequence[str]) -> None:
     for name, weight in weights.items():
         if name not in terms:
             raise ValueError(unknown("config.losses", name, terms))
-        Between(0).check(f"config.losses.{name}", weight)
+        check(f"config.losses.{name}", Annotated[float, Between(0)], weight)
     if not any(weights.values()):
         raise ValueError("all weights in config.losses are 0; wanted at least one loss")

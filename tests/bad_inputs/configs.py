@@ -79,6 +79,7 @@ WEAK_RANGES = {
     "weak.links": (0, 10**6),
     "weak.rate": (2.0, -0.1, NAN),
     "losses.local": (-1.0, NAN),
+    "losses.itc": (None, "1"),
 }
 RDE_RANGES = {
     "rde.tau": (0.0, 2.0, NAN),
@@ -89,6 +90,7 @@ RDE_RANGES = {
     "rde.mask": (-0.1, 1.1),
     "rde.replace": (-0.1, NAN),
     "rde.remove": (1.5,),
+    "losses.bge": (None, [1.0]),
 }
 # Values of another kind, as a config file of one's own can hold.
 KINDS = {
@@ -96,6 +98,7 @@ KINDS = {
     "train.epochs": (1.5,),
     "optimizer.lr": ("1e-5", None, (1e-5,)),
     "data.noise": ([0.1],),
+    "losses.sdm": (None, "1", [1.0]),
     "model.image_size": ("384x128", (384, None), (384, 128.5)),
     "seed": ("0", None),
     "augment.flip": (None, "half"),

@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fmfa_jax.methods.method import check_weights
 from fmfa_jax.methods.rde.division import FITTINGS
@@ -80,7 +80,7 @@ class RDEOptions(Options, section="rde"):
 class Recipe:
     """What RDE computes: weights of its terms, options, and the views."""
 
-    losses: Mapping[str, float]
+    losses: Mapping[str, Any]
     loss: Temperature = field(default_factory=Temperature)
     rde: RDEOptions = field(default_factory=RDEOptions)
     optimizer: BaseRate = field(default_factory=BaseRate)

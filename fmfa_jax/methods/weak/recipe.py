@@ -3,7 +3,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 from fmfa_jax.losses.links import ROWS, TARGETS
 from fmfa_jax.losses.matching import REDUCTIONS
@@ -68,7 +68,7 @@ class WeakOptions(Options, section="weak"):
 class Recipe:
     """What the weak method computes: weights of its terms, options, and the view."""
 
-    losses: Mapping[str, float]
+    losses: Mapping[str, Any]
     loss: Temperature = field(default_factory=Temperature)
     weak: WeakOptions = field(default_factory=WeakOptions)
     mask: Masking = field(default_factory=Masking)
