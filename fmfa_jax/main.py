@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from absl import app, flags
@@ -20,6 +19,7 @@ from data_pipeline.command import USER_ERROR, called, kept, local, say, speak, t
 from data_pipeline.hints import near
 from fmfa_jax.keys import comments, described
 from fmfa_jax.machines.flags import set_flags
+from fmfa_jax.machines.stopping import STOPPED, leaving, stopping_on_signals
 from fmfa_jax.options import flat, mistyped
 
 # Installed beside our packages under the name that configs import, users' own included.
@@ -42,8 +42,8 @@ MODE = flags.DEFINE_enum(
     "mode", "train", ["train", "eval"], "Train (or resume), or only evaluate."
 )
 
-# Exit codes beside USER_ERROR. os.EX_TEMPFAIL: the same command may be tried again.
-FAILURE, STOPPED = 1, 75
+FAILURE = 1
+"""An exit code, beside USER_ERROR and STOPPED."""
 
 
 def main(argv: list[str]) -> None:
@@ -78,22 +78,6 @@ def end(error: Exception, code: int) -> NoReturn:
     told(error, verbosity=verbosity())
     leave(error)
     sys.exit(code)
-
-
-def leaving() -> None:
-    """Let no SIGTERM change the exit code while Python takes its leave.
-
-    It gives signals back to the system before it has ended.
-    """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def stopped(number: int, frame: FrameType | None) -> NoReturn:
-    """End on a signal while there is nothing to save: before the first step."""
-    leaving()
-    name = signal.Signals(number).name
-    say(f"{name}: stopped; the same command starts again", sys.stderr)
-    sys.exit(STOPPED)
 
 
 def verbosity() -> int:
@@ -193,11 +177,10 @@ def keys(argv: list[str]) -> list[str]:
 
 def program() -> NoReturn:
     """Run as the program that this process is."""
-    for each in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(each, stopped)
     wanted = "wanted a config's name or file, as in --config=demo"
     flags.register_validator(CONFIG, lambda config: config is not None, wanted)
-    app.run(main, flags_parser=parse)
+    with stopping_on_signals():
+        app.run(main, flags_parser=parse)
 
 
 if __name__ == "__main__":
