@@ -44,7 +44,7 @@ def test_each_config_is_complete_locked_and_valid(name, preset):
     wanted = {k for k in flat(base()) if not k.startswith("losses.")}
     got = {k for k in flat(config) if not k.startswith(("losses.", "data.options."))}
     assert got == wanted
-    assert config.method == {"weak": "weak", "rde": "rde"}.get(
+    assert config.method == {"weak": "weak", "rde": "rde", "plus": "rde"}.get(
         preset.split("-")[0], "fmfa"
     )
     assert config.name == f"{name}-{preset}"
@@ -63,8 +63,11 @@ def test_the_presets_differ_where_they_say():
     assert get("rstp", "paper").loss.a_sdm_alpha == 1.0
     assert (repaired.loss.efa_rule, repaired.loss.mlm_rule) == ("plus", "plus")
     assert get("icfg", "paper").train.epochs == 100
-    irra, clip, plus = (get("cuhk", p) for p in ("irra", "clip", "plus"))
-    assert {k for k, v in plus.losses.items() if v} == {"tal", "id"}
+    irra, clip, tal = (get("cuhk", p) for p in ("irra", "clip", "tal"))
+    assert {k for k, v in tal.losses.items() if v} == {"tal", "id"}
+    plus, rde = get("cuhk", "plus"), get("cuhk", "rde")
+    assert set(plus.losses.values()) == {1.0} and rde.losses.id == 0
+    assert (plus.rde.division, rde.rde.division) == ("none", "mixture")
     assert {k for k, v in irra.losses.items() if v} == {"sdm", "id", "mlm"}
     assert {k for k, v in clip.losses.items() if v} == {"itc"}
     assert irra.optimizer.groups == clip.optimizer.groups == "irra"
@@ -158,7 +161,7 @@ def test_every_key_is_read_by_somebody():
     assert known - read == set()
 
 
-@pytest.mark.parametrize("preset", ["plus", "weak"])
+@pytest.mark.parametrize("preset", ["tal", "weak"])
 def test_a_run_is_what_its_methods_sections_say(preset):
     """No path among it: what the paths lead to counts."""
     identity = settings.read(get("cuhk", preset)).identity()

@@ -148,7 +148,8 @@ def test_only_search_and_the_hub_open_connections():
         for path in SOURCES
         if CALLING & {name.split(".")[0] for name in imports(path)}
     }
-    search = {"fmfa_jax/search/server.py", "fmfa_jax/search/remote.py"}
+    search = {f"fmfa_jax/search/{name}.py" for name in ("server", "connections")}
+    search |= {"fmfa_jax/search/remote.py"}
     # The last is the server's client under load.
     assert guilty == search | {"fmfa_jax/weights/hub.py", "benchmarks/serve.py"}
 

@@ -39,6 +39,7 @@ PLUS_WORDS = {"loss.mlm_rule": "plus"}
 PRESETS = {
     "official": Row("official", published="74.16 / 64.29 / 61.05"),
     "plus": Row("plus"),
+    "tal": Row("tal"),
     "repaired": Row("repaired"),
     "paper": Row("paper"),
     "irra": Row("irra", published="73.38 / 63.46 / 60.20"),
@@ -101,11 +102,10 @@ EXPLICIT = {
     for weight in (0.3, 1.0)
 }
 RDE = {
-    "tal": Row("rde", without("tse") | {"rde.division": "none"}),
-    "tal + tse": Row("rde", {"rde.division": "none"}),
-    "tal + tse + id": Row("rde", {"losses.id": 1.0, "rde.division": "none"}),
+    "plus without id": Row("plus", without("id")),
+    "plus without id, tse": Row("plus", without("id", "tse")),
     "rde + id": Row("rde", {"losses.id": 1.0}),
-    "tal .005": Row("rde", without("tse") | {"rde.division": "none", "rde.tau": 0.005}),
+    "tal .005": Row("tal", {"loss.tal_tau": 0.005}),
     "trl": Row("rde", {"rde.loss": "trl"}),
     "rde, sdm": Row("rde", {"rde.loss": "sdm"}),
     "bge": Row("rde", without("tse")),

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,9 @@ from typing import Any
 
 from benchmarks import common
 from benchmarks.ablation.rows import ROWS
+from configs import base, demo
 from fmfa_jax import files
+from fmfa_jax.options import flat
 
 Figures = dict[str, dict[str, float]]
 """"last" and "best" -> metric -> percent."""
@@ -36,6 +39,8 @@ SETTING = {
     "log.every_steps": 200,
     "log.tensorboard": False,
 }
+NAMES = {"name", "init.path", "data.root", "data.tokenizer"}
+"""Keys of the config that say what things are called."""
 
 
 @dataclass(frozen=True)
@@ -84,10 +89,21 @@ class Run:
 
     @property
     def digest(self) -> str:
-        """What it learns from and how, in 12 letters; paths do not count."""
-        row = ROWS[self.row]
-        told = [row.preset, list(row.program), sorted(self._settings().items())]
-        found = hashlib.sha256(json.dumps(told).encode())
+        """What it learns from and how, in 12 letters, whatever row and files are named.
+
+        Of the settings those count that differ from configs/base.py: figures outlive
+        a new key, and no preset that has become another one.
+        """
+        row, usual = ROWS[self.row], flat(base.base().to_dict())
+        given = flat(demo.get_config(row.preset).to_dict())
+        for key, value in self._settings().items():
+            given[re.sub(r"\['(\w+)'\]", r".\1", key)] = value
+        told = {
+            key: str(value)
+            for key, value in given.items()
+            if key not in NAMES and str(value) != str(usual.get(key))
+        }
+        found = hashlib.sha256(json.dumps([row.program, told], sort_keys=True).encode())
         found.update((common.ROOT / self.start).read_bytes())
         return found.hexdigest()[:12]
 

@@ -124,7 +124,8 @@ def write_csv(path: Path, runs: Sequence[Run]) -> None:
 def take_over(path: Path, runs: Sequence[Run]) -> None:
     """Take figures that `write_csv` has written, for runs that have none: no training.
 
-    Those of other people, settings or first weights are left, whatever their names.
+    Those of other people, settings or first weights are left, whatever their names;
+    those of the same, under any name, are taken.
 
     Raises:
         ValueError: The file is no such table.
@@ -137,14 +138,13 @@ def take_over(path: Path, runs: Sequence[Run]) -> None:
                 f"{', '.join(reader.fieldnames or ['none'])}; wanted "
                 f"{', '.join((*KEYS, 'weights', *METRICS))}"
             )
-        known: dict[tuple[str, ...], Figures] = {}
+        known: dict[str, Figures] = {}
         for line in reader:
             figures = {name: float(line[name]) for name in METRICS}
             figures |= {name: int(line[name]) for name in SIZES}
-            key = tuple(line[name] for name in KEYS)
-            known.setdefault(key, {})[line["weights"]] = figures
+            known.setdefault(line["digest"], {})[line["weights"]] = figures
     for run in runs:
-        if not run.figures() and (figures := known.get(_key(run))):
+        if not run.figures() and (figures := known.get(run.digest)):
             run.finish(figures)
 
 
@@ -173,9 +173,11 @@ def draw(path: Path, runs: Sequence[Run]) -> None:
     else:
         heights = [means[row, shares[0]] for row in names]
         spread = [_spread(found[row, shares[0]]) for row in names]
-        axes.barh(names, heights, xerr=spread, color="#bbbbbb", edgecolor="#333333")
+        bars = [f"{row} ({len(found[row, shares[0]])})" for row in names]
+        axes.barh(bars, heights, xerr=spread, color="#bbbbbb", edgecolor="#333333")
         axes.invert_yaxis()
     label = "text to image R1 of the last weights, %"
+    label += "" if len(shares) > 1 else ", mean (seeds) and spread"
     (axes.set_ylabel if len(shares) > 1 else axes.set_xlabel)(label)
     axes.grid(color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)

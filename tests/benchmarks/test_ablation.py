@@ -14,9 +14,11 @@ from scipy import stats
 from benchmarks import common
 from benchmarks.ablation import __main__ as command
 from benchmarks.ablation.candidates import CANDIDATES
-from benchmarks.ablation.rows import GROUPS, ROWS
+from benchmarks.ablation.rows import GROUPS, ROWS, Row, losses
 from benchmarks.ablation.runs import POPULATIONS, SETTING, Run, planned, train
-from benchmarks.ablation.table import take_over
+from benchmarks.ablation.table import take_over, write_csv
+from configs import demo
+from configs.base import base
 from fmfa_jax.losses import alignment
 from fmfa_jax.options import flat
 from fmfa_jax.training import settings
@@ -111,6 +113,19 @@ def test_what_was_measured_elsewhere_is_not_trained_again(
     there = tmp_path / "other" / "demo_start"
     assert (there / "ablation.csv").read_bytes() == kept.read_bytes()
     assert replace(runs[1], folder=there).figures() == runs[1].figures()
+    # By whatever name; the preset `tal` is what these changes make of `clip`.
+    row = Row("clip", losses(tal=1.0, id=1.0))
+    monkeypatch.setitem(ROWS, "renamed", row)
+    once = finished(tmp_path, "renamed", 0, 0, 40.0)
+    write_csv(kept, [*runs, once])
+    now = Run("tal", 0, 0, tmp_path / "now" / "demo_start")
+    take_over(kept, [now])
+    assert now.figures() == once.figures()
+    # Not what a preset was before it became another one.
+    monkeypatch.setattr(demo, "get_config", lambda _: base().lock())
+    take_over(kept, [replace(now, folder=tmp_path / "became")])
+    assert not replace(now, folder=tmp_path / "became").figures()
+    monkeypatch.undo()
     # Not those of other weights with the same name, nor of other settings.
     start = tmp_path / "demo_start.safetensors"
     start.write_bytes(b"others")
