@@ -149,7 +149,7 @@ def take_over(path: Path, runs: Sequence[Run]) -> None:
 
 
 def _key(run: Run) -> tuple[str, ...]:
-    """What tells a run from others, under `KEYS`: in words, and by its digest."""
+    """A run under `KEYS`: in words, for people, and by its digest, which tells it."""
     changes = " ".join(map("=".join, run.changes))
     words = (Path(run.start).stem, run.row, changes, str(run.noise), str(run.seed))
     return (*words, run.digest)

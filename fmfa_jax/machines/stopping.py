@@ -77,8 +77,11 @@ def stopping_on_signals() -> Iterator[None]:
     try:
         yield
     except Stop:
-        if _seconds() != ALONE_SECONDS:
-            threading.Event().wait()  # for `watch`
+        # A library may have taken the wakeup descriptor: `watch` may know of nothing.
+        if (seconds := _seconds()) != ALONE_SECONDS:
+            time.sleep(seconds)
+            sys.stdout.flush()
+            os._exit(STOPPED)
         raise
 
 
