@@ -224,7 +224,7 @@ def adapted(command: str, folder: Path) -> list[str]:
         words[place : place + 2] = []
     if "main.py" in words and "--config=configs/demo.py" not in words:
         words += TINY
-        if "configs/folder.py" in command or "/shared" in command:
+        if "/shared" in command:
             # The interaction encoder is slow to compile; other commands keep it.
             words += ["--config.losses.mlm=0", "--config.losses.efa=0"]
         if not ("runs/cuhk" in command or "eval" in command) or "/shared" in command:
